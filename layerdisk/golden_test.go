@@ -11,11 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/layerdisk/layerdisktest"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/layerdisktest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")

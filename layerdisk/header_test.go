@@ -11,12 +11,13 @@ import (
 	"strings"
 	"testing"
 
-	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/layerdisk/layerdisktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/layerdisktest"
 )
 
 const (

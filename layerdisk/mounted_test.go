@@ -6,10 +6,11 @@ import (
 	"path/filepath"
 	"testing"
 
-	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/layerdisk/layerdisktest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/layerdisktest"
 )
 
 func mountedTree(t *testing.T) (string, layerdisk.Identity) {

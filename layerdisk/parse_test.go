@@ -7,12 +7,13 @@ import (
 	"testing"
 	"time"
 
-	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/layerdisk/layerdisktest"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/layerdisktest"
 )
 
 // sealed is a valid index to spoil. Its images are those of testImages, its layers base, lib, app, tool.

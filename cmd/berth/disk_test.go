@@ -7,9 +7,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/layerdisktest"
-	"github.com/stretchr/testify/require"
 )
 
 // run runs the command line and returns what it has printed.

@@ -6,12 +6,13 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"berth.dev/berth/layerdisk"
 	"github.com/containerd/platforms"
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
+
+	"berth.dev/berth/layerdisk"
 )
 
 func newInspect() *cobra.Command {

@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/attrs"
 	"berth.dev/berth/layerdisk/verify"
-	"github.com/opencontainers/go-digest"
-	"github.com/spf13/cobra"
 )
 
 func newVerify() *cobra.Command {
