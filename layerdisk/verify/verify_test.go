@@ -203,6 +203,18 @@ func TestDisk(t *testing.T) {
 	}
 }
 
+func TestNoLayers(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	layerdisktest.Tree(t, dir, layerdisk.FileSystemEROFS, nil, layerdisktest.Image{Reference: "docker.io/library/empty:1"})
+	require.NoError(t, os.Remove(filepath.Join(dir, layerdisk.ListingsDir)))
+	_, err := layerdisk.OpenMounted(t.Context(), dir, layerdisk.Identity{})
+	require.NoError(t, err)
+	report, err := verify.Dir(t.Context(), dir, verify.Options{})
+	require.NoError(t, err)
+	require.Zero(t, report.Findings(), "%+v", report)
+}
+
 // TestMountedIndex spoils the index that is a file and leaves the one that the header names.
 func TestMountedIndex(t *testing.T) {
 	needRoot(t)
