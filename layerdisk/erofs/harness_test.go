@@ -302,3 +302,7 @@ func requireSame(t testing.TB, want, got map[string]seen, untimed ...string) {
 }
 
 func base36(i int) string { return strconv.FormatInt(int64(i), 36) }
+
+func tarFile(name string, records map[string]string) tar.Header {
+	return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, PAXRecords: records}
+}
