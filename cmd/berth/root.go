@@ -10,6 +10,9 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand()
+	root.AddCommand(
+		newInspect(),
+		newVerify(),
+	)
 	return root
 }
