@@ -19,47 +19,16 @@ import (
 // their marks.
 const edgeBytes = 1 << 20
 
-// openDevice takes a block device for the disk. O_EXCL makes the kernel refuse one that is mounted or otherwise claimed,
-// and keeps others from claiming it while we write.
+// openDevice takes a block device for the disk and clears its edges.
 func openDevice(out Output) (*target, error) {
-	f, err := os.OpenFile(out.Path, os.O_RDWR|unix.O_EXCL, 0)
-	switch {
-	case errors.Is(err, unix.EBUSY):
-		return nil, fmt.Errorf("output device %s is mounted or in use by another; unmount it first: %w: %w", out.Path, err, errdefs.ErrFailedPrecondition)
-	case err != nil:
-		return nil, fmt.Errorf("open output: %w", err)
-	}
-	t, err := takeDevice(f, out)
+	f, size, err := openBlank(out)
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return t, nil
-}
-
-func takeDevice(f *os.File, out Output) (*target, error) {
-	if readOnly, err := device.ReadOnly(out.Path); err != nil {
-		return nil, err
-	} else if readOnly {
-		return nil, fmt.Errorf("output device %s is read-only: %w", out.Path, errdefs.ErrFailedPrecondition)
-	}
-	size, err := device.SizeBytes(out.Path)
-	if err != nil {
-		return nil, err
-	}
-	size -= size % blockBytes
-	if size < blockBytes {
-		return nil, fmt.Errorf("output device %s has no room: %w", out.Path, ErrTooSmall)
-	}
-	if out.SizeBytes > size {
-		return nil, fmt.Errorf("output device %s has %s (%d bytes), asked for were %d: %w", out.Path, units.BytesSize(float64(size)), size, out.SizeBytes, ErrTooSmall)
-	}
-	if err := checkBlank(f, size, out); err != nil {
 		return nil, err
 	}
 	if err := clearEdges(f, size); err != nil {
-		return nil, err
+		return nil, errors.Join(err, f.Close())
 	}
-	t := &target{File: f, limit: size, why: fmt.Sprintf("the device %s has %s (%d bytes)", out.Path, units.BytesSize(float64(size)), size)}
+	t := &target{File: f, device: true, limit: size, why: fmt.Sprintf("the device %s has %s (%d bytes)", out.Path, units.BytesSize(float64(size)), size)}
 	if out.SizeBytes > 0 {
 		t.limit, t.why = out.SizeBytes, fmt.Sprintf("its size was fixed at %s (%d bytes)", units.BytesSize(float64(out.SizeBytes)), out.SizeBytes)
 	}
@@ -70,11 +39,48 @@ func takeDevice(f *os.File, out Output) (*target, error) {
 		return f.Close()
 	}
 	t.discard = func() error {
-		// The commit may have been under way.
+		// The header may have been on its way.
 		_, err := f.WriteAt(make([]byte, blockBytes), 0)
 		return errors.Join(err, f.Sync(), f.Close())
 	}
 	return t, nil
+}
+
+// openBlank opens a block device that may be written to, and gives its size in whole blocks. O_EXCL makes the kernel
+// refuse one that is mounted or otherwise claimed, and keeps others from claiming it while we write.
+func openBlank(out Output) (_ *os.File, size int64, err error) {
+	f, err := os.OpenFile(out.Path, os.O_RDWR|unix.O_EXCL, 0)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return nil, 0, fmt.Errorf("output device %s is mounted or in use by another; unmount it first: %w: %w", out.Path, err, errdefs.ErrFailedPrecondition)
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return nil, 0, fmt.Errorf("output device %s cannot be written to: %w: %w", out.Path, err, errdefs.ErrFailedPrecondition)
+	case err != nil:
+		return nil, 0, fmt.Errorf("open output: %w", err)
+	}
+	if size, err = checkDevice(f, out); err != nil {
+		return nil, 0, errors.Join(err, f.Close())
+	}
+	return f, size, nil
+}
+
+func checkDevice(f *os.File, out Output) (size int64, err error) {
+	readOnly, err := device.ReadOnly(out.Path)
+	if err != nil {
+		return 0, fmt.Errorf("open output: %w", err)
+	}
+	if readOnly {
+		return 0, fmt.Errorf("output device %s is read-only: %w", out.Path, errdefs.ErrFailedPrecondition)
+	}
+	if size, err = device.SizeBytes(out.Path); err != nil {
+		return 0, fmt.Errorf("open output: %w", err)
+	}
+	size -= size % blockBytes
+	if size < edgeBytes || out.SizeBytes > size {
+		return 0, fmt.Errorf("output device %s has %s (%d bytes), wanted are %d: %w",
+			out.Path, units.BytesSize(float64(size)), size, max(edgeBytes, out.SizeBytes), ErrTooSmall)
+	}
+	return size, checkBlank(f, size, out)
 }
 
 // checkBlank refuses a device that seems to hold something.
@@ -82,9 +88,8 @@ func checkBlank(f *os.File, size int64, out Output) error {
 	if out.Force {
 		return nil
 	}
-	edge := min(edgeBytes, size)
-	b := make([]byte, edge)
-	for _, offset := range []int64{0, size - edge} {
+	b := make([]byte, edgeBytes)
+	for _, offset := range []int64{0, size - edgeBytes} {
 		if _, err := f.ReadAt(b, offset); err != nil && !errors.Is(err, io.EOF) {
 			return fmt.Errorf("read output device %s: %w", out.Path, err)
 		}
@@ -128,9 +133,8 @@ func contentName(b []byte) string {
 // clearEdges removes the marks of what was there, so that neither it nor a half-made disk can be taken for something
 // whole.
 func clearEdges(f *os.File, size int64) error {
-	edge := min(edgeBytes, size)
-	for _, offset := range []int64{0, size - edge} {
-		if _, err := f.WriteAt(make([]byte, edge), offset); err != nil {
+	for _, offset := range []int64{0, size - edgeBytes} {
+		if _, err := f.WriteAt(make([]byte, edgeBytes), offset); err != nil {
 			return fmt.Errorf("clear output device: %w", err)
 		}
 	}

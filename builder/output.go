@@ -27,6 +27,8 @@ type target struct {
 	limit int64
 	// why names what sets the limit.
 	why string
+	// device says that it is a block device.
+	device bool
 	// full says that there is no more room. Everything written then is only counted, to say at the end how much is
 	// needed.
 	full atomic.Bool
@@ -92,20 +94,48 @@ func (t *target) checkRoom(needed int64) error {
 	return fmt.Errorf("the disk needs %s (%d bytes), %s: %w", units.BytesSize(float64(needed)), needed, t.why, ErrTooSmall)
 }
 
-// openTarget prepares the place of the disk.
-func openTarget(out Output) (*target, error) {
+// checkOutput says early whether openTarget would refuse. It changes nothing.
+func checkOutput(out Output) error {
+	device, err := isDevice(out)
+	if err != nil || !device {
+		return err
+	}
+	f, _, err := openBlank(out)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// isDevice tells block devices from plain files, and refuses everything else.
+func isDevice(out Output) (bool, error) {
 	info, err := os.Stat(out.Path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return openFile(out)
+		if _, err := os.Stat(filepath.Dir(out.Path)); err != nil {
+			return false, fmt.Errorf("open output: %w", err)
+		}
+		return false, nil
 	case err != nil:
-		return nil, fmt.Errorf("open output: %w", err)
+		return false, fmt.Errorf("open output: %w", err)
 	case info.Mode()&os.ModeDevice != 0 && info.Mode()&os.ModeCharDevice == 0:
-		return openDevice(out)
+		return true, nil
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("output %s is neither a plain file nor a block device: %w", out.Path, errdefs.ErrInvalidArgument)
+		return false, fmt.Errorf("output %s is neither a plain file nor a block device: %w", out.Path, errdefs.ErrInvalidArgument)
 	case !out.Force:
-		return nil, fmt.Errorf("output %s exists; choose another name or force its replacement (--force): %w", out.Path, errdefs.ErrAlreadyExists)
+		return false, fmt.Errorf("output %s exists; choose another name or force its replacement (--force): %w", out.Path, errdefs.ErrAlreadyExists)
+	}
+	return false, nil
+}
+
+// openTarget prepares the place of the disk.
+func openTarget(out Output) (*target, error) {
+	device, err := isDevice(out)
+	if err != nil {
+		return nil, err
+	}
+	if device {
+		return openDevice(out)
 	}
 	return openFile(out)
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
@@ -58,8 +59,8 @@ type process struct {
 	stderr *limitedBuffer
 	// fed gets the result of feeding src into the program.
 	fed chan error
-	// done says that the program has been waited for; err is how it went.
-	done bool
+	// once guards the wait for the program; err is how it went.
+	once sync.Once
 	err  error
 }
 
@@ -94,8 +95,16 @@ func pipe() (r, w *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make pipe: %w", err)
 	}
-	// Smaller pipes work too, when the user's share of pipe memory is used up.
-	_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, pipeBytes) //nolint:errcheck // an optimisation
+	conn, err := w.SyscallConn() // not Fd, which would make the pipe block
+	if err == nil {
+		err = conn.Control(func(fd uintptr) {
+			// Smaller pipes work too, when the user's share of pipe memory is used up.
+			_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeBytes) //nolint:errcheck // an optimisation
+		})
+	}
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make pipe: %w", err), r.Close(), w.Close())
+	}
 	return r, w, nil
 }
 
@@ -121,30 +130,25 @@ func (p *process) Read(b []byte) (int, error) {
 
 // wait collects the program and the feeding goroutine.
 func (p *process) wait() error {
-	if p.done {
-		return p.err
-	}
-	p.done = true
-	err := p.cmd.Wait()
-	feedErr := <-p.fed
-	switch {
-	case feedErr != nil: // the program's complaint about a short stream only follows from this
-		p.err = fmt.Errorf("decompress gzip: %w", feedErr)
-	case err != nil:
-		p.err = fmt.Errorf("decompress gzip: %s: %w: %s", p.cmd.Path, err, strings.TrimSpace(p.stderr.String()))
-	}
+	p.once.Do(func() {
+		err := p.cmd.Wait()
+		feedErr := <-p.fed
+		switch {
+		case feedErr != nil: // the program's complaint about a short stream only follows from this
+			p.err = fmt.Errorf("decompress gzip: %w", feedErr)
+		case err != nil:
+			p.err = fmt.Errorf("decompress gzip: %s: %w: %s", p.cmd.Path, err, strings.TrimSpace(p.stderr.String()))
+		}
+	})
 	return p.err
 }
 
 // Close stops the program, if it still runs, and waits for the feeding goroutine, which ends with the next byte or the
 // end of src.
 func (p *process) Close() error {
-	err := p.out.Close()
-	if !p.done {
-		p.cancel()
-		_ = p.wait() //nolint:errcheck // killed on purpose; Read has told all before
-	}
 	p.cancel()
+	err := p.out.Close()
+	_ = p.wait() //nolint:errcheck // killed on purpose, or Read has told all before
 	return err
 }
 
