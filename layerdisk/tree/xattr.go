@@ -162,12 +162,11 @@ func (r *reader) archiveXattr(n Number, x Xattr) error {
 
 // Versions and flag of struct vfs_cap_data, linux/capability.h.
 const (
-	capRevisionMask = 0xff000000
-	capRevision2    = 0x02000000
-	capRevision3    = 0x03000000
-	capEffective    = 0x000001
-	capSize2        = 20
-	capSize3        = 24
+	capRevision2 = 0x02000000
+	capRevision3 = 0x03000000
+	capEffective = 0x000001
+	capSize2     = 20
+	capSize3     = 24
 )
 
 // normalCapability returns file capabilities as the kernel gives them back: version 2, or 3 if they belong to another user
@@ -178,9 +177,10 @@ func normalCapability(v string) (string, error) {
 		return "", invalid("%s has %d bytes", xattrCapability, len(b))
 	}
 	magic := binary.LittleEndian.Uint32(b)
-	switch {
-	case magic&capRevisionMask == capRevision2 && len(b) == capSize2:
-	case magic&capRevisionMask == capRevision3 && len(b) == capSize3:
+	switch revision := magic &^ capEffective; {
+	case revision == capRevision2 && len(b) == capSize2:
+		return v, nil
+	case revision == capRevision3 && len(b) == capSize3:
 		root := binary.LittleEndian.Uint32(b[capSize2:])
 		if root != 0 {
 			if root == 1<<32-1 {
