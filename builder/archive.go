@@ -24,21 +24,21 @@ type dockerManifest struct {
 	Layers   []string
 }
 
-// archive is an image of "docker save" before version 25, which had no manifest and uncompressed layers. The manifest
+// savedImage is an image of "docker save" before version 25, which had no manifest and uncompressed layers. The manifest
 // made here describes the layers as they lie there, so their digests are those of no registry; diff IDs and chain IDs
 // are, and the nodes find the layers by those.
-type archive struct {
+type savedImage struct {
 	files  files
 	desc   ocispec.Descriptor
 	memory map[digest.Digest][]byte
 	paths  map[digest.Digest]string
 }
 
-var _ source = (*archive)(nil)
+var _ source = (*savedImage)(nil)
 
-func (a *archive) root(context.Context) (ocispec.Descriptor, error) { return a.desc, nil }
+func (a *savedImage) root(context.Context) (ocispec.Descriptor, error) { return a.desc, nil }
 
-func (a *archive) open(_ context.Context, desc ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
+func (a *savedImage) open(_ context.Context, desc ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
 	if b, ok := a.memory[desc.Digest]; ok {
 		return io.NopCloser(bytes.NewReader(b[min(offset, int64(len(b))):])), nil
 	}
@@ -107,7 +107,7 @@ func openDockerSave(given, name, ref string, fs files) (*namedSource, error) {
 			return nil, fmt.Errorf("open %s: %w", given, err)
 		}
 	}
-	a := &archive{files: fs, memory: make(map[digest.Digest][]byte), paths: make(map[digest.Digest]string)}
+	a := &savedImage{files: fs, memory: make(map[digest.Digest][]byte), paths: make(map[digest.Digest]string)}
 	if err := a.describe(m); err != nil {
 		return nil, fmt.Errorf("open %s: %w", given, err)
 	}
@@ -149,7 +149,7 @@ func savedNames(manifests []dockerManifest) string {
 
 // describe makes the manifest. An uncompressed layer's blob digest is its diff ID, which the config tells; a compressed
 // one is read for its digest.
-func (a *archive) describe(m dockerManifest) error {
+func (a *savedImage) describe(m dockerManifest) error {
 	raw, err := a.read(m.Config)
 	if err != nil {
 		return err
@@ -182,7 +182,7 @@ func (a *archive) describe(m dockerManifest) error {
 	return nil
 }
 
-func (a *archive) describeLayer(name string, diffID digest.Digest) (ocispec.Descriptor, error) {
+func (a *savedImage) describeLayer(name string, diffID digest.Digest) (ocispec.Descriptor, error) {
 	f, err := a.files.open(name)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -219,7 +219,7 @@ func (a *archive) describeLayer(name string, diffID digest.Digest) (ocispec.Desc
 	return desc, nil
 }
 
-func (a *archive) read(name string) ([]byte, error) {
+func (a *savedImage) read(name string) ([]byte, error) {
 	f, err := a.files.open(name)
 	if err != nil {
 		return nil, err
@@ -234,7 +234,7 @@ func (a *archive) read(name string) ([]byte, error) {
 	return b, nil
 }
 
-func (a *archive) keep(mediaType string, b []byte) ocispec.Descriptor {
+func (a *savedImage) keep(mediaType string, b []byte) ocispec.Descriptor {
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	a.memory[desc.Digest] = b
 	return desc

@@ -33,15 +33,15 @@ func openDevice(out Output) (*target, error) {
 		t.limit, t.why = out.SizeBytes, fmt.Sprintf("its size was fixed at %s (%d bytes)", units.BytesSize(float64(out.SizeBytes)), out.SizeBytes)
 	}
 	t.publish = func(context.Context) error {
-		if err := f.Sync(); err != nil {
+		if err := t.Sync(); err != nil {
 			return fmt.Errorf("flush disk: %w", err)
 		}
-		return f.Close()
+		return t.Close()
 	}
 	t.discard = func() error {
 		// The header may have been on its way.
-		_, err := f.WriteAt(make([]byte, blockBytes), 0)
-		return errors.Join(err, f.Sync(), f.Close())
+		_, err := t.File.WriteAt(make([]byte, blockBytes), 0)
+		return errors.Join(err, t.Sync(), t.Close())
 	}
 	return t, nil
 }

@@ -292,3 +292,14 @@ func syncDir(dir string) error {
 	}
 	return d.Close()
 }
+
+// setSize makes a file as long as the disk, or as it was asked to be.
+func (t *target) setSize(diskBytes int64) error {
+	if t.device {
+		return nil
+	}
+	if err := t.Truncate(max(diskBytes, t.limit)); err != nil {
+		return fmt.Errorf("set size of disk: %w", err)
+	}
+	return nil
+}
