@@ -70,6 +70,7 @@ type build struct {
 	unpacker *unpacker
 	target   *target
 	notify   func(Event)
+	warnings []string
 }
 
 func (b *build) run(ctx context.Context) (*Result, error) {
@@ -141,6 +142,7 @@ func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
 	r := &Result{
 		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.jobs),
 		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes,
+		Warnings: b.warnings,
 	}
 	for _, j := range b.plan.jobs {
 		r.LayerUses += j.uses

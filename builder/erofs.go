@@ -20,6 +20,7 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	b.notify(Event{Kind: EventFinishing})
+	b.warnings = b.plan.inherit()
 	listings, attributes, err := b.listings(ctx)
 	if err != nil {
 		return nil, err

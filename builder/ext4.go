@@ -58,6 +58,7 @@ func (b *build) runExt4(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	b.notify(Event{Kind: EventFinishing})
+	b.warnings = b.plan.inherit()
 	listings, attributes, err := b.listings(ctx)
 	if err != nil {
 		return nil, err
@@ -288,6 +289,10 @@ func mkdirExactly(dir string) error {
 // settle sets what containerd takes from the clock or the lower layers: times of whiteouts and of directories that the
 // archive does not mention, and the attributes of the latter.
 func settle(ctx context.Context, dir string, t *tree.Tree) error {
+	implied := make(map[string]bool)
+	for path := range t.Implied() {
+		implied[path] = true
+	}
 	for e := range t.Entries() {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -296,9 +301,30 @@ func settle(ctx context.Context, dir string, t *tree.Tree) error {
 		if !whiteout && e.Type != attrs.Directory {
 			continue
 		}
+		if implied[e.Path] {
+			if err := copyAttributes(filepath.Join(dir, e.Path), e); err != nil {
+				return fmt.Errorf("set attributes of %q: %w", e.Path, err)
+			}
+		}
 		ts := unix.Timespec{Sec: e.MtimeSec, Nsec: int64(e.MtimeNsec)}
 		if err := unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(dir, e.Path), []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return fmt.Errorf("set time of %q: %w", e.Path, err)
+		}
+	}
+	return nil
+}
+
+// copyAttributes gives a directory its owner, mode and attributes from below.
+func copyAttributes(path string, e attrs.Entry) error {
+	if err := unix.Lchown(path, int(e.UID), int(e.GID)); err != nil {
+		return err
+	}
+	if err := unix.Chmod(path, e.Mode); err != nil {
+		return err
+	}
+	for name, value := range e.Xattrs {
+		if err := unix.Lsetxattr(path, name, value, 0); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/attrs"
+	"berth.dev/berth/layerdisk/tree"
 )
 
 // resolveParallel is the number of images resolved at once.
@@ -179,4 +181,31 @@ func (p *plan) index(o *Options, attributes []string) layerdisk.Index {
 		})
 	}
 	return ix
+}
+
+// inherit completes the trees with what directories that a layer does not mention have from the layers below it. That
+// depends on the stack; a layer has what its first one gives, and where another stack would give otherwise, that is
+// returned as a warning.
+func (p *plan) inherit() (warnings []string) {
+	jobs := make(map[digest.Digest]*layerJob, len(p.jobs))
+	for _, j := range p.jobs {
+		jobs[j.diffID] = j
+	}
+	settled := make(map[digest.Digest]bool)
+	for _, img := range p.images {
+		var lower []*tree.Tree
+		for i, l := range img.layers {
+			j := jobs[l.diffID]
+			if !settled[l.diffID] {
+				settled[l.diffID] = true
+				j.tree.Inherit(lower)
+			} else if path := j.tree.Disagrees(lower); path != "" {
+				warnings = append(warnings, fmt.Sprintf(
+					"layer %d of %s does not mention directory %s, which has other attributes below it than in %s; on the disk it has those of the latter",
+					i, img.record.Reference, attrs.Escape(path), j.image))
+			}
+			lower = append([]*tree.Tree{j.tree}, lower...)
+		}
+	}
+	return warnings
 }
