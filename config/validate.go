@@ -45,13 +45,16 @@ func (c *Config) Validate() error {
 			refuse("metrics.address: %q: %w; write host:port, or \"\" for none", a, err)
 		}
 	}
-	for key, err := range map[string]error{
-		"log.level":            oneOf(c.Log.Level, LogTrace, LogDebug, LogInfo, LogWarn, LogError),
-		"log.format":           oneOf(c.Log.Format, LogText, LogJSON),
-		"snapshotter.protocol": oneOf(c.Snapshotter.Protocol, ProtocolAuto, ProtocolSequential, ProtocolStaged),
+	for _, v := range []struct {
+		key string
+		err error
+	}{
+		{"log.level", oneOf(c.Log.Level, LogTrace, LogDebug, LogInfo, LogWarn, LogError)},
+		{"log.format", oneOf(c.Log.Format, LogText, LogJSON)},
+		{"snapshotter.protocol", oneOf(c.Snapshotter.Protocol, ProtocolAuto, ProtocolSequential, ProtocolStaged)},
 	} {
-		if err != nil {
-			refuse("%s: %w", key, err)
+		if v.err != nil {
+			refuse("%s: %w", v.key, v.err)
 		}
 	}
 	for _, d := range []struct {
