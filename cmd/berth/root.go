@@ -10,6 +10,15 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand()
+	root.AddCommand(
+		newAttach(),
+		newConfig(),
+		newDetach(),
+		newDoctor(),
+		newEvents(),
+		newExplain(),
+		newStatus(),
+		newVersion(),
+	)
 	return root
 }
