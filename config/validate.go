@@ -88,7 +88,7 @@ func checkDisks(disks []Disk) []error {
 		refuse := func(format string, args ...any) {
 			errs = append(errs, fmt.Errorf("disk %d (%s): %w", i+1, d.Name, fmt.Errorf(format, args...)))
 		}
-		if err := CheckDiskName(d.Name); err != nil {
+		if err := checkDiskName(d.Name); err != nil {
 			refuse("name: %w", err)
 		} else if names[d.Name] {
 			refuse("name: %q is used by another disk", d.Name)
@@ -117,11 +117,10 @@ func checkDisks(disks []Disk) []error {
 	return errs
 }
 
-// CheckDiskName refuses a name that cannot be a disk's, with what is allowed.
-func CheckDiskName(name string) error {
+// checkDiskName refuses early what the stage would refuse at the attempt to attach.
+func checkDiskName(name string) error {
 	if !diskName.MatchString(name) {
-		return fmt.Errorf("%q is no disk name: 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends: %w",
-			name, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%q is no disk name: 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends", name)
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -76,7 +75,7 @@ type LayerName struct {
 type Location struct {
 	Disk        string
 	LayerNumber int
-	// MatchedBy is "chain_id", "diff_id" or "blob".
+	// MatchedBy is "chain-id", "diff-id" or "blob".
 	MatchedBy string
 }
 
@@ -157,9 +156,6 @@ func (s *Service) ListDisks(ctx context.Context) ([]Disk, error) {
 	return disks, nil
 }
 
-// diskName is what a name may be: it stands on command lines, in logs and in a directory.
-var diskName = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$`)
-
 // AttachDisk attaches a disk and returns when it serves. An empty name is derived from the volume ID.
 func (s *Service) AttachDisk(ctx context.Context, spec DiskSpec) (Disk, error) {
 	if spec.VolumeID == "" {
@@ -171,10 +167,6 @@ func (s *Service) AttachDisk(ctx context.Context, spec DiskSpec) (Disk, error) {
 	}
 	if spec.Name == "" {
 		spec.Name = NameFor(spec.VolumeID)
-	}
-	if !diskName.MatchString(spec.Name) {
-		return Disk{}, fmt.Errorf("attach %s: %q is no disk name: 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends: %w",
-			spec.VolumeID, spec.Name, errdefs.ErrInvalidArgument)
 	}
 	if spec.Expect != "" {
 		if err := spec.Expect.Validate(); err != nil {

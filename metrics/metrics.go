@@ -27,7 +27,7 @@ type Metrics struct {
 
 // MissReasons are the values of the label "reason"; any other is counted as "other".
 var MissReasons = []string{
-	"no-disk", "not-on-any-disk", "disk-attaching", "disk-draining", "disk-failed", "protocol", "error", "other",
+	"no-disk", "not-on-disk", "disk-not-ready", "disk-draining", "disk-failed", "contradiction", "protocol", "error", "other",
 }
 
 // ErrorClasses are the values of the label "class": errdefs' classes; any other is counted as "unknown".

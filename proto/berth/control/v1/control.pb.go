@@ -144,7 +144,8 @@ type StatusResponse struct {
 	Started *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=started,proto3" json:"started,omitempty"`
 	// Root directory of berthd's state, which containerd's exports.root has to agree with.
 	Root string `protobuf:"bytes,4,opt,name=root,proto3" json:"root,omitempty"`
-	// Layers that containerd need not fetch, by how they were recognised: "chain_id", "diff_id" or "blob".
+	// Layers that containerd need not fetch, by how they were recognised: "chain-id", "diff-id", "blob", or "snapshot"
+	// for one that another containerd namespace has.
 	Hits map[string]uint64 `protobuf:"bytes,5,rep,name=hits,proto3" json:"hits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Layers that the registry had to serve, by reason.
 	Misses map[string]uint64 `protobuf:"bytes,6,rep,name=misses,proto3" json:"misses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
@@ -347,7 +348,7 @@ type Disk struct {
 	Uuid string `protobuf:"bytes,4,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	// Digest of the disk's index, once it is known: the disk's identity.
 	IndexDigest string `protobuf:"bytes,5,opt,name=index_digest,json=indexDigest,proto3" json:"index_digest,omitempty"`
-	// State in words of the stage: "attaching", "serving", "draining", ….
+	// What it is doing: "waiting", "attaching", "mounting", "idle", "in-use", "draining", "failed", ….
 	State string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
 	// Whether layers are served from it now.
 	Serving bool `protobuf:"varint,7,opt,name=serving,proto3" json:"serving,omitempty"`
@@ -1055,7 +1056,7 @@ type LayerAnswer struct {
 	Disk string `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
 	// Number of the layer on that disk.
 	LayerNumber int64 `protobuf:"varint,3,opt,name=layer_number,json=layerNumber,proto3" json:"layer_number,omitempty"`
-	// How it would be recognised: "chain_id", "diff_id" or "blob".
+	// How it would be recognised: "chain-id", "diff-id" or "blob".
 	MatchedBy string `protobuf:"bytes,4,opt,name=matched_by,json=matchedBy,proto3" json:"matched_by,omitempty"`
 	// Why no disk would, in words; empty for a hit.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
