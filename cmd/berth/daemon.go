@@ -6,15 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
-	"strings"
+	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
@@ -23,6 +23,8 @@ const (
 	defaultSocket = "/run/berth/berthd.sock"
 	// maxMessage is for image configs, which registries and containerd allow up to 8 MiB.
 	maxMessage = 32 << 20
+	// connectTimeout is for a socket on this machine, whose owner need not even be awake.
+	connectTimeout = 5 * time.Second
 )
 
 // daemonFlags name the berthd to talk to.
@@ -37,7 +39,7 @@ func (f *daemonFlags) register(cmd *cobra.Command) {
 
 // call talks to berthd; what goes wrong is told in words of this command, not of gRPC.
 func (f *daemonFlags) call(ctx context.Context, use func(context.Context, controlv1.ControlServiceClient) error) error {
-	if err := f.reachable(); err != nil {
+	if err := f.reachable(ctx); err != nil {
 		return err
 	}
 	conn, err := grpc.NewClient("unix://"+f.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -47,29 +49,26 @@ func (f *daemonFlags) call(ctx context.Context, use func(context.Context, contro
 	}
 	defer conn.Close()
 	err = use(ctx, controlv1.NewControlServiceClient(conn))
-	if s, ok := status.FromError(err); ok && err != nil {
-		if strings.Contains(s.Message(), "connection error") {
-			return notRunning(f.socket, "nobody listens on it")
-		}
-		return errgrpc.ToNative(err)
-	}
-	return err
+	return errgrpc.ToNative(err)
 }
 
-func (f *daemonFlags) reachable() error {
-	err := unix.Access(f.socket, unix.R_OK|unix.W_OK)
+// reachable asks the kernel before gRPC, whose errors would have to be read for it.
+func (f *daemonFlags) reachable(ctx context.Context) error {
+	conn, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "unix", f.socket)
 	switch {
 	case err == nil:
-		return nil
+		return conn.Close()
 	case errors.Is(err, fs.ErrNotExist):
 		return notRunning(f.socket, "there is no such socket")
+	case errors.Is(err, unix.ECONNREFUSED):
+		return notRunning(f.socket, "nobody listens on it")
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("no permission to use %s: run this command as root", f.socket)
 	}
-	return fmt.Errorf("connect to berthd on %s: %w", f.socket, err)
+	return fmt.Errorf("connect to berthd: %w", err)
 }
 
-// errNotRunning lets explain go on without a daemon.
+// errNotRunning is told apart by tests.
 var errNotRunning = errors.New("berthd is not running")
 
 func notRunning(socket, why string) error {

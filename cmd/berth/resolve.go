@@ -84,9 +84,6 @@ func (r *resolver) find(ctx context.Context, ref string, control controlv1.Contr
 }
 
 func onDisk(ctx context.Context, control controlv1.ControlServiceClient, ref string, p ocispec.Platform) (*imageLayers, error) {
-	if control == nil {
-		return nil, errNotRunning
-	}
 	resp, err := control.FindImage(ctx, &controlv1.FindImageRequest{Reference: ref, Platform: platforms.FormatAll(p)})
 	if err != nil {
 		return nil, fmt.Errorf("on the attached disks: %w", errgrpc.ToNative(err))
