@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -118,4 +119,36 @@ func notFound(err error) error {
 		return fmt.Errorf("%w: %w", err, blockdev.ErrNotFound)
 	}
 	return err
+}
+
+// firstBytes is a multiple of every logical block size that Linux knows and of the page, as O_DIRECT wants it.
+const firstBytes = 4096
+
+// ReadFirst reads the first 4096 bytes of the block device at path from the device itself, past the page cache where the
+// device can do that, so that one that has gone or is broken shows. The device must be the one of the number, else
+// ErrNotFound.
+func ReadFirst(path string, number uint64) ([]byte, error) {
+	f, err := openBlock(path, unix.O_RDONLY|unix.O_DIRECT)
+	if errors.Is(err, unix.EINVAL) {
+		f, err = openBlock(path, unix.O_RDONLY)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("look at device %s: %w", path, err)
+	}
+	if st.Rdev != number {
+		return nil, fmt.Errorf("device %s has number %d:%d now and had %d:%d: %w", path,
+			unix.Major(st.Rdev), unix.Minor(st.Rdev), unix.Major(number), unix.Minor(number), blockdev.ErrNotFound)
+	}
+	twice := make([]byte, 2*firstBytes)
+	skip := -int(uintptr(unsafe.Pointer(&twice[0]))) & (firstBytes - 1) //nolint:gosec // only to align the buffer
+	buf := twice[skip : skip+firstBytes]
+	if _, err := io.ReadFull(f, buf); err != nil {
+		return nil, fmt.Errorf("read device %s: %w", path, err)
+	}
+	return buf, nil
 }
