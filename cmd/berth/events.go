@@ -30,6 +30,9 @@ func newEvents() *cobra.Command {
 				}
 				for {
 					m, err := stream.Recv()
+					if errors.Is(err, io.EOF) {
+						return nil // berthd stops
+					}
 					if err != nil {
 						return err
 					}
@@ -43,8 +46,8 @@ func newEvents() *cobra.Command {
 					}
 				}
 			})
-			if errors.Is(err, io.EOF) || cmd.Context().Err() != nil {
-				return nil
+			if cmd.Context().Err() != nil {
+				return nil // interrupted, which is how it is meant to end
 			}
 			return err
 		},
