@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
@@ -25,7 +26,8 @@ func (f *containerdFlags) register(cmd *cobra.Command) {
 	fl.StringVar(&f.address, "containerd-address", "/run/containerd/containerd.sock", "containerd's `socket`")
 	fl.StringVar(&f.snapshotter, "snapshotter", "berth", "`name` of the proxy plugin, which pulls name to use berthd")
 	fl.StringVar(&f.root, "root", "/var/lib/berth", "berthd's root `directory`")
-	fl.StringVar(&f.socket, "socket", defaultSocket, "berthd's unix `socket`")
+	fl.StringVar(&f.socket, "socket", cmp.Or(os.Getenv("BERTH_SOCKET"), defaultSocket),
+		"berthd's unix `socket`; the environment's BERTH_SOCKET is the default")
 	fl.BoolVar(&f.noCRI, "no-cri", false, "Kubernetes is not meant to use berthd, or there is none")
 }
 

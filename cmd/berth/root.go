@@ -12,6 +12,7 @@ func newRoot() *cobra.Command {
 	}
 	root.AddCommand(
 		newAttach(),
+		newBuild(),
 		newConfig(),
 		newDetach(),
 		newDoctor(),
