@@ -73,7 +73,7 @@ func askBerthd(ctx context.Context, socket string) (*controlv1.StatusResponse, e
 }
 
 func dial(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 }
 
 // checkContainerdVersion prefers the running containerd: the binary may have been replaced since it started.

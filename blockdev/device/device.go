@@ -55,6 +55,28 @@ func SetReadOnly(path string, readonly bool) (was bool, err error) {
 		return false, err
 	}
 	defer f.Close() //nolint:errcheck // nothing was written
+	return setReadOnly(f, readonly)
+}
+
+// ClaimReadOnly makes the kernel refuse writes to the block device at path, which nobody may use: others that have it
+// mounted, it or a part of it, would lose what they write. It says what was so before. A device that is read-only already may be in
+// use; one that is not, and is in use, is ErrInUse.
+func ClaimReadOnly(path string) (was bool, err error) {
+	if was, err = ReadOnly(path); err != nil || was {
+		return was, err
+	}
+	f, err := openBlock(path, unix.O_RDONLY|unix.O_EXCL)
+	if errors.Is(err, unix.EBUSY) {
+		return false, fmt.Errorf("make device %s read-only: unmount it first: %w", path, blockdev.ErrInUse)
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	return setReadOnly(f, true)
+}
+
+func setReadOnly(f *os.File, readonly bool) (was bool, err error) {
 	was, err = readOnly(f)
 	if err != nil || was == readonly {
 		return was, err
@@ -64,14 +86,14 @@ func SetReadOnly(path string, readonly bool) (was bool, err error) {
 		flag = 1
 	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, flag); err != nil {
-		return was, fmt.Errorf("set read-only flag of device %s: %w", path, err)
+		return was, fmt.Errorf("set read-only flag of device %s: %w", f.Name(), err)
 	}
 	is, err := readOnly(f)
 	if err != nil {
 		return was, err
 	}
 	if is != readonly {
-		return was, fmt.Errorf("set read-only flag of device %s: the device kept its own: %w", path, blockdev.ErrUnsupported)
+		return was, fmt.Errorf("set read-only flag of device %s: the device kept its own: %w", f.Name(), blockdev.ErrUnsupported)
 	}
 	return was, nil
 }

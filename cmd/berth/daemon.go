@@ -42,7 +42,7 @@ func (f *daemonFlags) call(ctx context.Context, use func(context.Context, contro
 	if err := f.reachable(ctx); err != nil {
 		return err
 	}
-	conn, err := grpc.NewClient("unix://"+f.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("unix:"+f.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	if err != nil {
 		return fmt.Errorf("connect to berthd: %w", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
@@ -176,7 +177,7 @@ func (e *explanation) print(w io.Writer) error {
 			saved += l.SizeBytes
 			by = fmt.Sprintf("disk %s, layer %d, by %s", l.Disk, l.DiskLayer, l.MatchedBy)
 		}
-		rows = append(rows, []string{strconv.Itoa(l.Number), shortDigest(l.DiffID), shortDigest(l.ChainID), humanSize(l.SizeBytes), has, by})
+		rows = append(rows, []string{strconv.Itoa(l.Number), shortDigest(digest.Digest(l.DiffID)), shortDigest(digest.Digest(l.ChainID)), humanSize(l.SizeBytes), has, by})
 	}
 	if err := writeTable(w, rows); err != nil {
 		return err

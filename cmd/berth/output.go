@@ -48,15 +48,6 @@ func humanSize(bytes int64) string {
 	return units.BytesSize(float64(bytes))
 }
 
-// shortDigest keeps what tells digests apart at a glance; JSON has them whole.
-func shortDigest(d string) string {
-	algorithm, hex, ok := strings.Cut(d, ":")
-	if !ok || len(hex) <= 12 {
-		return orDash(d)
-	}
-	return algorithm + ":" + hex[:12]
-}
-
 func orDash(s string) string {
 	if s == "" {
 		return "-"

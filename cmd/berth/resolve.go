@@ -143,7 +143,7 @@ func (r *resolver) dial() (*grpc.ClientConn, error) {
 	if _, err := os.Stat(r.address); err != nil {
 		return nil, err
 	}
-	return grpc.NewClient("unix://"+r.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	return grpc.NewClient("unix:"+r.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 }
 

@@ -18,7 +18,9 @@ func newRoot() *cobra.Command {
 		newDoctor(),
 		newEvents(),
 		newExplain(),
+		newInspect(),
 		newStatus(),
+		newVerify(),
 		newVersion(),
 	)
 	return root

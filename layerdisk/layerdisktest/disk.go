@@ -8,10 +8,11 @@ import (
 	"slices"
 	"testing"
 
-	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/layerdisk/attrs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/attrs"
 )
 
 // Tree makes the directory of a whole layer disk, as it is when mounted, below an existing empty directory: layers filled

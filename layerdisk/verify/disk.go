@@ -7,10 +7,11 @@ import (
 	"os"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"berth.dev/berth/blockdev/device"
 	"berth.dev/berth/blockdev/fsmount"
 	"berth.dev/berth/layerdisk"
-	"github.com/containerd/errdefs"
 )
 
 const (

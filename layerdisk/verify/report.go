@@ -1,9 +1,10 @@
 package verify
 
 import (
+	"github.com/opencontainers/go-digest"
+
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/attrs"
-	"github.com/opencontainers/go-digest"
 )
 
 // Report says what was found. It is complete: a finding in one layer does not keep the others from being verified.

@@ -6,14 +6,15 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
 	"berth.dev/berth/blockdev/device"
 	"berth.dev/berth/blockdev/fsmount"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/layerdisktest"
 	"berth.dev/berth/layerdisk/verify"
-	"github.com/containerd/errdefs"
-	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 func needRoot(t *testing.T) {
