@@ -59,6 +59,9 @@ func TestExplainFromDisk(t *testing.T) {
 	f.image.Config = []byte(`{"rootfs":{"diff_ids":[]}}`)
 	_, err = berth(t, explainArgs(t, socket, "app:1")...)
 	require.ErrorContains(t, err, "its config names 0 layers, its manifest 3")
+	f.image.Config = []byte(`{"rootfs":{"diff_ids":["x","y","z"]}}`)
+	_, err = berth(t, explainArgs(t, socket, "app:1")...)
+	require.ErrorContains(t, err, "layer 0: invalid checksum digest format")
 }
 
 func TestExplainFromRegistry(t *testing.T) {

@@ -106,6 +106,11 @@ func parseImage(source string, rawManifest, rawConfig []byte) (*imageLayers, err
 	if len(l.DiffIDs) != len(l.Blobs) {
 		return nil, fmt.Errorf("image from %s: its config names %d layers, its manifest %d", source, len(l.DiffIDs), len(l.Blobs))
 	}
+	for i := range l.DiffIDs {
+		if err := errors.Join(l.DiffIDs[i].Validate(), l.Blobs[i].Digest.Validate()); err != nil {
+			return nil, fmt.Errorf("image from %s: layer %d: %w", source, i, err)
+		}
+	}
 	return l, nil
 }
 
