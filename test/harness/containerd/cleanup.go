@@ -1,0 +1,114 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/test/harness/wait"
+)
+
+const reapTimeout = 20 * time.Second
+
+// Close stops containerd and takes away all that its containers left: shims with their containers, mounts below the
+// directory. The directory itself stays, for its logs.
+func (d *Daemon) Close() error {
+	errs := []error{d.Stop()}
+	errs = append(errs, d.KillShims(), UnmountBelow(d.cfg.Dir))
+	return errors.Join(errs...)
+}
+
+// KillShims ends every shim of this containerd and the containers below it, as the death of a machine would.
+func (d *Daemon) KillShims() error {
+	ctx, cancel := context.WithTimeout(context.Background(), reapTimeout)
+	defer cancel()
+	return wait.Until(ctx, reapTimeout, "shims and containers to end", func(context.Context) error {
+		pids, err := d.processes()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill process %d: %w", pid, err)
+			}
+		}
+		return fmt.Errorf("processes %v still run", pids)
+	})
+}
+
+// processes are the shims, known by the address of our containerd on their command line, and their children, which the
+// shim adopts as a subreaper.
+func (d *Daemon) processes() ([]int, error) {
+	children := map[int][]int{}
+	var queue, found []int
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		parent, zombie := status(pid)
+		if zombie {
+			continue
+		}
+		children[parent] = append(children[parent], pid)
+		// A process that has ended meanwhile has no command line.
+		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err == nil && strings.Contains(string(cmdline), "containerd-shim") &&
+			strings.Contains(string(cmdline), "\x00"+d.cfg.socket()+"\x00") {
+			queue = append(queue, pid)
+		}
+	}
+	for len(queue) > 0 {
+		pid := queue[0]
+		queue = append(queue[1:], children[pid]...)
+		found = append(found, pid)
+	}
+	return found, nil
+}
+
+// status reads parent and state from /proc/PID/stat, whose second field is the name in parentheses (proc(5)).
+func status(pid int) (parent int, zombie bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, true
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 2 {
+		return 0, true
+	}
+	parent, err = strconv.Atoi(fields[1])
+	return parent, err != nil || fields[0] == "Z"
+}
+
+// UnmountBelow unmounts everything below dir, the innermost first.
+func UnmountBelow(dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("list mounts below %s: %w", dir, err)
+	}
+	var errs []error
+	for i := len(mounts) - 1; i >= 0; i-- {
+		target := mounts[i].Mountpoint
+		err := unix.Unmount(target, 0)
+		if errors.Is(err, unix.EBUSY) {
+			err = unix.Unmount(target, unix.MNT_DETACH)
+		}
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", target, err))
+		}
+	}
+	return errors.Join(errs...)
+}
