@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
-	"os"
+	"runtime"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -14,8 +14,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
-
-	"runtime"
 )
 
 // Compression of a layer's blob.
@@ -99,6 +97,19 @@ func New(spec Spec) (v1.Image, error) {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
+	created := spec.Created
+	if created.IsZero() {
+		created = defaultMtime
+	}
+	return assemble(layers, spec.Command, []string{"PATH=/bin"}, created)
+}
+
+// FromLayers is an image of layers made elsewhere, for this machine's architecture.
+func FromLayers(layers []v1.Layer, command, env []string) (v1.Image, error) {
+	return assemble(layers, command, env, defaultMtime)
+}
+
+func assemble(layers []v1.Layer, command, env []string, created time.Time) (v1.Image, error) {
 	base := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	img, err := mutate.AppendLayers(base, layers...)
 	if err != nil {
@@ -110,12 +121,8 @@ func New(spec Spec) (v1.Image, error) {
 	}
 	config = config.DeepCopy()
 	config.OS, config.Architecture = "linux", runtime.GOARCH
-	config.Config.Cmd = spec.Command
-	config.Config.Env = []string{"PATH=/bin"}
-	config.Created = v1.Time{Time: spec.Created}
-	if spec.Created.IsZero() {
-		config.Created.Time = defaultMtime.UTC()
-	}
+	config.Config.Cmd, config.Config.Env = command, env
+	config.Created = v1.Time{Time: created.UTC()}
 	img, err = mutate.ConfigFile(img, config)
 	if err != nil {
 		return nil, fmt.Errorf("write configuration: %w", err)
@@ -134,30 +141,4 @@ func BlobDigests(img v1.Image) ([]digest.Digest, error) {
 		digests[i] = digest.Digest(l.Digest.String())
 	}
 	return digests, nil
-}
-
-// busyboxPath is where Debian's package busybox-static puts its program.
-const busyboxPath = "/bin/busybox"
-
-// Busybox is a layer with a static busybox and links for the commands that tests use, so that an image can run.
-func Busybox() (Layer, error) {
-	program, err := os.ReadFile(busyboxPath)
-	if err != nil {
-		return Layer{}, fmt.Errorf("read busybox (Debian package busybox-static): %w", err)
-	}
-	entries := []Entry{
-		Dir("bin"), File("bin/busybox", string(program), Mode(0o755)),
-		Dir("etc"), File("etc/passwd", "root:x:0:0:root:/:/bin/sh\n"), File("etc/group", "root:x:0:\n"),
-		Dir("proc"), Dir("sys"), Dir("dev"), Dir("tmp", Mode(0o1777)),
-	}
-	for _, command := range []string{"sh", "cat", "echo", "find", "id", "ls", "md5sum", "mount", "rm", "sleep", "stat", "test", "touch", "true", "xargs"} {
-		entries = append(entries, Symlink("bin/"+command, "busybox"))
-	}
-	return Layer{Entries: entries}, nil
-}
-
-// Pause is the command of a container that does nothing until it is told to end; as process 1 it gets no signal that
-// it does not handle.
-func Pause() []string {
-	return []string{"/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done"}
 }
