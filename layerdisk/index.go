@@ -57,7 +57,7 @@ type Image struct {
 	ChainID digest.Digest `json:"chainID,omitempty"`
 }
 
-// Layer is one unpacked layer. Its tree is the directory LayerPath(Number) of the file system.
+// Layer is one unpacked layer. Its tree is the directory LayerDir(Number) of the file system.
 type Layer struct {
 	Number int           `json:"number"`
 	DiffID digest.Digest `json:"diffID"`

@@ -1,0 +1,121 @@
+// Package device asks and tells the kernel about block devices and loop devices: their size, their read-only flag, and
+// which loop device stands for which file. It knows no volume and no mount.
+package device
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/blockdev"
+)
+
+// SizeBytes is the size of the block device at path: its end, which is what BLKGETSIZE64 tells as well.
+func SizeBytes(path string) (int64, error) {
+	f, err := openBlock(path, unix.O_RDONLY)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, fmt.Errorf("ask size of device %s: %w", path, err)
+	}
+	return size, nil
+}
+
+// ReadOnly says whether the kernel refuses writes to the block device at path (BLKROGET).
+func ReadOnly(path string) (bool, error) {
+	f, err := openBlock(path, unix.O_RDONLY)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	return readOnly(f)
+}
+
+func readOnly(f *os.File) (bool, error) {
+	flag, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKROGET)
+	if err != nil {
+		return false, fmt.Errorf("ask read-only flag of device %s: %w", f.Name(), err)
+	}
+	return flag != 0, nil
+}
+
+// SetReadOnly makes the kernel refuse, or allow, writes to the block device at path (BLKROSET), and says what was so
+// before. It acts on the whole device for every user of it. A device whose hardware or backing file is read-only cannot be
+// made writable; the flag is read back, so that success means it is so.
+func SetReadOnly(path string, readonly bool) (was bool, err error) {
+	f, err := openBlock(path, unix.O_RDONLY)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	was, err = readOnly(f)
+	if err != nil || was == readonly {
+		return was, err
+	}
+	flag := 0
+	if readonly {
+		flag = 1
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, flag); err != nil {
+		return was, fmt.Errorf("set read-only flag of device %s: %w", path, err)
+	}
+	is, err := readOnly(f)
+	if err != nil {
+		return was, err
+	}
+	if is != readonly {
+		return was, fmt.Errorf("set read-only flag of device %s: the device kept its own: %w", path, blockdev.ErrUnsupported)
+	}
+	return was, nil
+}
+
+// Number is the device number of the block device at path, as mountinfo and stat(2) know it.
+func Number(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("look at device %s: %w", path, notFound(err))
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0, fmt.Errorf("look at device %s: not a block device: %w", path, blockdev.ErrInvalid)
+	}
+	return st.Rdev, nil
+}
+
+// InUse says whether the block device at path is claimed: mounted in whatever mount namespace, still used by a file
+// system that was unmounted under an overlay, or opened with O_EXCL. The kernel refuses a second claim with EBUSY
+// (open(2), O_EXCL on block devices).
+func InUse(path string) (bool, error) {
+	f, err := openBlock(path, unix.O_RDONLY|unix.O_EXCL)
+	if errors.Is(err, unix.EBUSY) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, f.Close()
+}
+
+func openBlock(path string, flags int) (*os.File, error) {
+	if _, err := Number(path); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open device: %w", notFound(err))
+	}
+	return f, nil
+}
+
+// notFound adds the class to errors that mean there is no such device.
+func notFound(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%w: %w", err, blockdev.ErrNotFound)
+	}
+	return err
+}

@@ -1,0 +1,232 @@
+package device_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/device"
+)
+
+const mib = 1 << 20
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+// backing makes a file and checks at the end that no loop device stands for it any more.
+func backing(t *testing.T, size int64) string {
+	t.Helper()
+	needRoot(t)
+	path := filepath.Join(t.TempDir(), "disk.img")
+	require.NoError(t, os.WriteFile(path, bytes.Repeat([]byte("berth---"), 512), 0o600))
+	require.NoError(t, os.Truncate(path, size))
+	t.Cleanup(func() {
+		loops, err := device.FindLoops(path)
+		require.NoError(t, err)
+		for _, l := range loops {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			require.NoError(t, device.DetachLoop(ctx, l))
+		}
+		require.Empty(t, loops, "the test left a loop device")
+	})
+	return path
+}
+
+func TestLoop(t *testing.T) {
+	for name, readonly := range map[string]bool{"read-only": true, "writable": false} {
+		t.Run(name, func(t *testing.T) {
+			path := backing(t, mib)
+			loop, err := device.AttachLoop(t.Context(), path, device.LoopOptions{ReadOnly: readonly, Tag: "berth-test:" + name})
+			require.NoError(t, err)
+			require.Equal(t, readonly, loop.ReadOnly)
+			require.True(t, loop.Whole)
+			require.Equal(t, "berth-test:"+name, loop.Tag)
+
+			size, err := device.SizeBytes(loop.Path)
+			require.NoError(t, err)
+			require.EqualValues(t, mib, size)
+			ro, err := device.ReadOnly(loop.Path)
+			require.NoError(t, err)
+			require.Equal(t, readonly, ro)
+			got := make([]byte, 16)
+			f, err := os.Open(loop.Path)
+			require.NoError(t, err)
+			_, err = f.ReadAt(got, 0)
+			require.NoError(t, err)
+			require.NoError(t, f.Close())
+			require.Equal(t, "berth---berth---", string(got))
+
+			// Opening a read-only device for writing is allowed, writing to it is not.
+			f, err = os.OpenFile(loop.Path, os.O_WRONLY, 0)
+			require.NoError(t, err)
+			_, err = f.WriteAt(got, 0)
+			require.NoError(t, f.Close())
+			if readonly {
+				require.ErrorIs(t, err, unix.EPERM)
+			} else {
+				require.NoError(t, err)
+			}
+
+			found, err := device.FindLoops(path)
+			require.NoError(t, err)
+			require.Equal(t, []device.Loop{loop}, found)
+			tagged, err := device.TaggedLoops("berth-test:" + name)
+			require.NoError(t, err)
+			require.Contains(t, tagged, loop)
+
+			require.NoError(t, device.DetachLoop(t.Context(), loop))
+			require.NoError(t, device.DetachLoop(t.Context(), loop), "detaching again is no error")
+		})
+	}
+}
+
+func TestLoopIsDirect(t *testing.T) {
+	path := backing(t, mib)
+	probe, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Skip("the file system of the temporary directory has no direct I/O")
+	}
+	require.NoError(t, probe.Close())
+	loop, err := device.AttachLoop(t.Context(), path, device.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+	require.True(t, loop.DirectIO)
+	require.NoError(t, device.DetachLoop(t.Context(), loop))
+}
+
+func TestDetachLoopInUse(t *testing.T) {
+	path := backing(t, mib)
+	loop, err := device.AttachLoop(t.Context(), path, device.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+	claim, err := os.OpenFile(loop.Path, os.O_RDONLY|unix.O_EXCL, 0)
+	require.NoError(t, err)
+	used, err := device.InUse(loop.Path)
+	require.NoError(t, err)
+	require.True(t, used)
+
+	err = device.DetachLoop(t.Context(), loop)
+	require.ErrorIs(t, err, blockdev.ErrInUse)
+	require.True(t, errdefs.IsFailedPrecondition(err))
+	_, ok, err := device.LoopAt(loop.Path)
+	require.NoError(t, err)
+	require.True(t, ok, "a refused detach must not happen later")
+
+	require.NoError(t, claim.Close())
+	used, err = device.InUse(loop.Path)
+	require.NoError(t, err)
+	require.False(t, used)
+	require.NoError(t, device.DetachLoop(t.Context(), loop))
+}
+
+func TestDetachLoopOfAnother(t *testing.T) {
+	mine, others := backing(t, mib), backing(t, mib)
+	gone, err := device.AttachLoop(t.Context(), mine, device.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+	require.NoError(t, device.DetachLoop(t.Context(), gone))
+	other, err := device.AttachLoop(t.Context(), others, device.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+
+	gone.Path = other.Path // as if the number had been used again
+	require.NoError(t, device.DetachLoop(t.Context(), gone))
+	_, ok, err := device.LoopAt(other.Path)
+	require.NoError(t, err)
+	require.True(t, ok, "another's device was detached")
+	require.NoError(t, device.DetachLoop(t.Context(), other))
+}
+
+func TestDetachLoopWaitsForReaders(t *testing.T) {
+	path := backing(t, mib)
+	loop, err := device.AttachLoop(t.Context(), path, device.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+	reader, err := os.Open(loop.Path)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, device.DetachLoop(ctx, loop), context.DeadlineExceeded)
+	require.NoError(t, reader.Close())
+	require.NoError(t, device.DetachLoop(t.Context(), loop))
+}
+
+func TestAttachLoopConcurrent(t *testing.T) {
+	path := backing(t, mib)
+	var all sync.Map
+	var group sync.WaitGroup
+	for range 16 {
+		group.Go(func() {
+			loop, err := device.AttachLoop(t.Context(), path, device.LoopOptions{ReadOnly: true})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, twice := all.LoadOrStore(loop.Path, loop)
+			if twice {
+				t.Errorf("%s given twice", loop.Path)
+			}
+		})
+	}
+	group.Wait()
+	all.Range(func(_, loop any) bool {
+		require.NoError(t, device.DetachLoop(t.Context(), loop.(device.Loop)))
+		return true
+	})
+}
+
+func TestAttachLoopRefuses(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	_, err := device.AttachLoop(t.Context(), filepath.Join(dir, "none"), device.LoopOptions{})
+	require.ErrorIs(t, err, blockdev.ErrNotFound)
+	_, err = device.AttachLoop(t.Context(), dir, device.LoopOptions{ReadOnly: true})
+	require.ErrorIs(t, err, blockdev.ErrInvalid)
+	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600))
+	_, err = device.AttachLoop(t.Context(), filepath.Join(dir, "fifo"), device.LoopOptions{ReadOnly: true})
+	require.Error(t, err, "a fifo must not block either")
+	_, err = device.AttachLoop(t.Context(), dir, device.LoopOptions{Tag: string(make([]byte, 64))})
+	require.ErrorIs(t, err, blockdev.ErrInvalid)
+}
+
+func TestSetReadOnly(t *testing.T) {
+	path := backing(t, mib)
+	loop, err := device.AttachLoop(t.Context(), path, device.LoopOptions{})
+	require.NoError(t, err)
+	was, err := device.SetReadOnly(loop.Path, true)
+	require.NoError(t, err)
+	require.False(t, was)
+	ro, err := device.ReadOnly(loop.Path)
+	require.NoError(t, err)
+	require.True(t, ro)
+	was, err = device.SetReadOnly(loop.Path, false)
+	require.NoError(t, err)
+	require.True(t, was)
+	require.NoError(t, device.DetachLoop(t.Context(), loop))
+}
+
+func TestNotADevice(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	for name, call := range map[string]func(string) error{
+		"size":      func(p string) error { _, err := device.SizeBytes(p); return err },
+		"read-only": func(p string) error { _, err := device.ReadOnly(p); return err },
+		"set":       func(p string) error { _, err := device.SetReadOnly(p, true); return err },
+		"in use":    func(p string) error { _, err := device.InUse(p); return err },
+		"number":    func(p string) error { _, err := device.Number(p); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.ErrorIs(t, call(file), blockdev.ErrInvalid)
+			require.ErrorIs(t, call(file+".none"), blockdev.ErrNotFound)
+		})
+	}
+}

@@ -1,0 +1,335 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/blockdev"
+)
+
+const (
+	loopControl = "/dev/loop-control"
+	sysBlock    = "/sys/block"
+	// loNameSize is the kernel's LO_NAME_SIZE (include/uapi/linux/loop.h), the last byte being NUL.
+	loNameSize = 64
+	pollFirst  = time.Millisecond
+	pollMost   = 50 * time.Millisecond
+)
+
+// Loop is a loop device that stands for a file.
+type Loop struct {
+	// Path of the device file.
+	Path string
+	// Dev and Inode are those of the backing file.
+	Dev, Inode uint64
+	// Tag is what AttachLoop was told; the kernel keeps it as long as the device. A device attached by others has
+	// another text there, mostly the file's name.
+	Tag      string
+	ReadOnly bool
+	// DirectIO says that reads bypass the page cache of the backing file, which would hold all data a second time.
+	DirectIO bool
+	// Whole says that the device shows the whole file, without offset or limit.
+	Whole bool
+}
+
+// LoopOptions of one loop device.
+type LoopOptions struct {
+	ReadOnly bool
+	// Tag of up to 63 bytes says whose device it is, see Loop.Tag.
+	Tag string
+}
+
+// AttachLoop makes a new loop device for the file and returns it, with direct I/O if the file's file system can do that.
+// It does not look for one that is there already: see FindLoops.
+//
+// The device does not clear itself on last close (no LO_FLAGS_AUTOCLEAR): it has to live from here until somebody mounts
+// it, to survive our process, and to leave only when it is told to, so that a step of a journal can be repeated.
+func AttachLoop(ctx context.Context, file string, opts LoopOptions) (Loop, error) {
+	loop, err := attachLoop(ctx, file, opts)
+	if err != nil {
+		return Loop{}, fmt.Errorf("attach loop device for %s: %w", file, err)
+	}
+	return loop, nil
+}
+
+func attachLoop(ctx context.Context, file string, opts LoopOptions) (Loop, error) {
+	if len(opts.Tag) >= loNameSize {
+		return Loop{}, fmt.Errorf("tag of %d bytes, at most %d: %w", len(opts.Tag), loNameSize-1, blockdev.ErrInvalid)
+	}
+	backing, err := openBacking(file, opts.ReadOnly)
+	if err != nil {
+		return Loop{}, err
+	}
+	defer backing.Close() //nolint:errcheck // the kernel keeps its own reference, nothing was written here
+	control, err := os.OpenFile(loopControl, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Loop{}, fmt.Errorf("open loop control: %w", notFound(err))
+	}
+	defer control.Close() //nolint:errcheck // nothing was written
+
+	wait := newPoll()
+	for {
+		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return Loop{}, fmt.Errorf("get a free loop device: %w", limit(err))
+		}
+		loop, err := configure(number, backing, opts)
+		if err == nil {
+			return loop, nil
+		}
+		// Somebody else took the free number between the two calls; that is how the interface is, see loop(4).
+		if !errors.Is(err, unix.EBUSY) {
+			return Loop{}, err
+		}
+		if err := wait.next(ctx); err != nil {
+			return Loop{}, fmt.Errorf("wait for a free loop device: %w", err)
+		}
+	}
+}
+
+// openBacking opens with O_DIRECT where that is possible: the loop driver then takes over both direct I/O and the block
+// size of the device below (drivers/block/loop.c, loop_configure).
+func openBacking(file string, readonly bool) (*os.File, error) {
+	flags := unix.O_RDWR | unix.O_CLOEXEC | unix.O_NONBLOCK
+	if readonly {
+		flags = unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK
+	}
+	f, err := os.OpenFile(file, flags|unix.O_DIRECT, 0)
+	if errors.Is(err, unix.EINVAL) {
+		f, err = os.OpenFile(file, flags, 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open backing file: %w", notFound(err))
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("backing file is not a regular file but %s: %w", st.Mode().Type(), blockdev.ErrInvalid)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func configure(number int, backing *os.File, opts LoopOptions) (Loop, error) {
+	path := fmt.Sprintf("/dev/loop%d", number)
+	flags := unix.O_RDWR
+	if opts.ReadOnly {
+		flags = unix.O_RDONLY
+	}
+	dev, err := openBlock(path, flags)
+	if err != nil {
+		return Loop{}, err
+	}
+	defer dev.Close()                                   //nolint:errcheck // nothing was written
+	config := unix.LoopConfig{Fd: uint32(backing.Fd())} //nolint:gosec // a file descriptor fits
+	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
+	if opts.ReadOnly {
+		config.Info.Flags |= unix.LO_FLAGS_READ_ONLY
+	}
+	copy(config.Info.File_name[:loNameSize-1], opts.Tag)
+	if err := unix.IoctlLoopConfigure(int(dev.Fd()), &config); err != nil {
+		return Loop{}, fmt.Errorf("configure %s: %w", path, err)
+	}
+	loop, ok, err := status(dev)
+	if err == nil && !ok {
+		err = fmt.Errorf("%s was detached at once: %w", path, blockdev.ErrNotFound)
+	}
+	if err == nil && opts.ReadOnly && !loop.ReadOnly {
+		err = fmt.Errorf("%s is writable although read-only was asked for: %w", path, blockdev.ErrUnsupported)
+	}
+	if err != nil {
+		return Loop{}, errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0))
+	}
+	return loop, nil
+}
+
+// limit adds the class to errors that mean there can be no further loop device.
+func limit(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("%w: %w", err, blockdev.ErrAttachLimit)
+	}
+	return err
+}
+
+// FindLoops lists the loop devices that stand for the file, whoever made them, the oldest number first.
+func FindLoops(file string) ([]Loop, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return nil, fmt.Errorf("look at %s: %w", file, notFound(err))
+	}
+	return loops(func(name string) bool {
+		var other unix.Stat_t
+		// A name that cannot be looked up may be that of our file in another mount namespace.
+		return unix.Stat(name, &other) != nil || other.Dev == st.Dev && other.Ino == st.Ino
+	}, func(l Loop) bool { return l.Dev == st.Dev && l.Inode == st.Ino })
+}
+
+// TaggedLoops lists the loop devices that were attached with the tag, also those whose file was deleted since.
+func TaggedLoops(tag string) ([]Loop, error) {
+	return loops(func(string) bool { return true }, func(l Loop) bool { return l.Tag == tag })
+}
+
+// LoopAt is the loop device at path; ok is false if no file is attached to it.
+func LoopAt(path string) (loop Loop, ok bool, err error) {
+	dev, err := openBlock(path, unix.O_RDONLY)
+	if err != nil {
+		return Loop{}, false, err
+	}
+	defer dev.Close() //nolint:errcheck // nothing was written
+	return status(dev)
+}
+
+// loops asks the kernel only about devices whose backing file name may be meant: opening a device delays its clearing by
+// others for that moment.
+func loops(mayBe func(backingName string) bool, match func(Loop) bool) ([]Loop, error) {
+	names, err := filepath.Glob(sysBlock + "/loop*/loop/backing_file")
+	if err != nil {
+		return nil, fmt.Errorf("list loop devices: %w", err)
+	}
+	var found []Loop
+	for _, name := range names {
+		backing, err := os.ReadFile(name) //nolint:gosec // sysfs
+		if err != nil {
+			continue // detached since the listing; unattached devices have no such file
+		}
+		if !mayBe(strings.TrimSuffix(string(backing), "\n")) {
+			continue
+		}
+		path := filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(name))))
+		loop, ok, err := LoopAt(path)
+		if errors.Is(err, blockdev.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list loop devices: %w", err)
+		}
+		if ok && match(loop) {
+			found = append(found, loop)
+		}
+	}
+	return found, nil
+}
+
+func status(dev *os.File) (Loop, bool, error) {
+	info, err := unix.IoctlLoopGetStatus64(int(dev.Fd()))
+	if errors.Is(err, unix.ENXIO) {
+		return Loop{}, false, nil
+	}
+	if err != nil {
+		return Loop{}, false, fmt.Errorf("ask status of %s: %w", dev.Name(), err)
+	}
+	ro, err := readOnly(dev)
+	if err != nil {
+		return Loop{}, false, err
+	}
+	return Loop{
+		Path:     dev.Name(),
+		Dev:      info.Device,
+		Inode:    info.Inode,
+		Tag:      unix.ByteSliceToString(info.File_name[:]),
+		ReadOnly: ro,
+		DirectIO: info.Flags&unix.LO_FLAGS_DIRECT_IO != 0,
+		Whole:    info.Offset == 0 && info.Sizelimit == 0,
+	}, true, nil
+}
+
+// DetachLoop detaches the device if it still is the loop device that was found: the number of a device that is gone is soon
+// another's. It returns when the device is free again, or ctx ends. One that is not attached any more, or is another's by
+// now, is no error. A device that is in use (see InUse) is ErrInUse and stays as it is; the kernel alone would accept the
+// request and detach it at an unknown time later.
+func DetachLoop(ctx context.Context, loop Loop) error {
+	if err := detachLoop(ctx, loop); err != nil {
+		return fmt.Errorf("detach loop device %s: %w", loop.Path, err)
+	}
+	return nil
+}
+
+func detachLoop(ctx context.Context, loop Loop) error {
+	dev, err := openBlock(loop.Path, unix.O_RDONLY|unix.O_EXCL)
+	if errors.Is(err, unix.EBUSY) {
+		return claimed(loop)
+	}
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	is, ok, err := status(dev)
+	if err != nil || !ok || !is.same(loop) {
+		return errors.Join(err, dev.Close())
+	}
+	err = unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0)
+	if errors.Is(err, unix.ENXIO) {
+		err = nil
+	}
+	// The kernel detaches when the last opener, at best this one, is gone.
+	if err := errors.Join(err, dev.Close()); err != nil {
+		return err
+	}
+	wait := newPoll()
+	for {
+		is, ok, err := attached(loop.Path)
+		if err != nil || !ok || !is.same(loop) {
+			return err
+		}
+		if err := wait.next(ctx); err != nil {
+			return fmt.Errorf("wait until nobody has the device open: %w", err)
+		}
+	}
+}
+
+// claimed tells a claim on our device from one on a device that has become another's.
+func claimed(loop Loop) error {
+	is, ok, err := LoopAt(loop.Path)
+	if err != nil || !ok || !is.same(loop) {
+		return err
+	}
+	return blockdev.ErrInUse
+}
+
+// attached looks in sysfs first, because opening the device would itself delay what is waited for.
+func attached(path string) (Loop, bool, error) {
+	_, err := os.Stat(filepath.Join(sysBlock, filepath.Base(path), "loop", "backing_file"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Loop{}, false, nil
+	}
+	if err != nil {
+		return Loop{}, false, fmt.Errorf("look at loop device: %w", err)
+	}
+	loop, ok, err := LoopAt(path)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return Loop{}, false, nil
+	}
+	return loop, ok, err
+}
+
+func (l Loop) same(other Loop) bool {
+	return l.Path == other.Path && l.Dev == other.Dev && l.Inode == other.Inode && l.Tag == other.Tag
+}
+
+// poll waits a little longer each time, for conditions that the kernel gives no event for.
+type poll struct{ delay time.Duration }
+
+func newPoll() *poll { return &poll{delay: pollFirst} }
+
+func (p *poll) next(ctx context.Context) error {
+	timer := time.NewTimer(p.delay)
+	defer timer.Stop()
+	p.delay = min(2*p.delay, pollMost)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
