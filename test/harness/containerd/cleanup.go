@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +25,80 @@ const reapTimeout = 20 * time.Second
 // directory. The directory itself stays, for its logs.
 func (d *Daemon) Close() error {
 	errs := []error{d.Stop()}
-	errs = append(errs, d.KillShims(), UnmountBelow(d.cfg.Dir))
+	sockets, err := d.shimSockets()
+	errs = append(errs, err, d.KillShims(), UnmountBelow(d.cfg.Dir), d.forgetNamespace())
+	for _, s := range sockets {
+		if err := os.Remove(s); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove socket of shim: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// shimSockets are the sockets of shims, all in one directory of the host, which those that are killed leave. Their names
+// are in each container's bundle, in a file that is named by version.
+func (d *Daemon) shimSockets() ([]string, error) {
+	var sockets []string
+	for _, name := range []string{"address", "bootstrap.json"} {
+		files, err := filepath.Glob(filepath.Join(d.cfg.state(), "io.containerd.runtime.v2.task/*/*", name))
+		if err != nil {
+			return nil, fmt.Errorf("list bundles: %w", err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				return nil, fmt.Errorf("read address of shim: %w", err)
+			}
+			if m := regexp.MustCompile(`unix://(/run/containerd/s/[0-9a-f]+)`).FindSubmatch(b); m != nil {
+				sockets = append(sockets, string(m[1]))
+			}
+		}
+	}
+	return sockets, nil
+}
+
+// forgetNamespace removes what runc and the kernel keep of the configured namespace: state of containers that were
+// killed, and cgroups, which are empty by now.
+func (d *Daemon) forgetNamespace() error {
+	name := d.cfg.Namespace
+	if name == "" {
+		return nil
+	}
+	errs := []error{os.RemoveAll(filepath.Join("/run/containerd/runc", name))}
+	groups, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", name))
+	errs = append(errs, err)
+	if one := filepath.Join("/sys/fs/cgroup", name); len(groups) == 0 {
+		groups = []string{one}
+	}
+	for _, group := range groups {
+		errs = append(errs, RemoveCgroup(group))
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveCgroup removes a cgroup and those below it, which must have no processes. One that does not exist is no error.
+func RemoveCgroup(group string) error {
+	var groups []string
+	err := filepath.WalkDir(group, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && e.IsDir() {
+			groups = append(groups, path)
+		}
+		return err
+	})
+	errs := []error{err}
+	for _, g := range slices.Backward(groups) {
+		// The last process may still be on its way out.
+		err := wait.Until(context.Background(), reapTimeout, "cgroup "+g+" to be empty", func(context.Context) error {
+			if err := unix.Rmdir(g); err != nil && !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+			return nil
+		})
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
 }
 

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+
+	"github.com/pelletier/go-toml/v2"
 )
 
 // Proxy is a proxy snapshotter that containerd is told about.
@@ -22,6 +24,9 @@ type Config struct {
 	Version string
 	// Dir holds everything: root, state, sockets, log. Sockets need it to be short.
 	Dir string
+	// Namespace for what names none; empty for "default". runc and the cgroups of the host know a container by namespace
+	// and name, so daemons that run at the same time need different ones. It is cleaned up by Close.
+	Namespace string
 	// Proxies beside the built-in snapshotters. Each can be used by pulls.
 	Proxies []Proxy
 	// CRISnapshotter is the snapshotter of CRI images; empty for overlayfs.
@@ -30,8 +35,11 @@ type Config struct {
 	SandboxImage string
 	// MaxConcurrentUnpacks of the transfer service; 0 for containerd's default, which is 1. Known since 2.2.
 	MaxConcurrentUnpacks int
-	// CAFile has certificates to trust in addition to none; empty for the system's.
+	// CAFile has the only certificates to trust; empty for the system's.
 	CAFile string
+	// Snippet is a configuration, in TOML, that is laid over the rest: tables are merged, everything else replaced. It
+	// decides the version of the format.
+	Snippet []byte
 }
 
 // Legacy says that the version is 1.x, whose ctr and configuration differ.
@@ -57,17 +65,56 @@ func (c Config) cniDir() string     { return filepath.Join(c.Dir, "cni") }
 func (c Config) cniBinDir() string  { return filepath.Join(c.Dir, "cni-bin") }
 func (c Config) configTOML() string { return filepath.Join(c.Dir, "containerd.toml") }
 
-// text is the configuration file in the newest form that the version knows: 2 for 1.7, 3 up to 2.2, then 4.
-func (c Config) text() string {
-	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	configVersion := 4
+// format is the newest version of the configuration file that the version of containerd knows.
+func (c Config) format() int64 {
 	switch {
 	case c.Legacy():
-		configVersion = 2
+		return 2
 	case c.minor() <= 2:
-		configVersion = 3
+		return 3
 	}
+	return 4
+}
+
+// text is the configuration file.
+func (c Config) text() ([]byte, error) {
+	var over, all map[string]any
+	if err := toml.Unmarshal(c.Snippet, &over); err != nil {
+		return nil, fmt.Errorf("decode snippet of configuration: %w", err)
+	}
+	format := c.format()
+	if v, ok := over["version"].(int64); ok {
+		format = v
+	}
+	own := c.own(format)
+	if err := toml.Unmarshal([]byte(own), &all); err != nil {
+		return nil, fmt.Errorf("decode configuration: %w\n%s", err, own)
+	}
+	merge(all, over)
+	b, err := toml.Marshal(all)
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	return b, nil
+}
+
+// merge lays tables over tables.
+func merge(under, over map[string]any) {
+	for key, value := range over {
+		table, isTable := value.(map[string]any)
+		below, wasTable := under[key].(map[string]any)
+		if isTable && wasTable {
+			merge(below, table)
+			continue
+		}
+		under[key] = value
+	}
+}
+
+// own is what the harness configures, in a format.
+func (c Config) own(configVersion int64) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("version = %d", configVersion)
 	line("root = %q", c.root())
 	line("state = %q", c.state())
@@ -90,7 +137,7 @@ func (c Config) text() string {
 	return b.String()
 }
 
-func (c Config) writeServers(line func(string, ...any), configVersion int) {
+func (c Config) writeServers(line func(string, ...any), configVersion int64) {
 	if configVersion < 4 {
 		line("[grpc]\n  address = %q", c.socket())
 		line("[ttrpc]\n  address = %q", c.socket()+".ttrpc")

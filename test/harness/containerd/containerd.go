@@ -69,7 +69,11 @@ func New(ctx context.Context, cfg Config) (*Daemon, error) {
 // Configure changes the configuration for the next Start.
 func (d *Daemon) Configure(change func(*Config)) error {
 	change(&d.cfg)
-	if err := os.WriteFile(d.cfg.configTOML(), []byte(d.cfg.text()), 0o600); err != nil {
+	text, err := d.cfg.text()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(d.cfg.configTOML(), text, 0o600); err != nil {
 		return fmt.Errorf("write configuration of containerd: %w", err)
 	}
 	return nil

@@ -49,7 +49,7 @@ func TestHarness(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, proxy.Close()) })
 
 	cfg := containerd.Config{
-		Version: version(), Dir: filepath.Join(dir, "c"), CRISnapshotter: "stock",
+		Version: version(), Dir: filepath.Join(dir, "c"), Namespace: filepath.Base(dir), CRISnapshotter: "stock",
 		Proxies: []containerd.Proxy{{Name: "stock", Socket: proxySocket, Root: proxyRoot}},
 	}
 	bases := map[string]uint32{"host": 0}

@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os/exec"
@@ -15,7 +16,7 @@ const CtrTimeout = 5 * time.Minute
 
 // PullOptions of Pull.
 type PullOptions struct {
-	// Namespace of containerd; empty for "default".
+	// Namespace of containerd; empty for that of the configuration.
 	Namespace string
 	// Snapshotter to unpack for; empty for the default.
 	Snapshotter string
@@ -27,9 +28,7 @@ type PullOptions struct {
 func (d *Daemon) Ctr(ctx context.Context, namespace string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, CtrTimeout)
 	defer cancel()
-	if namespace == "" {
-		namespace = "default"
-	}
+	namespace = cmp.Or(namespace, d.cfg.Namespace, "default")
 	all := append([]string{"--address", d.cfg.socket(), "--namespace", namespace}, args...)
 	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, "ctr"), all...)
 	cmd.WaitDelay = 5 * time.Second

@@ -1,0 +1,158 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/layerdisk/attrs"
+	"berth.dev/berth/test/harness/berth"
+)
+
+func (n *node) chainIDs(p pushed) []digest.Digest {
+	n.Helper()
+	config, err := p.img.ConfigFile()
+	require.NoError(n, err)
+	var diffIDs []digest.Digest
+	for _, d := range config.RootFS.DiffIDs {
+		diffIDs = append(diffIDs, digest.Digest(d.String()))
+	}
+	return identity.ChainIDs(diffIDs)
+}
+
+// withSnapshotter calls use with a snapshotter of the running containerd, in the node's namespace.
+func (n *node) withSnapshotter(name string, use func(context.Context, snapshots.Snapshotter)) {
+	n.Helper()
+	c, err := n.containerd.Client()
+	require.NoError(n, err)
+	defer func() { require.NoError(n, c.Close()) }()
+	use(namespaces.WithNamespace(n.Context(), filepath.Base(n.dir)), c.SnapshotService(name))
+}
+
+// tree is the whole content of an image as a container of it sees it, every attribute of every entry.
+func (n *node) tree(p pushed, snapshotter string) []attrs.Entry {
+	n.Helper()
+	chains := n.chainIDs(p)
+	var tree []attrs.Entry
+	n.withSnapshotter(snapshotter, func(ctx context.Context, sn snapshots.Snapshotter) {
+		key := "tree-" + snapshotter + digest.FromString(p.ref).Encoded()
+		mounts, err := sn.View(ctx, key, chains[len(chains)-1].String())
+		require.NoError(n, err)
+		dir, err := os.MkdirTemp(n.dir, "v")
+		require.NoError(n, err)
+		require.NoError(n, mount.All(mounts, dir))
+		tree, err = attrs.FromDir(ctx, dir)
+		err = errors.Join(err, mount.UnmountMounts(mounts, dir, 0), sn.Remove(ctx, key))
+		require.NoError(n, err)
+	})
+	require.NotEmpty(n, tree)
+	// No layer can set the modification time of the root directory: containerd ignores its entry, so it is the time of
+	// unpacking.
+	require.Equal(n, ".", tree[0].Path)
+	tree[0].MtimeSec, tree[0].MtimeNsec = 0, 0
+	return tree
+}
+
+// requireSameTree compares what berth gives with what overlayfs gives.
+func (n *node) requireSameTree(p pushed) {
+	n.Helper()
+	n.pullOverlay(p)
+	want, got := n.tree(p, "overlayfs"), n.tree(p, berth.PluginName)
+	diffs := attrs.Diff(want, got)
+	var text strings.Builder
+	for _, d := range diffs[:min(20, len(diffs))] {
+		fmt.Fprintln(&text, d)
+	}
+	require.Empty(n, diffs, "differs from overlayfs in %d places:\n%s", len(diffs), text.String())
+}
+
+// usage of each layer's snapshot, lowest first.
+func (n *node) usage(p pushed) []snapshots.Usage {
+	n.Helper()
+	var all []snapshots.Usage
+	n.withSnapshotter(berth.PluginName, func(ctx context.Context, sn snapshots.Snapshotter) {
+		for _, chain := range n.chainIDs(p) {
+			u, err := sn.Usage(ctx, chain.String())
+			require.NoError(n, err)
+			all = append(all, u)
+		}
+	})
+	return all
+}
+
+// localBytes are what berth's snapshots take on the local file system, by the blocks of their files.
+func (n *node) localBytes() int64 {
+	n.Helper()
+	var sum int64
+	root := filepath.Join(n.berthd.Root(), "snapshots")
+	require.NoError(n, filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFREG {
+			sum += st.Blocks * 512
+		}
+		return nil
+	}))
+	return sum
+}
+
+// loops are the loop devices with a backing file below dir.
+func loops(dir string) (map[string]string, error) {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if backing := strings.TrimSpace(string(b)); strings.HasPrefix(backing, dir+"/") {
+			found["/dev/"+strings.Split(f, "/")[3]] = backing
+		}
+	}
+	return found, nil
+}
+
+// detachLoops as a reboot does.
+func detachLoops(dir string) error {
+	devices, err := loops(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for device := range devices {
+		fd, err := unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("open %s: %w", device, err))
+			continue
+		}
+		if err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
+			errs = append(errs, fmt.Errorf("detach %s: %w", device, err))
+		}
+		errs = append(errs, unix.Close(fd))
+	}
+	return errors.Join(errs...)
+}
