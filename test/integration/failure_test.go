@@ -15,6 +15,8 @@ import (
 
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/test/harness/containerd"
+	"berth.dev/berth/test/harness/loop"
+	"berth.dev/berth/test/harness/mounts"
 	"berth.dev/berth/test/harness/registry"
 )
 
@@ -87,8 +89,8 @@ func (n *node) reboot() {
 	n.Helper()
 	require.NoError(n, n.containerd.Close())
 	require.NoError(n, n.berthd.Kill())
-	require.NoError(n, containerd.UnmountBelow(n.dir))
-	require.NoError(n, detachLoops(n.dir))
+	require.NoError(n, mounts.UnmountBelow(n.dir))
+	require.NoError(n, loop.DetachBelow(n.dir))
 	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(n.dir))
 	require.NoError(n, err)
 	require.Empty(n, left)
@@ -234,7 +236,7 @@ func TestRemovalReleasesAndDetaches(t *testing.T) {
 	_, err = n.containerd.Ctr(t.Context(), "", "content", "prune", "references") // runs the garbage collection
 	require.NoError(t, err)
 	n.eventually("the idle disk to be detached", func() error {
-		devices, err := loops(n.dir)
+		devices, err := loop.Below(n.dir)
 		if err != nil {
 			return err
 		}
@@ -266,7 +268,7 @@ func TestDetach(t *testing.T) {
 	require.Equal(t, "content of top", n.run(p, "c", "cat", "/s/top"))
 	require.NoError(t, n.containerd.RemoveImage(t.Context(), "", p.ref))
 	n.eventually("the drained disk to be detached", func() error {
-		devices, err := loops(n.dir)
+		devices, err := loop.Below(n.dir)
 		if err != nil {
 			return err
 		}

@@ -18,6 +18,8 @@ import (
 	"berth.dev/berth/test/harness/containerd"
 	"berth.dev/berth/test/harness/image"
 	"berth.dev/berth/test/harness/leak"
+	"berth.dev/berth/test/harness/loop"
+	"berth.dev/berth/test/harness/mounts"
 	"berth.dev/berth/test/harness/registry"
 	"berth.dev/berth/test/harness/tools"
 	"berth.dev/berth/test/harness/wait"
@@ -197,8 +199,8 @@ func (n *node) startBerthd() {
 // stopBerthd as an administrator who takes berth away: images first, disks next. Nothing may be left then.
 func (n *node) stopBerthd() {
 	require.NoError(n, n.berthd.Stop())
-	require.NoError(n, containerd.UnmountBelow(n.dir))
-	require.NoError(n, detachLoops(n.dir))
+	require.NoError(n, mounts.UnmountBelow(n.dir))
+	require.NoError(n, loop.DetachBelow(n.dir))
 }
 
 func (n *node) logOnFailure() {

@@ -13,10 +13,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"berth.dev/berth/test/harness/loop"
+	"berth.dev/berth/test/harness/mounts"
 	"berth.dev/berth/test/harness/process"
 	"berth.dev/berth/test/harness/wait"
 )
@@ -137,6 +140,32 @@ func (d *Daemon) Stop() error {
 		return nil
 	}
 	return d.proc.Stop(stopGrace)
+}
+
+// Close stops berthd and takes away what it leaves for the next one: mounted disks and their loop devices.
+func (d *Daemon) Close() error {
+	err := d.Stop()
+	devices, findErr := d.devices()
+	err = errors.Join(err, findErr, mounts.UnmountBelow(d.cfg.Dir))
+	for _, device := range devices {
+		err = errors.Join(err, loop.Detach(device))
+	}
+	return err
+}
+
+// devices are the loop devices mounted below the root.
+func (d *Daemon) devices() ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.Root()))
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	var devices []string
+	for _, m := range mounts {
+		if strings.HasPrefix(m.Source, "/dev/loop") {
+			devices = append(devices, m.Source)
+		}
+	}
+	return devices, nil
 }
 
 // Kill ends berthd as a crash does.

@@ -13,9 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"berth.dev/berth/test/harness/mounts"
 	"berth.dev/berth/test/harness/wait"
 )
 
@@ -26,7 +26,7 @@ const reapTimeout = 20 * time.Second
 func (d *Daemon) Close() error {
 	errs := []error{d.Stop()}
 	sockets, err := d.shimSockets()
-	errs = append(errs, err, d.KillShims(), UnmountBelow(d.cfg.Dir), d.forgetNamespace())
+	errs = append(errs, err, d.KillShims(), mounts.UnmountBelow(d.cfg.Dir), d.forgetNamespace())
 	for _, s := range sockets {
 		if err := os.Remove(s); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove socket of shim: %w", err))
@@ -167,24 +167,4 @@ func status(pid int) (parent int, zombie bool) {
 	}
 	parent, err = strconv.Atoi(fields[1])
 	return parent, err != nil || fields[0] == "Z"
-}
-
-// UnmountBelow unmounts everything below dir, the innermost first.
-func UnmountBelow(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return fmt.Errorf("list mounts below %s: %w", dir, err)
-	}
-	var errs []error
-	for i := len(mounts) - 1; i >= 0; i-- {
-		target := mounts[i].Mountpoint
-		err := unix.Unmount(target, 0)
-		if errors.Is(err, unix.EBUSY) {
-			err = unix.Unmount(target, unix.MNT_DETACH)
-		}
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", target, err))
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -5,13 +5,16 @@ package leak
 import (
 	"errors"
 	"fmt"
-	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
+
+	"berth.dev/berth/test/harness/loop"
 )
 
 // Below lists what still refers to the directory: mounts on it or of files in it, loop devices with backing files in
@@ -49,22 +52,13 @@ func mounts(dir string) ([]string, error) {
 func within(dir, path string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 
 func loops(dir string) ([]string, error) {
-	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	devices, err := loop.Below(dir)
 	if err != nil {
-		return nil, fmt.Errorf("list loop devices: %w", err)
+		return nil, err
 	}
 	var found []string
-	for _, file := range files {
-		backing, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // detached meanwhile
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read backing file: %w", err)
-		}
-		if name := strings.TrimSpace(string(backing)); within(dir, name) {
-			found = append(found, "loop device "+strings.Split(file, "/")[3]+" of "+name)
-		}
+	for _, device := range slices.Sorted(maps.Keys(devices)) {
+		found = append(found, "loop device "+filepath.Base(device)+" of "+devices[device])
 	}
 	return found, nil
 }
