@@ -49,7 +49,9 @@ func (n *node) tree(p pushed, snapshotter string) []attrs.Entry {
 	var tree []attrs.Entry
 	n.withSnapshotter(snapshotter, func(ctx context.Context, sn snapshots.Snapshotter) {
 		key := "tree-" + snapshotter + digest.FromString(p.ref).Encoded()
-		mounts, err := sn.View(ctx, key, chains[len(chains)-1].String())
+		// Without the label, garbage collection takes what nothing refers to.
+		root := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"})
+		mounts, err := sn.View(ctx, key, chains[len(chains)-1].String(), root)
 		require.NoError(n, err)
 		dir, err := os.MkdirTemp(n.dir, "v")
 		require.NoError(n, err)
