@@ -87,6 +87,7 @@ func BenchmarkMetadata(b *testing.B) {
 	img := readLayers(b, discardAt{}, layer)
 	runtime.GC()
 	runtime.ReadMemStats(&read)
+	runtime.KeepAlive(layer)
 	plan, err := erofs.Plan(img)
 	require.NoError(b, err)
 	runtime.GC()

@@ -27,13 +27,31 @@ func Mount(t testing.TB, source, kind, options string, flags uintptr) string {
 	return dir
 }
 
-// Apply unpacks a layer with containerd into a tmpfs.
-func Apply(t testing.TB, layer []byte) (string, error) {
+// Directory is a tmpfs for layers that containerd unpacks, until the test ends.
+type Directory struct {
+	root string
+}
+
+// Scratch mounts a Directory.
+func Scratch(t testing.TB) *Directory {
 	t.Helper()
-	dir := filepath.Join(Mount(t, "tmpfs", "tmpfs", "", 0), "fs")
+	return &Directory{root: Mount(t, "tmpfs", "tmpfs", "", 0)}
+}
+
+// Apply unpacks a layer with containerd and returns the directory, which the next Apply removes.
+func (d *Directory) Apply(t testing.TB, layer []byte) (string, error) {
+	t.Helper()
+	dir := filepath.Join(d.root, "fs")
+	require.NoError(t, os.RemoveAll(dir))
 	require.NoError(t, os.Mkdir(dir, 0o755))
 	_, err := archive.Apply(t.Context(), dir, bytes.NewReader(layer), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
 	return dir, err
+}
+
+// Apply unpacks one layer with containerd.
+func Apply(t testing.TB, layer []byte) (string, error) {
+	t.Helper()
+	return Scratch(t).Apply(t, layer)
 }
 
 // Seen is everything that lstat, listxattr and reading tell about a name.
