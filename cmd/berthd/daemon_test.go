@@ -18,6 +18,7 @@ import (
 )
 
 func TestStartAndStop(t *testing.T) {
+	t.Parallel()
 	p := newProcess(t, "")
 	p.start()
 	info, err := os.Stat(p.socket())
@@ -46,6 +47,7 @@ func TestStartAndStop(t *testing.T) {
 }
 
 func TestOneDaemonPerRootAndSocket(t *testing.T) {
+	t.Parallel()
 	first := newProcess(t, "")
 	first.start()
 
@@ -74,6 +76,7 @@ func TestOneDaemonPerRootAndSocket(t *testing.T) {
 }
 
 func TestSocketLeftBehind(t *testing.T) {
+	t.Parallel()
 	p := newProcess(t, "")
 	p.start()
 	p.kill()
@@ -106,6 +109,7 @@ func TestSocketIsPrivateAtOnce(t *testing.T) {
 }
 
 func TestWatchdog(t *testing.T) {
+	t.Parallel()
 	p := newProcess(t, "")
 	p.begin("WATCHDOG_USEC=200000") // no WATCHDOG_PID: for whichever process reads it
 	p.notified("WATCHDOG=1")
@@ -154,6 +158,7 @@ func TestConfigCommands(t *testing.T) {
 }
 
 func TestLogFormat(t *testing.T) {
+	t.Parallel()
 	p := newProcess(t, "[log]\nformat = \"json\"\nlevel = \"info\"\n")
 	p.start()
 	p.stop()
@@ -165,6 +170,7 @@ func TestLogFormat(t *testing.T) {
 
 // TestMetricsAddressTaken: no metrics, but a daemon.
 func TestMetricsAddressTaken(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -177,6 +183,7 @@ func TestMetricsAddressTaken(t *testing.T) {
 
 // TestIdleMemory measures the program as it is installed: the test binary carries more, and perhaps the race detector.
 func TestIdleMemory(t *testing.T) {
+	t.Parallel()
 	p := newProcess(t, "[metrics]\naddress = \"127.0.0.1:0\"\n")
 	binary := p.path("berthd")
 	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, ".").CombinedOutput()
