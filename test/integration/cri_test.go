@@ -77,7 +77,10 @@ func TestCRI(t *testing.T) {
 // copied. containerd 1.7 knows no id-mapped mounts and copies.
 func TestUserNamespacePod(t *testing.T) {
 	n := newNode(t)
-	p := n.push("all", n.fiveLayers()...)
+	p := n.push("owners", n.busybox(), everyKind(), image.Layer{Entries: []image.Entry{
+		image.Dir("o", image.Owner(1000, 1001)), image.File("o/own", "o", image.Owner(1000, 65535)),
+		image.File("o/far", "f", image.Owner(65536, 4000000000)),
+	}})
 	n.pauseImage = n.push("pause", n.busybox()).ref
 	n.attachAtStart("d", n.build("d", p))
 	n.start()
@@ -86,12 +89,12 @@ func TestUserNamespacePod(t *testing.T) {
 	require.NoError(t, err)
 	before := n.localBytes()
 	pod := n.pod(c, "userns", ref, 1<<20)
-	out, err := pod.Exec(t.Context(), "stat", "-c", "%u:%g", "/bin/busybox", "/a", "/a/setuid")
+	out, err := pod.Exec(t.Context(), "stat", "-c", "%u:%g", "/bin/busybox", "/o", "/o/own", "/o/far")
 	require.NoError(t, err)
-	require.Equal(t, "0:0\n1000:65534\n0:0\n", out, "70000 lies outside of the mapped ids")
-	out, err = pod.Exec(t.Context(), "sh", "-c", "echo new > /a/new && stat -c %u:%g /a/new && cat /proc/self/uid_map")
+	require.Equal(t, "0:0\n1000:1001\n1000:65535\n65534:65534\n", out, "the last owner lies outside of the mapped ids")
+	out, err = pod.Exec(t.Context(), "sh", "-c", "echo new > /o/new && stat -c %u:%g /o/new && cat /proc/self/uid_map")
 	require.NoError(t, err)
-	require.Equal(t, []string{"0:65534", "0", "1048576", "65536"}, strings.Fields(out))
+	require.Equal(t, []string{"0:0", "0", "1048576", "65536"}, strings.Fields(out))
 	t.Logf("CreateContainer took %v", pod.CreateContainer)
 	if !legacy() {
 		require.Less(t, n.localBytes()-before, int64(1<<20), "the image is copied")

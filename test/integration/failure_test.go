@@ -215,7 +215,7 @@ func flip(t *testing.T, f *os.File, offset int64) {
 // Removing the image lets go of the disk, and an idle disk is detached.
 func TestRemovalReleasesAndDetaches(t *testing.T) {
 	n := newNode(t)
-	n.idle = 500 * time.Millisecond
+	n.idle = 5 * time.Second // enough to begin the pull on a busy machine
 	p := n.push("all", n.fiveLayers()...)
 	disk := n.build("d", p)
 	n.start()

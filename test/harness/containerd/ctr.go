@@ -5,8 +5,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -78,14 +80,31 @@ func (d *Daemon) Run(ctx context.Context, ref, container string, opts RunOptions
 	if opts.Snapshotter != "" {
 		args = append(args, "--snapshotter", opts.Snapshotter)
 	}
-	args = append(args, ref, container)
-	return d.Ctr(ctx, opts.Namespace, append(args, command...)...)
+	return d.withOutput(ctx, opts.Namespace, args, append([]string{ref, container}, command...))
 }
 
-// Exec runs a command in a running container.
+// Exec runs a command in a running container and returns its output.
 func (d *Daemon) Exec(ctx context.Context, namespace, container string, command ...string) (string, error) {
 	id := fmt.Sprintf("e%d", time.Now().UnixNano())
-	return d.Ctr(ctx, namespace, append([]string{"tasks", "exec", "--exec-id", id, container}, command...)...)
+	return d.withOutput(ctx, namespace, []string{"tasks", "exec", "--exec-id", id}, append([]string{container}, command...))
+}
+
+// withOutput runs ctr with the container's output going to a file. By its own way, ctr can lose the output of a process
+// that ends at once: it stops to copy when the process has ended.
+func (d *Daemon) withOutput(ctx context.Context, namespace string, flags, args []string) (string, error) {
+	f, err := os.CreateTemp(d.cfg.Dir, "output")
+	if err != nil {
+		return "", fmt.Errorf("make file for output: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return "", fmt.Errorf("make file for output: %w", err)
+	}
+	_, err = d.Ctr(ctx, namespace, slices.Concat(flags, []string{"--log-uri", "file://" + f.Name()}, args)...)
+	output, readErr := os.ReadFile(f.Name())
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, output)
+	}
+	return string(output), readErr
 }
 
 // RemoveContainer kills a container's task, if there is one, and deletes both.
