@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/layerdisktest"
-	"github.com/stretchr/testify/require"
 )
 
 // testImages share layers and stacks in every way that images do.

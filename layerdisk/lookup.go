@@ -1,6 +1,8 @@
 package layerdisk
 
 import (
+	"slices"
+
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -54,6 +56,21 @@ func (l *Lookup) Chain(chainID digest.Digest) (Chain, Layer, bool) {
 	c := l.index.Chains[i]
 	layer, ok := l.Layer(c.DiffID)
 	return c, layer, ok
+}
+
+// Stack gives the layers of a chain, the lowest first, nil if the chain is not there.
+func (l *Lookup) Stack(chainID digest.Digest) []Layer {
+	var stack []Layer
+	for chainID != "" {
+		c, layer, ok := l.Chain(chainID)
+		if !ok {
+			return nil
+		}
+		stack = append(stack, layer)
+		chainID = c.Parent
+	}
+	slices.Reverse(stack)
+	return stack
 }
 
 // Layer finds a layer by its diff ID.

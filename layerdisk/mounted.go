@@ -96,6 +96,38 @@ func ReadMountedFile(dir, name string, maxBytes int64) ([]byte, error) {
 	return root.readFile(name, maxBytes)
 }
 
+// ReadMountedDir gives the names in a directory of the disk mounted at dir, sorted, on the same terms as
+// ReadMountedFile.
+func ReadMountedDir(dir, name string) ([]string, error) {
+	root, err := openRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close() //nolint:errcheck // opened for reading
+	if err := root.checkDir(name); err != nil {
+		return nil, err
+	}
+	entries, err := fs.ReadDir(root.FS(), name)
+	if err != nil {
+		return nil, fmt.Errorf("read directory %s: %w", name, err)
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}
+
+// CheckLayerDir checks one layer directory of the disk mounted at dir as OpenMounted does with all of them.
+func CheckLayerDir(dir string, number int) error {
+	root, err := openRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // opened for reading
+	return root.checkDir(LayerDir(number))
+}
+
 // diskRoot walks a mounted disk without ever leaving it.
 type diskRoot struct {
 	*os.Root

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -54,6 +55,28 @@ func SetReadOnly(path string, readonly bool) (was bool, err error) {
 		return false, err
 	}
 	defer f.Close() //nolint:errcheck // nothing was written
+	return setReadOnly(f, readonly)
+}
+
+// ClaimReadOnly makes the kernel refuse writes to the block device at path, which nobody may use: others that have it
+// mounted, it or a part of it, would lose what they write. It says what was so before. A device that is read-only already may be in
+// use; one that is not, and is in use, is ErrInUse.
+func ClaimReadOnly(path string) (was bool, err error) {
+	if was, err = ReadOnly(path); err != nil || was {
+		return was, err
+	}
+	f, err := openBlock(path, unix.O_RDONLY|unix.O_EXCL)
+	if errors.Is(err, unix.EBUSY) {
+		return false, fmt.Errorf("make device %s read-only: unmount it first: %w", path, blockdev.ErrInUse)
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	return setReadOnly(f, true)
+}
+
+func setReadOnly(f *os.File, readonly bool) (was bool, err error) {
 	was, err = readOnly(f)
 	if err != nil || was == readonly {
 		return was, err
@@ -63,14 +86,14 @@ func SetReadOnly(path string, readonly bool) (was bool, err error) {
 		flag = 1
 	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, flag); err != nil {
-		return was, fmt.Errorf("set read-only flag of device %s: %w", path, err)
+		return was, fmt.Errorf("set read-only flag of device %s: %w", f.Name(), err)
 	}
 	is, err := readOnly(f)
 	if err != nil {
 		return was, err
 	}
 	if is != readonly {
-		return was, fmt.Errorf("set read-only flag of device %s: the device kept its own: %w", path, blockdev.ErrUnsupported)
+		return was, fmt.Errorf("set read-only flag of device %s: the device kept its own: %w", f.Name(), blockdev.ErrUnsupported)
 	}
 	return was, nil
 }
@@ -118,4 +141,36 @@ func notFound(err error) error {
 		return fmt.Errorf("%w: %w", err, blockdev.ErrNotFound)
 	}
 	return err
+}
+
+// firstBytes is a multiple of every logical block size that Linux knows and of the page, as O_DIRECT wants it.
+const firstBytes = 4096
+
+// ReadFirst reads the first 4096 bytes of the block device at path from the device itself, past the page cache where the
+// device can do that, so that one that has gone or is broken shows. The device must be the one of the number, else
+// ErrNotFound.
+func ReadFirst(path string, number uint64) ([]byte, error) {
+	f, err := openBlock(path, unix.O_RDONLY|unix.O_DIRECT)
+	if errors.Is(err, unix.EINVAL) {
+		f, err = openBlock(path, unix.O_RDONLY)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("look at device %s: %w", path, err)
+	}
+	if st.Rdev != number {
+		return nil, fmt.Errorf("device %s has number %d:%d now and had %d:%d: %w", path,
+			unix.Major(st.Rdev), unix.Minor(st.Rdev), unix.Major(number), unix.Minor(number), blockdev.ErrNotFound)
+	}
+	twice := make([]byte, 2*firstBytes)
+	skip := -int(uintptr(unsafe.Pointer(&twice[0]))) & (firstBytes - 1) //nolint:gosec // only to align the buffer
+	buf := twice[skip : skip+firstBytes]
+	if _, err := io.ReadFull(f, buf); err != nil {
+		return nil, fmt.Errorf("read device %s: %w", path, err)
+	}
+	return buf, nil
 }

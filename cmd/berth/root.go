@@ -12,6 +12,8 @@ func newRoot() *cobra.Command {
 	}
 	root.AddCommand(
 		newBuild(),
+		newInspect(),
+		newVerify(),
 	)
 	return root
 }

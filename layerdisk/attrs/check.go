@@ -24,8 +24,9 @@ const (
 )
 
 // Listed says whether an extended attribute belongs to a layer, and so to a listing. All do, in every name space, but
-// the labels of SELinux and Smack: the kernel of the node makes them up for every file it has a policy for, whatever
-// the disk says, so they tell of the node and not of the layer.
+// the labels of SELinux and Smack: the kernel of a node with such a policy answers with its own label for every file,
+// whatever the disk says, so what is read back tells of the node and not of the layer. A layer may carry them, as those
+// built on such a node do; encoding and comparing pass over them.
 func Listed(xattr string) bool {
 	return xattr != "security.selinux" && !strings.HasPrefix(xattr, "security.SMACK64")
 }
@@ -115,9 +116,6 @@ func checkXattrs(xattrs map[string][]byte) error {
 		listBytes += len(name) + 1
 		if name == "" || len(name) > MaxXattrNameBytes || strings.ContainsRune(name, 0) {
 			return fmt.Errorf("xattr name of %d bytes is empty, longer than %d or holds a NUL", len(name), MaxXattrNameBytes)
-		}
-		if !Listed(name) {
-			return fmt.Errorf("xattr %s is the node's and not the layer's", Escape(name))
 		}
 		if len(value) > MaxXattrValueBytes {
 			return fmt.Errorf("xattr %s has %d bytes, more than %d", Escape(name), len(value), MaxXattrValueBytes)

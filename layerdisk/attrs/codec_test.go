@@ -5,8 +5,9 @@ import (
 	"slices"
 	"testing"
 
-	"berth.dev/berth/layerdisk/attrs"
 	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/layerdisk/attrs"
 )
 
 // sample has one entry of every kind, with bytes that need escaping wherever bytes are free.

@@ -191,7 +191,7 @@ func appendChanges(diffs []Difference, want, got *Entry, wantContent, gotContent
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
 		w, g := xattr(want, name), xattr(got, name)
-		if w != g {
+		if w != g && Listed(name) {
 			diffs = append(diffs, Difference{Kind: Changed, Path: want.Path, Attribute: "xattr:" + name, Want: w, Got: g})
 		}
 	}

@@ -130,6 +130,9 @@ func appendEntry(b []byte, e *Entry) []byte {
 	}
 	if len(e.Xattrs) > 0 {
 		for _, name := range slices.Sorted(maps.Keys(e.Xattrs)) {
+			if !Listed(name) {
+				continue
+			}
 			b = append(b, " xattr:"...)
 			b = appendEscaped(b, name)
 			b = append(b, '=')

@@ -14,6 +14,19 @@ func Escape(s string) string {
 	return string(appendEscaped(make([]byte, 0, len(s)), s))
 }
 
+// Printable makes a message safe to print: what is not printable ASCII is escaped, all else is left as it is.
+func Printable(s string) string {
+	b := make([]byte, 0, len(s))
+	for i := range len(s) {
+		if c := s[i]; c >= ' ' && c < 0x7f {
+			b = append(b, c)
+		} else {
+			b = appendEscaped(b, s[i:i+1])
+		}
+	}
+	return string(b)
+}
+
 func appendEscaped[T string | []byte](b []byte, s T) []byte {
 	for i := range len(s) {
 		if c := s[i]; isPlain(c) {

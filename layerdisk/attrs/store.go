@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
@@ -49,8 +51,33 @@ func Load(r io.Reader, maxBytes int64) (entries []Entry, digest string, err erro
 		}
 		entries = append(entries, e)
 	}
+	if err := checkLinks(entries); err != nil {
+		return nil, "", fmt.Errorf("decode listing: %w: %w", err, errdefs.ErrDataLoss)
+	}
 	digest, err = d.Digest()
 	return entries, digest, err
+}
+
+// checkLinks wants each hard link to name the first entry of its inode and to have the inode's attributes.
+func checkLinks(sorted []Entry) error {
+	for i := range sorted {
+		link := &sorted[i]
+		if link.HardLink == "" {
+			continue
+		}
+		at, ok := slices.BinarySearchFunc(sorted[:i], Entry{Path: link.HardLink}, Compare)
+		if ok && sorted[at].HardLink == "" && sameInode(&sorted[at], link) {
+			continue
+		}
+		return fmt.Errorf("entry %q is a hard link to %s, which is no entry of the same inode", Escape(link.Path), Escape(link.HardLink))
+	}
+	return nil
+}
+
+func sameInode(a, b *Entry) bool {
+	return a.Type == b.Type && a.Mode == b.Mode && a.UID == b.UID && a.GID == b.GID && a.Size == b.Size &&
+		a.MtimeSec == b.MtimeSec && a.MtimeNsec == b.MtimeNsec && a.Target == b.Target &&
+		a.DevMajor == b.DevMajor && a.DevMinor == b.DevMinor && maps.EqualFunc(a.Xattrs, b.Xattrs, bytes.Equal)
 }
 
 // boundedReader fails where io.LimitReader would pretend that the listing ends, and gives errors of the decompressor

@@ -11,11 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"berth.dev/berth/layerdisk/attrs"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/layerdisk/attrs"
 )
 
 func needRoot(t *testing.T) {

@@ -8,11 +8,12 @@ import (
 	"strings"
 	"time"
 
-	"berth.dev/berth/layerdisk"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"berth.dev/berth/layerdisk"
 )
 
 // Image is an image to be on the disk.

@@ -1,0 +1,284 @@
+package stage
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/google/uuid"
+
+	"berth.dev/berth/blockdev/fsmount"
+	"berth.dev/berth/layerdisk"
+)
+
+// undoTimeout bounds undoing a Stage that went wrong, whose own context may have ended.
+const undoTimeout = 30 * time.Second
+
+// Stage has the disk ready when it returns without error. Staging the same again changes nothing but Keep, and ends a
+// drain; several at once make one attachment. If a disk that is new here cannot be made ready, everything is undone and
+// forgotten; undoing that does not succeed at once goes on in the background.
+//
+// Errors: errdefs.ErrAlreadyExists if the name, the volume or the very same layer disk is staged already in another way;
+// layerdisk.ErrOtherDisk, ErrNotLayerDisk, ErrVersion, ErrCorrupt; and those of the driver.
+func (s *Stager) Stage(ctx context.Context, spec Spec) (DiskStatus, error) {
+	if err := spec.validate(); err != nil {
+		return DiskStatus{}, fmt.Errorf("stage disk: %w", err)
+	}
+	for {
+		d, err := s.want(spec)
+		if err != nil {
+			return DiskStatus{}, fmt.Errorf("stage disk %s: %w", spec.Name, err)
+		}
+		if err := d.key.lock(ctx); err != nil {
+			s.forget(d)
+			return DiskStatus{}, fmt.Errorf("stage disk %s: wait for what is being done with it: %w", spec.Name, err)
+		}
+		status, gone, err := s.stageLocked(ctx, d, spec)
+		s.unlock(d)
+		if gone {
+			continue // it left while we waited for it, so ours is a new one
+		}
+		if err != nil {
+			return DiskStatus{}, fmt.Errorf("stage disk %s: %w", spec.Name, err)
+		}
+		return status, nil
+	}
+}
+
+// want finds the disk of the spec or adds it.
+func (s *Stager) want(spec Spec) (*disk, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	if _, ok := s.drivers[spec.Driver]; !ok {
+		return nil, fmt.Errorf("no driver %q here: %w", spec.Driver, errdefs.ErrInvalidArgument)
+	}
+	if d := s.fleet.byName[spec.Name]; d != nil {
+		if !d.rec.Spec.sameSource(spec) {
+			return nil, fmt.Errorf("the name is that of another disk, %s: unstage it or take another name: %w", d.rec.Spec.source(), errdefs.ErrAlreadyExists)
+		}
+		d.waiters++
+		return d, nil
+	}
+	for _, d := range s.fleet.byName {
+		if spec.VolumeID != "" && d.rec.Spec.sameSource(spec) {
+			return nil, fmt.Errorf("volume %s is staged as disk %s: %w", spec.VolumeID, d.rec.Spec.Name, errdefs.ErrAlreadyExists)
+		}
+	}
+	rec := record{Spec: spec, Goal: goalStaged, Step: StateWanted, Number: s.fleet.freeNumber(nil), Since: time.Now()}
+	if spec.SnapshotID != "" {
+		// The storage may be shared by many nodes that all have disks of this name.
+		rec.VolumeName = "berth-" + spec.Name + "-" + uuid.NewString()
+	}
+	d := &disk{
+		rec:          rec,
+		pendingSince: time.Now(),
+		key:          newKey(),
+		waiters:      1,
+	}
+	s.fleet.add(d)
+	return d, nil
+}
+
+// forget gives up waiting for a disk that want returned. One that was new, that nobody else wants and that was never
+// worked on, goes.
+func (s *Stager) forget(d *disk) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.waiters--
+	if d.waiters == 0 && !d.journalled && !d.removed {
+		s.fleet.remove(d)
+	}
+}
+
+func (s *Stager) stageLocked(ctx context.Context, d *disk, spec Spec) (status DiskStatus, gone bool, err error) {
+	s.mu.Lock()
+	d.waiters--
+	gone, known := d.removed, d.journalled
+	s.mu.Unlock()
+	if gone {
+		return DiskStatus{}, true, nil
+	}
+	if err := s.accept(d, spec); err != nil {
+		return DiskStatus{}, false, err
+	}
+	if !s.isUp(d) {
+		if err := s.raise(ctx, d); err != nil {
+			return DiskStatus{}, false, s.notRaised(ctx, d, known, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fleet.status(d, s.root), false, nil
+}
+
+// accept journals that the disk is wanted, by this spec.
+func (s *Stager) accept(d *disk, spec Spec) error {
+	rec := s.record(d)
+	if rec.Identity.UUID != "" {
+		if err := rec.Identity.Check(spec.Expect); err != nil {
+			return err
+		}
+	}
+	same := rec.Goal == goalStaged && !rec.Draining && rec.Spec == spec
+	if same && s.isJournalled(d) {
+		return nil
+	}
+	err := s.put(d, func(rec *record) {
+		rec.Spec, rec.Goal, rec.Draining = spec, goalStaged, false
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && !d.journalled {
+		s.fleet.remove(d)
+	}
+	s.fleet.place(d)
+	return err
+}
+
+// notRaised undoes what was done for a disk that is new here. One that was known before stays, to be tried again.
+func (s *Stager) notRaised(ctx context.Context, d *disk, known bool, cause error) error {
+	if known {
+		s.failed(d, cause)
+		return cause
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if err := s.lower(undo, d); err != nil {
+		err = fmt.Errorf("undo: %w", err)
+		s.failed(d, err)
+		return errors.Join(cause, err)
+	}
+	return cause
+}
+
+// UnstageOptions say what to do with a disk in use.
+type UnstageOptions struct {
+	// Drain lets the disk go as soon as its last holder releases it, and hands out no more of its layers until then.
+	Drain bool
+}
+
+// Unstage unmounts and detaches the disk, deletes the volume if it was made here, and forgets the disk. A disk in use is
+// errdefs.ErrFailedPrecondition, or with Drain no error; holders is then how many still use it. An unknown name is
+// errdefs.ErrNotFound. Whatever fails on the way goes on in the background.
+func (s *Stager) Unstage(ctx context.Context, name string, opts UnstageOptions) (holders int, err error) {
+	s.mu.Lock()
+	d, err := s.fleet.byName[name], s.ready()
+	if err == nil && !s.reconciled {
+		err = fmt.Errorf("it is not known yet which disks are in use: %w", errdefs.ErrUnavailable)
+	}
+	s.mu.Unlock()
+	if err == nil && d == nil {
+		err = fmt.Errorf("no such disk: %w", errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("unstage disk %s: %w", name, err)
+	}
+	if err := d.key.lock(ctx); err != nil {
+		return 0, fmt.Errorf("unstage disk %s: wait for what is being done with it: %w", name, err)
+	}
+	defer s.unlock(d)
+	holders, err = s.unstageLocked(ctx, d, opts)
+	if err != nil {
+		return holders, fmt.Errorf("unstage disk %s: %w", name, err)
+	}
+	return holders, nil
+}
+
+func (s *Stager) unstageLocked(ctx context.Context, d *disk, opts UnstageOptions) (holders int, err error) {
+	s.mu.Lock()
+	removed, holders := d.removed, s.fleet.holders(d)
+	if holders == 0 {
+		s.fleet.withdraw(d)
+	}
+	s.mu.Unlock()
+	if removed {
+		return 0, nil
+	}
+	if holders > 0 && !opts.Drain {
+		return holders, fmt.Errorf("%d snapshots use its layers: remove the images that use them, or drain the disk: %w", holders, errdefs.ErrFailedPrecondition)
+	}
+	if holders > 0 {
+		err := s.put(d, func(rec *record) { rec.Draining = true })
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.fleet.place(d)
+		s.wake() // the last holder may have gone meanwhile
+		return holders, err
+	}
+	if err := s.lower(ctx, d); err != nil {
+		s.failed(d, err)
+		return 0, err
+	}
+	return 0, nil
+}
+
+// Disks lists all disks by name.
+func (s *Stager) Disks() []DiskStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]DiskStatus, 0, len(s.fleet.byName))
+	for _, d := range s.fleet.byName {
+		list = append(list, s.fleet.status(d, s.root))
+	}
+	slices.SortFunc(list, func(a, b DiskStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// FoundImage is an image in the index of a disk that serves. It is shared and must not be changed.
+type FoundImage struct {
+	DiskName string
+	Image    layerdisk.Image
+}
+
+// Images finds the images of a normalised reference on the disks that serve, by the names of the disks. A nil matcher
+// takes every platform.
+func (s *Stager) Images(reference string, platform platforms.Matcher) []FoundImage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []FoundImage
+	for _, d := range s.fleet.byName {
+		if !d.up || d.lookup == nil {
+			continue
+		}
+		for _, img := range d.lookup.Images(reference, platform) {
+			found = append(found, FoundImage{d.rec.Spec.Name, img})
+		}
+	}
+	slices.SortStableFunc(found, func(a, b FoundImage) int { return cmp.Compare(a.DiskName, b.DiskName) })
+	return found
+}
+
+// Foreign lists mounts below our directory that belong to none of our disks. They are left alone, and their directories
+// are not used.
+func (s *Stager) Foreign() ([]fsmount.Mounted, error) {
+	mounts, err := s.system.Below(s.root)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ours := make(map[string]bool)
+	for _, d := range s.fleet.byName {
+		ours[d.rec.target(s.root)] = true
+	}
+	return slices.DeleteFunc(mounts, func(m fsmount.Mounted) bool { return ours[m.Target] }), nil
+}
+
+func (s *Stager) warnForeign(ctx context.Context) {
+	foreign, err := s.Foreign()
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("cannot look for foreign mounts")
+	}
+	for _, m := range foreign {
+		log.G(ctx).WithField("mount", m.Target).WithField("source", m.Source).Warn("foreign mount in the directory of layer disks is left alone")
+	}
+}

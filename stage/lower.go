@@ -1,0 +1,203 @@
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/retry"
+)
+
+// lower undoes raise, from whatever point it came to, and forgets the disk. The caller holds the disk's key and has made
+// sure that nobody holds the disk.
+func (s *Stager) lower(ctx context.Context, d *disk) error {
+	s.mu.Lock()
+	s.fleet.withdraw(d)
+	s.mu.Unlock()
+	err := s.put(d, func(rec *record) { rec.Goal, rec.Step = goalGone, StateUnmounting })
+	if err != nil {
+		return err
+	}
+	if err := s.observed(StepUnmount, func() error { return s.unmount(ctx, d) }); err != nil {
+		return err
+	}
+	if err := s.detach(ctx, d); err != nil {
+		return err
+	}
+	if err := s.delete(ctx, d); err != nil {
+		return err
+	}
+	rec := s.record(d)
+	s.failpoint("before forget")
+	if err := s.journal.remove(rec.Spec.Name); err != nil {
+		return err
+	}
+	s.failpoint("after forget")
+	s.mu.Lock()
+	s.fleet.remove(d)
+	s.mu.Unlock()
+	log.G(ctx).WithField("disk", rec.Spec.Name).Info("layer disk has left")
+	return nil
+}
+
+func (s *Stager) unmount(ctx context.Context, d *disk) error {
+	rec := s.record(d)
+	err := await(ctx, func() error {
+		_, err := s.clear(rec, 0)
+		return err
+	})
+	if errors.Is(err, errForeign) {
+		return nil // it stays, and so does the directory
+	}
+	if err != nil {
+		return err
+	}
+	// Never RemoveAll: whatever is in the directory is not ours.
+	if err := os.Remove(rec.target(s.root)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove directory that was mounted on: %w", err)
+	}
+	return nil
+}
+
+func (s *Stager) detach(ctx context.Context, d *disk) error {
+	rec := s.record(d)
+	if !rec.AttachBegun {
+		return nil
+	}
+	driver, err := s.driver(d)
+	if err != nil {
+		return err
+	}
+	if err := s.put(d, func(rec *record) { rec.Step = StateDetaching }); err != nil {
+		return err
+	}
+	err = s.observed(StepDetach, func() error {
+		return retry.Do(ctx, func(ctx context.Context) error { return driver.Detach(ctx, rec.VolumeID) })
+	})
+	if err != nil {
+		return fmt.Errorf("detach volume %s: %w", rec.VolumeID, err)
+	}
+	s.mu.Lock()
+	d.device = ""
+	s.mu.Unlock()
+	return nil
+}
+
+// delete deletes the volume that create made, also if its ID never came to the journal.
+func (s *Stager) delete(ctx context.Context, d *disk) error {
+	rec := s.record(d)
+	if rec.VolumeName == "" {
+		return nil
+	}
+	driver, err := s.driver(d)
+	if err != nil {
+		return err
+	}
+	provisioner, ok := driver.(blockdev.Provisioner)
+	if !ok {
+		return nil // then it has made none
+	}
+	if err := s.put(d, func(rec *record) { rec.Step = StateDeleting }); err != nil {
+		return err
+	}
+	err = s.observed(StepDelete, func() error {
+		return retry.Do(ctx, func(ctx context.Context) error {
+			id, err := madeVolume(ctx, provisioner, rec)
+			if err != nil || id == "" {
+				return err
+			}
+			return provisioner.DeleteVolume(ctx, id)
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("delete volume %s: %w", rec.VolumeName, err)
+	}
+	return nil
+}
+
+func madeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec record) (string, error) {
+	if rec.VolumeID != "" {
+		return rec.VolumeID, nil
+	}
+	volumes, err := provisioner.ListVolumes(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, v := range volumes {
+		if v.Name == rec.VolumeName {
+			return v.ID, nil
+		}
+	}
+	return "", nil
+}
+
+// failed notes why the disk is not where it should be and when to try again.
+func (s *Stager) failed(d *disk, cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.err = cause
+	d.retryAt = time.Now().Add(backoff(d.failures))
+	d.failures++
+	d.pendingSince = time.Time{}
+	s.fleet.place(d)
+	s.wake()
+}
+
+// put journals a change of the disk's record. Only who holds the disk's key calls it.
+func (s *Stager) put(d *disk, change func(*record)) error {
+	rec := s.record(d)
+	step := rec.Step
+	change(&rec)
+	if rec.Step != step {
+		rec.Since = time.Now()
+	}
+	s.failpoint("before " + string(rec.Step))
+	if err := s.journal.put(rec); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	d.rec, d.journalled = rec, true
+	s.mu.Unlock()
+	s.failpoint("after " + string(rec.Step))
+	return nil
+}
+
+func (s *Stager) record(d *disk) record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return d.rec
+}
+
+func (s *Stager) isJournalled(d *disk) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return d.journalled
+}
+
+func (s *Stager) isUp(d *disk) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return d.up
+}
+
+func (s *Stager) driver(d *disk) (blockdev.Attacher, error) {
+	name := s.record(d).Spec.Driver
+	driver, ok := s.drivers[name]
+	if !ok {
+		return nil, fmt.Errorf("no driver %q here, configure it or restart with the configuration that had it: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return driver, nil
+}
+
+func (s *Stager) observed(step Step, do func() error) error {
+	start := time.Now()
+	err := do()
+	s.observer.StepDone(step, time.Since(start), err)
+	return err
+}

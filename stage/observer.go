@@ -1,0 +1,29 @@
+package stage
+
+import "time"
+
+// Step is one thing that is done with a disk.
+type Step string
+
+// Steps. All but StepProve and StepCheck, which change nothing, are journalled before they are done.
+const (
+	StepCreate  Step = "create"
+	StepAttach  Step = "attach"
+	StepProve   Step = "prove"
+	StepMount   Step = "mount"
+	StepCheck   Step = "check"
+	StepUnmount Step = "unmount"
+	StepDetach  Step = "detach"
+	StepDelete  Step = "delete"
+)
+
+// Observer is told how long each step took and how it ended, retries included. It is called by many goroutines at once and must not
+// block.
+type Observer interface {
+	StepDone(step Step, took time.Duration, err error)
+}
+
+// noObserver is used when none is given.
+type noObserver struct{}
+
+func (noObserver) StepDone(Step, time.Duration, error) {}

@@ -1,0 +1,80 @@
+package stage
+
+import (
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// Query names a layer in up to three ways, tried in the order ChainID, DiffID, Blob; empty is unknown.
+type Query struct {
+	ChainID digest.Digest
+	// ParentChainID is the chain the layer goes on top of, empty for the lowest layer and if unknown.
+	ParentChainID digest.Digest
+	DiffID        digest.Digest
+	// Blob is the digest of a compressed form of the layer.
+	Blob digest.Digest
+}
+
+// Match says by which digest a layer was found.
+type Match string
+
+// Values of Match.
+const (
+	MatchChainID Match = "chain-id"
+	MatchDiffID  Match = "diff-id"
+	MatchBlob    Match = "blob"
+)
+
+// Held is a layer's directory. If it came from Acquire, it stays mounted until the holder releases it.
+type Held struct {
+	// Dir is the absolute path of the layer's tree, free of symbolic links.
+	Dir string
+	// DiskUUID and LayerNumber are what LayerDir and Reconcile take after a restart.
+	DiskUUID    string
+	DiskName    string
+	LayerNumber int
+	// DiffID is the layer's, as the disk's proved index has it, however the layer was found.
+	DiffID digest.Digest
+	// BlobSize is the size of the blob asked for, or of the first one the index knows; 0 if it knows none.
+	BlobSize  int64
+	MatchedBy Match
+}
+
+// Hold is one layer that a holder uses, as the holder remembers it.
+type Hold struct {
+	Holder      string
+	DiskUUID    string
+	LayerNumber int
+}
+
+// MissReason is why no disk serves a layer. The set of values is fixed, so that it can be a metric's label.
+type MissReason string
+
+// Values of MissReason.
+const (
+	// MissNoDisk: no disk serves anything.
+	MissNoDisk MissReason = "no-disk"
+	// MissNotOnDisk: disks serve, none of them has the layer.
+	MissNotOnDisk MissReason = "not-on-disk"
+	// MissNotReady: disks were still on their way when the wait for them ended, and those that serve lack the layer.
+	MissNotReady MissReason = "disk-not-ready"
+	// MissDraining: the disk that has the layer is being given up.
+	MissDraining MissReason = "disk-draining"
+	// MissFailed: the disk that has the layer failed its check.
+	MissFailed MissReason = "disk-failed"
+	// MissContradiction: the digests of the query belong to different layers.
+	MissContradiction MissReason = "contradiction"
+)
+
+// MissError is the error of Acquire and Locate when no disk serves the layer. Its class is errdefs.ErrNotFound and its
+// text says why.
+type MissError struct {
+	Reason MissReason
+	text   string
+}
+
+// Error says why, in words for people.
+func (e *MissError) Error() string { return e.text }
+
+// Unwrap gives the class.
+func (e *MissError) Unwrap() error { return errdefs.ErrNotFound }
