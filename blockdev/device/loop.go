@@ -139,6 +139,12 @@ func configure(number int, backing *os.File, opts LoopOptions) (Loop, error) {
 	if err := unix.IoctlLoopConfigure(int(dev.Fd()), &config); err != nil {
 		return Loop{}, fmt.Errorf("configure %s: %w", path, err)
 	}
+	if !opts.ReadOnly {
+		// A flag that BLKROSET put on the number for an earlier file outlives that file's detachment.
+		if _, err := setReadOnly(dev, false); err != nil {
+			return Loop{}, errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0))
+		}
+	}
 	loop, ok, err := status(dev)
 	if err == nil && !ok {
 		err = fmt.Errorf("%s was detached at once: %w", path, blockdev.ErrNotFound)
