@@ -57,7 +57,10 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	if err := layout.Commit(ctx, b.target, raw); err != nil {
-		return nil, fmt.Errorf("write file system: %w", err)
+		return nil, explainFull(fmt.Errorf("write file system: %w", err), b.target)
+	}
+	if err := b.target.checkRoom(layout.SizeBytes()); err != nil {
+		return nil, err
 	}
 	return b.checked(header)
 }

@@ -95,7 +95,7 @@ func (b *build) spoolArchives(ctx context.Context) (spools []*os.File, err error
 		w := bufio.NewWriterSize(spool, 1<<20)
 		flush = append(flush, w)
 		j.copy = w
-		j.region = newRegion(ctx, discardAt{}, nil)
+		j.region = newRegion(ctx, discardAt{}, nil, nil)
 		if err := j.region.promote(0); err != nil {
 			return spools, err
 		}
