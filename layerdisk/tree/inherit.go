@@ -39,7 +39,7 @@ func (t *Tree) On(lower []*Tree) *Tree {
 	}
 	on := *t
 	on.inodes, on.xattrs = slices.Clone(t.inodes), slices.Clone(t.xattrs)
-	for _, dir := range t.inherited(lower) {
+	for _, dir := range on.inherited(lower) { // of on, since a directory's group may come from the one above
 		in := &on.inodes[dir.number]
 		in.mode, in.uid, in.gid, in.xattrs = dir.mode, dir.uid, dir.gid, 0
 		if len(dir.xattrs) > 0 {
@@ -48,6 +48,12 @@ func (t *Tree) On(lower []*Tree) *Tree {
 		}
 	}
 	return &on
+}
+
+// SharesContents says whether the two are the same tree or looks of the same one: what their files hold is in one data
+// region.
+func (t *Tree) SharesContents(other *Tree) bool {
+	return t.Blocks == other.Blocks && len(t.sums) == len(other.sums) && (len(t.sums) == 0 || &t.sums[0] == &other.sums[0])
 }
 
 // Fits says whether t, made by On, is what On would make of it on top of these lower trees.
