@@ -171,8 +171,12 @@ func TestHolesAreNotStored(t *testing.T) {
 }
 
 func TestRefusedImages(t *testing.T) {
-	small, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).File("f", "x").Bytes()), io.Discard, tree.Limits{})
-	require.NoError(t, err)
+	read := func() *tree.Tree {
+		tr, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).File("f", "x").Bytes()), io.Discard, tree.Limits{})
+		require.NoError(t, err)
+		return tr
+	}
+	small := read()
 	big := &tree.Tree{Blocks: 1 << 33}
 	layer := func(path string, first uint64) erofs.Layer {
 		return erofs.Layer{Path: path, Tree: small, FirstBlock: first}
@@ -185,7 +189,7 @@ func TestRefusedImages(t *testing.T) {
 		"over 16 TiB":                {erofs.Image{DataEnd: 1 << 32}, errdefs.ErrResourceExhausted},
 		"metadata over 16 TiB":       {erofs.Image{DataEnd: 1<<32 - 1}, errdefs.ErrResourceExhausted},
 		"region in the superblock":   {erofs.Image{DataEnd: 9, Layers: []erofs.Layer{layer("l/0", 0)}}, errdefs.ErrInvalidArgument},
-		"regions overlap":            {erofs.Image{DataEnd: 9, Layers: []erofs.Layer{layer("l/0", 1), layer("l/1", 1)}}, errdefs.ErrInvalidArgument},
+		"regions overlap":            {erofs.Image{DataEnd: 9, Layers: []erofs.Layer{layer("l/0", 1), {Path: "l/1", Tree: read(), FirstBlock: 1}}}, errdefs.ErrInvalidArgument},
 		"region behind the end":      {erofs.Image{DataEnd: 2, Layers: []erofs.Layer{layer("l/0", 2)}}, errdefs.ErrInvalidArgument},
 		"huge region":                {erofs.Image{DataEnd: 2, Layers: []erofs.Layer{{Path: "l/0", Tree: big, FirstBlock: 1}}}, errdefs.ErrInvalidArgument},
 		"path twice":                 {erofs.Image{DataEnd: 9, Layers: []erofs.Layer{layer("l/0", 1), layer("l/0", 2)}}, errdefs.ErrInvalidArgument},
