@@ -32,9 +32,11 @@ type reader struct {
 
 	entries, bytes, metadata int64
 
-	// parentPath is the directory part of the last entry's name and parent its inode; "" if not known.
+	// parentPath is the directory part of the last entry's name, "" if not known; parent is the inode it led to and depth
+	// the length of the path it resolved to.
 	parentPath string
 	parent     Number
+	depth      int
 	hasLinks   bool
 	steps      int
 	dirTimes   []dirTime
@@ -174,6 +176,9 @@ func (r *reader) entry(ctx context.Context, hdr *tar.Header, content io.Reader) 
 	if err != nil {
 		return err
 	}
+	if r.depth+len(base) > maxPath {
+		return invalid("path is longer than %d bytes", maxPath)
+	}
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return r.whiteout(parent, base, hdr)
 	}
@@ -208,6 +213,7 @@ func (r *reader) entry(ctx context.Context, hdr *tar.Header, content io.Reader) 
 // parentOf finds the directory that an entry's name leads to, and makes it if it is not there.
 func (r *reader) parentOf(dir string) (Number, error) {
 	if dir == "" || dir == "/" {
+		r.parentPath, r.parent, r.depth = dir, Root, 0
 		return Root, nil
 	}
 	if dir == r.parentPath {
@@ -239,7 +245,7 @@ func (r *reader) parentOf(dir string) (Number, error) {
 	if !r.t.inodes[at].is(unix.S_IFDIR) {
 		return none, errParent(resolved)
 	}
-	r.parentPath, r.parent = dir, at
+	r.parentPath, r.parent, r.depth = dir, at, len(resolved)
 	return at, nil
 }
 

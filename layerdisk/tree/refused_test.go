@@ -82,6 +82,7 @@ func TestRefusesWhatContainerdRefuses(t *testing.T) {
 		"long name":                     layertest.NewTar(t).File(strings.Repeat("n", 256), "x").Bytes(),
 		"long name of a parent":         layertest.NewTar(t).File(strings.Repeat("n", 256)+"/f", "x").Bytes(),
 		"long path":                     layertest.NewTar(t).File(strings.Repeat("n/", 2048)+"f", "x").Bytes(),
+		"path one too long":             layertest.NewTar(t).File(strings.Repeat(strings.Repeat("n", 255)+"/", 15)+strings.Repeat("n", 255)+"/f", "x").Bytes(),
 		"long link":                     layertest.NewTar(t).Symlink("l", strings.Repeat("n", 4096)).Bytes(),
 		"empty link":                    layertest.NewTar(t).Symlink("l", "").Bytes(),
 		"directory becomes a file":      layertest.NewTar(t).Dir("d/e", 0o755).File("d", "x").Bytes(),
