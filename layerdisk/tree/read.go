@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -51,7 +52,7 @@ type source struct {
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && err != io.EOF { // a wrapped EOF is no end but an error
 		s.err = err
 	}
 	return n, err
@@ -60,9 +61,9 @@ func (s *source) Read(p []byte) (int, error) {
 // class makes err, which reading the archive gave, an ErrInvalid unless the source is to blame.
 func (s *source) class(err error) error {
 	if s.err != nil {
-		return err
+		return s.err
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return invalid("archive is damaged: %w", err)
@@ -118,7 +119,7 @@ func (r *reader) archive(ctx context.Context, tr *tar.Reader) error {
 			return err
 		}
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) && r.src.err == nil {
 			return nil
 		}
 		if err != nil {
@@ -138,11 +139,11 @@ func (r *reader) drain(ctx context.Context, in io.Reader) error {
 			return err
 		}
 		n, err := io.CopyN(io.Discard, in, 1<<20)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) && r.src.err == nil {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read past the archive: %w", err)
+			return fmt.Errorf("read past the archive: %w", r.src.class(err))
 		}
 		left -= n
 	}

@@ -199,6 +199,12 @@ func TestReaderAndWriterErrors(t *testing.T) {
 	_, err = tree.Read(t.Context(), io.MultiReader(bytes.NewReader(layer), iotest.ErrReader(cause)), io.Discard, tree.Limits{})
 	require.ErrorIs(t, err, cause, "an error behind the archive, such as a wrong digest, must not be lost")
 
+	eof := fmt.Errorf("connection lost: %w", io.EOF)
+	for _, n := range []int{0, 512, 1 << 20, len(layer) - 1024, len(layer)} {
+		_, err = tree.Read(t.Context(), io.MultiReader(bytes.NewReader(layer[:n]), iotest.ErrReader(eof)), io.Discard, tree.Limits{})
+		require.ErrorIs(t, err, eof, "after %d bytes: not the end of the layer", n)
+	}
+
 	for n := range 6 {
 		w := &failingWriter{left: n, err: cause}
 		_, err = tree.Read(t.Context(), bytes.NewReader(layer), w, tree.Limits{})
