@@ -170,6 +170,23 @@ func TestHolesAreNotStored(t *testing.T) {
 	require.Equal(t, int64(65536), hole)
 }
 
+// The list of chunks of this file takes more than a block, and its last run ends with the file, in the middle of a chunk.
+func TestManyChunks(t *testing.T) {
+	needRoot(t)
+	data := strings.Repeat("d", 65536) + strings.Repeat("\x00", 80<<20) + strings.Repeat("e", 70_001)
+	l := layertest.NewTar(t).File("before", "b")
+	l.Add(tarFile("f", layertest.Xattrs("user.odd", "odd")), data)
+	file, layout := writeImage(t, nil, l.File("z-after", "a").Bytes())
+	require.Less(t, layout.SizeBytes(), int64(1<<20))
+	requireFsck(t, file)
+	root := filepath.Join(mountImage(t, file), "l/0")
+	for name, want := range map[string]string{"before": "b", "f": data, "z-after": "a"} {
+		got, err := os.ReadFile(filepath.Join(root, name))
+		require.NoError(t, err)
+		require.True(t, want == string(got), name)
+	}
+}
+
 func TestRefusedImages(t *testing.T) {
 	read := func() *tree.Tree {
 		tr, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).File("f", "x").Bytes()), io.Discard, tree.Limits{})
