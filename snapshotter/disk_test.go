@@ -43,6 +43,7 @@ func newDisk(t testing.TB, root string, k int, layers ...layer) *disk {
 		require.NoError(t, os.MkdirAll(dir, 0o755))
 		_, err := archive.Apply(t.Context(), dir, bytes.NewReader(l.tar), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
 		require.NoError(t, err)
+		require.NoError(t, os.Chown(dir, l.owner, l.owner))
 	}
 	out, err := exec.CommandContext(t.Context(), "mkfs.erofs", img, tree).CombinedOutput()
 	require.NoError(t, err, string(out))

@@ -27,6 +27,7 @@ type layer struct {
 	blobID  digest.Digest
 	chainID digest.Digest // within its image
 	below   digest.Digest // chain ID of what it lies on
+	owner   int           // of the root directory, which unpacking leaves alone
 }
 
 // entry is one file of a layer.

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/continuity/fs/fstest"
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/snapshotter"
@@ -15,9 +14,7 @@ import (
 // TestPull pulls with containerd's own unpacker, through metadata store and proxy, whatever part of the image is on disks.
 func TestPull(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
-	stock := stockStack(t)
-	stock.mustPull(t, im, pulling{})
-	want := stock.mounted(t, im, pulling{})
+	want := stockTree(t, im)
 	both := []pulling{{}, {parallel: 4, rebase: true}}
 	ways := map[snapshotter.Protocol][]pulling{
 		snapshotter.ProtocolAuto:       append(both, pulling{parallel: 4}, pulling{parallel: 1, rebase: true}),
@@ -40,6 +37,7 @@ func TestPull(t *testing.T) {
 		for protocol, ways := range ways {
 			for _, how := range ways {
 				t.Run(fmt.Sprintf("%s/%s/parallel %d rebase %v", c.name, protocol, how.parallel, how.rebase), func(t *testing.T) {
+					t.Parallel()
 					n := newNode(t, snapshotter.Config{Protocol: protocol}, c.disks...)
 					fetched := n.mustPull(t, im, how)
 					missed := im.layers[c.missed:]
@@ -49,7 +47,7 @@ func TestPull(t *testing.T) {
 					// containerd begins to fetch all layers from the first miss on, and stops when it has what it needs.
 					require.Subset(t, digests(missed), fetched)
 					require.Equal(t, len(missed) > 0, len(fetched) > 0)
-					require.NoError(t, fstest.CheckDirectoryEqual(n.mounted(t, im, how), want))
+					n.requireTree(t, want, im, how)
 					n.requireConsistent(t)
 					hits, misses := n.seen.take()
 					onDisk := slices.Concat(c.disks...)

@@ -38,7 +38,7 @@ func TestTwoNamespaces(t *testing.T) {
 	n.removeImage(t, im, a)
 	n.collect(t)
 	require.Len(t, n.source.holders(), len(im.layers), "b still has it")
-	n.requireSameAsStock(t, im, b)
+	n.requireTree(t, stockTree(t, im), im, b)
 	for _, l := range im.layers {
 		_, err := n.meta.Stat(a.context(t), l.chainID.String())
 		require.ErrorIs(t, err, errdefs.ErrNotFound)
@@ -80,19 +80,24 @@ func (n *node) removeImage(t testing.TB, im *image, how pulling) {
 func TestOneLayerBelowTwoParents(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	n := newNode(t, snapshotter.Config{}, im.layers)
-	all := n.source.disks[0].layers
-	for i, ns := range []string{"a", "b", "c", "d"} {
-		// Each namespace pulls when the disk has something else.
+	all, want := n.source.disks[0].layers, stockTree(t, im)
+	for i := 3; i >= 0; i-- {
+		// Each namespace pulls when the disk has more than before, so that what lies below is another mix.
+		ns := fmt.Sprint("with-", i)
 		n.source.change(func(s *source) { s.disks[0].layers = append(make([]layer, i), all[i:]...) })
 		fetched := n.mustPull(t, im, pulling{namespace: ns})
-		require.Subset(t, fetched, digests(im.layers[:i]))
+		if i == 0 {
+			require.Empty(t, fetched)
+		} else {
+			require.Subset(t, fetched, digests(im.layers[:i]))
+		}
 		n.source.change(func(s *source) { s.disks[0].layers = all })
-		n.requireSameAsStock(t, im, pulling{namespace: ns})
+		n.requireTree(t, want, im, pulling{namespace: ns})
 		n.requireConsistent(t)
 	}
 	// Those who come later find everything.
-	require.Empty(t, n.mustPull(t, im, pulling{namespace: "e"}))
-	n.requireSameAsStock(t, im, pulling{namespace: "e"})
+	require.Empty(t, n.mustPull(t, im, pulling{namespace: "later"}))
+	n.requireTree(t, want, im, pulling{namespace: "later"})
 }
 
 // TestLocalLayersAreNotShared: a layer that another namespace unpacked is fetched again, as with the stock snapshotter.
@@ -101,7 +106,7 @@ func TestLocalLayersAreNotShared(t *testing.T) {
 	n := newNode(t, snapshotter.Config{})
 	require.Len(t, n.mustPull(t, im, pulling{namespace: "a"}), len(im.layers))
 	require.Len(t, n.mustPull(t, im, pulling{namespace: "b"}), len(im.layers))
-	n.requireSameAsStock(t, im, pulling{namespace: "b"})
+	n.requireTree(t, stockTree(t, im), im, pulling{namespace: "b"})
 }
 
 // TestConcurrentPulls: many at once, of images that share layers, in several namespaces.
@@ -111,6 +116,10 @@ func TestConcurrentPulls(t *testing.T) {
 		forge(t, "one", nil, tars...),
 		forge(t, "two", nil, append(tars[:3:3], tarOf(t, entry{name: "two", body: "2\n"}))...),
 		forge(t, "three", nil, append(tars[:1:1], tarOf(t, entry{name: "three", body: "3\n"}))...),
+	}
+	var want []string
+	for _, im := range images {
+		want = append(want, stockTree(t, im))
 	}
 	for _, rebase := range []bool{false, true} {
 		n := newNode(t, snapshotter.Config{}, images[0].layers, pick(images[1], 3))
@@ -137,7 +146,7 @@ func TestConcurrentPulls(t *testing.T) {
 		require.NoError(t, group.Wait())
 		n.requireConsistent(t)
 		for i := range pulls {
-			n.requireSameAsStock(t, images[i%len(images)], pulling{namespace: fmt.Sprint("ns", i)})
+			n.requireTree(t, want[i%len(images)], images[i%len(images)], pulling{namespace: fmt.Sprint("ns", i)})
 		}
 		// However many asked at once, the lowest layer is one snapshot.
 		adopted, err := n.berth.Adopted(t.Context())
@@ -190,12 +199,13 @@ func TestPullRacesRemoval(t *testing.T) {
 	require.Empty(t, n.source.holders())
 	n.requireConsistent(t)
 	n.mustPull(t, im, pulling{namespace: "last"})
-	n.requireSameAsStock(t, im, pulling{namespace: "last"})
+	n.requireTree(t, stockTree(t, im), im, pulling{namespace: "last"})
 }
 
 // TestFaultySource: whatever the source does, pulls go on.
 func TestFaultySource(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
+	want := stockTree(t, im)
 	for name, fault := range map[string]error{
 		"unavailable": errdefs.ErrUnavailable, "deadline": context.DeadlineExceeded, "already exists": errdefs.ErrAlreadyExists,
 		"unknown": errors.New("broken"), "not found": errdefs.ErrNotFound,
@@ -204,7 +214,7 @@ func TestFaultySource(t *testing.T) {
 			n := newNode(t, snapshotter.Config{}, im.layers)
 			n.source.change(func(s *source) { s.acquire = func(snapshotter.LayerRequest) error { return fault } })
 			require.Len(t, n.mustPull(t, im, how), len(im.layers), name)
-			n.requireSameAsStock(t, im, how)
+			n.requireTree(t, want, im, how)
 			_, misses := n.seen.take()
 			require.Len(t, misses, len(im.layers))
 			require.ErrorIs(t, misses[0].Err, fault)
@@ -237,7 +247,7 @@ func TestMissingDisk(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	small := forge(t, "small", nil, sampleTars(t)[:2]...)
 	n := newNode(t, snapshotter.Config{}, pick(im, 0, 1), pick(im, 2, 3, 4))
-	a, b := pulling{namespace: "a"}, pulling{namespace: "b"}
+	a, b, want := pulling{namespace: "a"}, pulling{namespace: "b"}, stockTree(t, im)
 	n.mustPull(t, im, a)
 	n.mustPull(t, small, a)
 	ctx := a.context(t)
@@ -257,18 +267,18 @@ func TestMissingDisk(t *testing.T) {
 	}
 	_, err = n.berth.Stat(ctx, "container")
 	require.ErrorIs(t, err, errdefs.ErrNotFound, "that is the metadata store's name")
-	n.requireSameAsStock(t, small, a)
+	n.requireTree(t, stockTree(t, small), small, a)
 
 	// Another namespace pulls what it cannot share any more, and gets something whole.
 	fetched := n.mustPull(t, im, b)
 	require.Equal(t, digests(pick(im, 2, 3, 4)), fetched)
-	n.requireSameAsStock(t, im, b)
+	n.requireTree(t, want, im, b)
 
 	// The same layers from another disk are taken instead, although the broken snapshots are still there.
 	n.source.change(func(s *source) { s.disks = append(s.disks, newDisk(t, n.root, 3, pick(im, 2, 3, 4)...)) })
 	c := pulling{namespace: "c"}
 	require.Empty(t, n.mustPull(t, im, c))
-	n.requireSameAsStock(t, im, c)
+	n.requireTree(t, want, im, c)
 
 	n.source.change(func(s *source) { s.missing = map[string]bool{} })
 	mounts, err := n.meta.Mounts(ctx, "container")

@@ -90,7 +90,7 @@ func serveStack(t testing.TB, dir string, sn snapshots.Snapshotter) *stack {
 	s := &stack{proxy: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), pluginName)}
 	blobs, err := local.NewStore(filepath.Join(dir, "content"))
 	require.NoError(t, err)
-	bdb, err := bolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil)
+	bdb, err := bolt.Open(filepath.Join(dir, "meta.db"), 0o600, &bolt.Options{NoSync: true})
 	require.NoError(t, err)
 	s.db = metadata.NewDB(bdb, blobs, map[string]snapshots.Snapshotter{pluginName: s.proxy})
 	require.NoError(t, s.db.Init(t.Context()))
@@ -211,12 +211,18 @@ func mountAt(t testing.TB, mounts []mount.Mount) string {
 	return dir
 }
 
-// requireSameAsStock compares every attribute of the image with what containerd's own snapshotter gives.
-func (s *stack) requireSameAsStock(t testing.TB, im *image, how pulling) {
+// stockTree is the image as containerd's own snapshotter gives it.
+func stockTree(t testing.TB, im *image) string {
 	t.Helper()
 	stock := stockStack(t)
 	stock.mustPull(t, im, pulling{})
-	require.NoError(t, fstest.CheckDirectoryEqual(s.mounted(t, im, how), stock.mounted(t, im, pulling{})))
+	return stock.mounted(t, im, pulling{})
+}
+
+// requireTree compares every attribute of the image with another tree of it.
+func (s *stack) requireTree(t testing.TB, want string, im *image, how pulling) {
+	t.Helper()
+	require.NoError(t, fstest.CheckDirectoryEqual(s.mounted(t, im, how), want))
 }
 
 // collect runs containerd's garbage collection.

@@ -8,7 +8,6 @@ import (
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/continuity/fs/fstest"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -108,9 +107,7 @@ func (v version) pull(t *testing.T, s *stack, im *image, how pulling, annotation
 // TestOldVersions has older containerds pull: they must get the image, whole and right, or an error.
 func TestOldVersions(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
-	stock := stockStack(t)
-	stock.mustPull(t, im, pulling{})
-	want := stock.mounted(t, im, pulling{})
+	want := stockTree(t, im)
 	parallel := pulling{parallel: 4, rebase: true}
 	for _, c := range []struct {
 		version version
@@ -133,6 +130,7 @@ func TestOldVersions(t *testing.T) {
 	} {
 		for _, protocol := range []snapshotter.Protocol{snapshotter.ProtocolAuto, snapshotter.ProtocolSequential} {
 			t.Run(fmt.Sprintf("%s/parallel %d/%v on the disk/%s", c.version.name, c.how.parallel, c.onDisk, protocol), func(t *testing.T) {
+				t.Parallel()
 				n := newNode(t, snapshotter.Config{Protocol: protocol}, pick(im, c.onDisk...))
 				fetched, err := c.version.pull(t, n.stack, im, c.how, nil)
 				if c.refused != "" {
@@ -144,7 +142,7 @@ func TestOldVersions(t *testing.T) {
 				}
 				require.NoError(t, err)
 				require.ElementsMatch(t, digests(pick(im, c.fetched...)), fetched)
-				require.NoError(t, fstest.CheckDirectoryEqual(n.mounted(t, im, c.how), want))
+				n.requireTree(t, want, im, c.how)
 				n.requireConsistent(t)
 				hits, misses := n.seen.take()
 				require.Len(t, hits, len(im.layers)-len(c.fetched))

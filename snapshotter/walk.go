@@ -19,10 +19,17 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	if ref, parent, ok := targetFilter(filters); ok {
 		return s.walkTarget(ctx, fn, ref, parent)
 	}
-	return s.overlay.Walk(ctx, func(ctx context.Context, info snapshots.Info) error { //nolint:wrapcheck // the wrapped snapshotter speaks for itself
+	visited := false
+	err := s.overlay.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		visited = true
 		info.Labels = publicLabels(info.Labels)
 		return fn(ctx, info)
 	}, filters...)
+	if !visited && errdefs.IsNotFound(err) {
+		// A store that nobody has written to yet has no tables, but nothing is missing.
+		return nil
+	}
+	return err //nolint:wrapcheck // the wrapped snapshotter speaks for itself
 }
 
 // walkTarget visits the snapshots with a target and a parent. The metadata store takes the first committed one, so the
