@@ -114,15 +114,18 @@ func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (e
 
 // unpackParallel keeps the wanted number of layers in work, in their order, so that the head is always among them.
 func (b *build) unpackParallel(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
+	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(b.opts.Parallel)
 	for _, j := range b.plan.jobs {
-		if ctx.Err() != nil {
+		if groupCtx.Err() != nil {
 			break
 		}
-		group.Go(func() error { return b.unpacker.unpack(ctx, j) })
+		group.Go(func() error { return b.unpacker.unpack(groupCtx, j) })
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 func (b *build) newSpool() (*os.File, error) { return newSpool(b.tempDir()) }

@@ -170,3 +170,10 @@ func TestBuildIsReproducible(t *testing.T) {
 		require.True(t, string(want) == string(got), "parallel %d gives other bytes", parallel)
 	}
 }
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}

@@ -224,3 +224,13 @@ func (r *testRegistry) putIndex(t testing.TB, repo, tag string, images ...forged
 	r.put(t, http.MethodPut, fmt.Sprintf("/v2/%s/manifests/%s", repo, tag), ocispec.MediaTypeImageIndex, mustJSON(t, index))
 	return fmt.Sprintf("%s/%s:%s", r.host(), repo, tag)
 }
+
+// privateTmp is a layer with /tmp of mode 0700.
+func privateTmp(t testing.TB) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	require.NoError(t, w.WriteHeader(&tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o700}))
+	require.NoError(t, w.Close())
+	return buf.Bytes()
+}

@@ -37,7 +37,8 @@ func Program() string {
 }
 
 // NewReader decompresses the gzip members in src. With program empty it does that in this process. Damaged input is an
-// error of Read. Close ends the work and waits for its end, whatever is left of src; src must give an error when ctx
+// error of Read; bytes that follow the last member are ignored, as gzip(1) and igzip do, so that a layer does not unpack
+// on one machine and fail on another. Close ends the work and waits for its end, whatever is left of src; src must give an error when ctx
 // ends.
 func NewReader(ctx context.Context, program string, src io.Reader) (io.ReadCloser, error) {
 	if program == "" {
@@ -45,9 +46,23 @@ func NewReader(ctx context.Context, program string, src io.Reader) (io.ReadClose
 		if err != nil {
 			return nil, fmt.Errorf("decompress gzip: %w", err)
 		}
-		return r, nil
+		return inProcess{r}, nil
 	}
 	return start(ctx, program, src)
+}
+
+// inProcess is the decompressor in Go.
+type inProcess struct{ *gzip.Reader }
+
+func (r inProcess) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	switch {
+	case errors.Is(err, gzip.ErrHeader):
+		err = io.EOF // what follows a complete member is no other one
+	case err != nil && !errors.Is(err, io.EOF):
+		err = fmt.Errorf("decompress gzip: %w", err)
+	}
+	return n, err
 }
 
 // process is a running igzip.

@@ -19,15 +19,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/layerdisk/erofs"
+	"berth.dev/berth/layerdisk/layertest"
 	"berth.dev/berth/layerdisk/tree"
 )
 
 func tortureLayers(t testing.TB) [][]byte {
 	var layers [][]byte
 	for _, p := range parts() {
-		l := newTar(t)
+		l := layertest.NewTar(t)
 		p.fill(t, l)
-		layers = append(layers, l.bytes())
+		layers = append(layers, l.Bytes())
 	}
 	return layers
 }
@@ -38,9 +39,9 @@ func withoutHoles(t testing.TB) [][]byte {
 		if p.name == "holes" {
 			continue
 		}
-		l := newTar(t)
+		l := layertest.NewTar(t)
 		p.fill(t, l)
-		layers = append(layers, l.bytes())
+		layers = append(layers, l.Bytes())
 	}
 	return layers
 }
@@ -62,7 +63,7 @@ func TestFsck(t *testing.T) {
 
 func TestSuperblockIsLast(t *testing.T) {
 	needRoot(t)
-	layer := newTar(t).file("f", "x").bytes()
+	layer := layertest.NewTar(t).File("f", "x").Bytes()
 	f, err := os.Create(filepath.Join(t.TempDir(), "disk.img"))
 	require.NoError(t, err)
 	defer f.Close()
@@ -91,7 +92,7 @@ func TestSuperblockIsLast(t *testing.T) {
 
 func TestSuperblockChecksum(t *testing.T) {
 	needRoot(t)
-	file, _ := writeImage(t, nil, newTar(t).file("f", "x").bytes())
+	file, _ := writeImage(t, nil, layertest.NewTar(t).File("f", "x").Bytes())
 	b, err := os.ReadFile(file)
 	require.NoError(t, err)
 	b[2000] ^= 1
@@ -108,7 +109,7 @@ func TestOwnFiles(t *testing.T) {
 		{Path: "berth/attrs/1", Data: nil},
 		{Path: "berth/block", Data: bytes.Repeat([]byte("b"), tree.BlockSize)},
 	}
-	file, layout := writeImage(t, files, newTar(t).file("f", "x").bytes())
+	file, layout := writeImage(t, files, layertest.NewTar(t).File("f", "x").Bytes())
 	root := mountImage(t, file)
 	raw, err := os.Open(file)
 	require.NoError(t, err)
@@ -128,9 +129,9 @@ func TestOwnFiles(t *testing.T) {
 	_, ok := layout.FileOffset("berth/none")
 	require.False(t, ok)
 
-	all := look(t, root)
-	dir := seen{Mode: unix.S_IFDIR | 0o755, Nlink: 3, Mtime: "0.000000000"}
-	for p, want := range map[string]seen{"berth": dir, "l": dir, "berth/attrs": dir} {
+	all := layertest.Look(t, root)
+	dir := layertest.Seen{Mode: unix.S_IFDIR | 0o755, Nlink: 3, Mtime: "0.000000000"}
+	for p, want := range map[string]layertest.Seen{"berth": dir, "l": dir, "berth/attrs": dir} {
 		want.Group = p
 		if p == "berth/attrs" {
 			want.Nlink = 2
@@ -144,17 +145,17 @@ func TestOwnFiles(t *testing.T) {
 
 func TestOverlayOfLayers(t *testing.T) {
 	needRoot(t)
-	base := newTar(t).dir("d", 0o755).file("d/base", "0").dir("opaque", 0o755).file("opaque/hidden", "0").file("gone", "0").
-		file("replaced", "0").dir("dir-to-file", 0o755).file("dir-to-file/f", "0").dir("gone-dir", 0o755).file("gone-dir/f", "0").bytes()
-	middle := newTar(t).file("d/middle", "1").file(".wh.gone", "").dir("opaque", 0o755).file("opaque/.wh..wh..opq", "").
-		file("opaque/new", "1").file("replaced", "1").file("dir-to-file", "1").file("d/twice", "1").bytes()
-	top := newTar(t).file("d/.wh.middle", "").file(".wh.gone-dir", "").dir("gone-dir", 0o700).file("gone-dir/own", "2").
-		file("d/twice", "2").link("d/hard", "d/twice").bytes()
+	base := layertest.NewTar(t).Dir("d", 0o755).File("d/base", "0").Dir("opaque", 0o755).File("opaque/hidden", "0").File("gone", "0").
+		File("replaced", "0").Dir("dir-to-file", 0o755).File("dir-to-file/f", "0").Dir("gone-dir", 0o755).File("gone-dir/f", "0").Bytes()
+	middle := layertest.NewTar(t).File("d/middle", "1").File(".wh.gone", "").Dir("opaque", 0o755).File("opaque/.wh..wh..opq", "").
+		File("opaque/new", "1").File("replaced", "1").File("dir-to-file", "1").File("d/twice", "1").Bytes()
+	top := layertest.NewTar(t).File("d/.wh.middle", "").File(".wh.gone-dir", "").Dir("gone-dir", 0o700).File("gone-dir/own", "2").
+		File("d/twice", "2").Link("d/hard", "d/twice").Bytes()
 	file, _ := writeImage(t, nil, base, middle, top)
 	root := mountImage(t, file)
-	merged := mount(t, "overlay", "overlay", fmt.Sprintf("lowerdir=%[1]s/l/2:%[1]s/l/1:%[1]s/l/0", root), unix.MS_RDONLY)
+	merged := layertest.Mount(t, "overlay", "overlay", fmt.Sprintf("lowerdir=%[1]s/l/2:%[1]s/l/1:%[1]s/l/0", root), unix.MS_RDONLY)
 	var got []string
-	for p, s := range look(t, merged) {
+	for p, s := range layertest.Look(t, merged) {
 		if s.Mode&unix.S_IFMT == unix.S_IFREG {
 			b, err := os.ReadFile(filepath.Join(merged, p))
 			require.NoError(t, err)
@@ -173,7 +174,7 @@ func TestOverlayOfLayers(t *testing.T) {
 func TestHolesAreNotStored(t *testing.T) {
 	needRoot(t)
 	z := strings.Repeat("\x00", 8<<20)
-	file, layout := writeImage(t, nil, newTar(t).file("f", "a"+z+"b").bytes())
+	file, layout := writeImage(t, nil, layertest.NewTar(t).File("f", "a"+z+"b").Bytes())
 	require.Equal(t, int64(1), layout.Holes())
 	require.Less(t, layout.SizeBytes(), int64(1<<20))
 	f, err := os.Open(filepath.Join(mountImage(t, file), "l/0/f"))
@@ -197,7 +198,7 @@ func TestSameBytesTwice(t *testing.T) {
 }
 
 func TestRefusedImages(t *testing.T) {
-	small, err := tree.Read(t.Context(), bytes.NewReader(newTar(t).file("f", "x").bytes()), io.Discard, tree.Limits{})
+	small, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).File("f", "x").Bytes()), io.Discard, tree.Limits{})
 	require.NoError(t, err)
 	big := &tree.Tree{Blocks: 1 << 33}
 	layer := func(path string, first uint64) erofs.Layer {
@@ -230,14 +231,14 @@ func TestRefusedImages(t *testing.T) {
 
 func TestTooLargeXattr(t *testing.T) {
 	for name, set := range map[string]map[string]string{
-		"value": xattr("user.x", strings.Repeat("v", 65536)),
-		"sum": xattr("user.1", strings.Repeat("v", 65000), "user.2", strings.Repeat("v", 65000), "user.3", strings.Repeat("v", 65000),
+		"value": layertest.Xattrs("user.x", strings.Repeat("v", 65536)),
+		"sum": layertest.Xattrs("user.1", strings.Repeat("v", 65000), "user.2", strings.Repeat("v", 65000), "user.3", strings.Repeat("v", 65000),
 			"user.4", strings.Repeat("v", 65000), "user.5", strings.Repeat("v", 65000)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newTar(t)
-			l.add(tarFile("f", set), "x")
-			tr, err := tree.Read(t.Context(), bytes.NewReader(l.bytes()), io.Discard, tree.Limits{})
+			l := layertest.NewTar(t)
+			l.Add(tarFile("f", set), "x")
+			tr, err := tree.Read(t.Context(), bytes.NewReader(l.Bytes()), io.Discard, tree.Limits{})
 			require.NoError(t, err)
 			_, err = erofs.Plan(erofs.Image{DataEnd: 2, Layers: []erofs.Layer{{Path: "l/0", Tree: tr, FirstBlock: 1}}})
 			require.ErrorIs(t, err, erofs.ErrTooBig)
@@ -262,11 +263,11 @@ func (w *faultyWriter) WriteAt(b []byte, off int64) (int, error) {
 }
 
 func TestWriteErrorsLeaveNoFileSystem(t *testing.T) {
-	l := newTar(t)
+	l := layertest.NewTar(t)
 	for i := range 20_000 {
-		l.file(fmt.Sprintf("dir-%d/file-%d", i%100, i), "")
+		l.File(fmt.Sprintf("dir-%d/file-%d", i%100, i), "")
 	}
-	tr, err := tree.Read(t.Context(), bytes.NewReader(l.bytes()), io.Discard, tree.Limits{})
+	tr, err := tree.Read(t.Context(), bytes.NewReader(l.Bytes()), io.Discard, tree.Limits{})
 	require.NoError(t, err)
 	layout, err := erofs.Plan(erofs.Image{DataEnd: 1, Layers: []erofs.Layer{{Path: "l/0", Tree: tr, FirstBlock: 1}}})
 	require.NoError(t, err)

@@ -3,26 +3,20 @@ package erofs_test
 import (
 	"archive/tar"
 	"bytes"
-	"cmp"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"testing"
-	"time"
 
-	"github.com/containerd/containerd/v2/pkg/archive"
-	"github.com/containerd/continuity/sysx"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/layerdisk/erofs"
+	"berth.dev/berth/layerdisk/layertest"
 	"berth.dev/berth/layerdisk/tree"
 )
 
@@ -31,58 +25,6 @@ func needRoot(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-}
-
-// layerTar writes layer archives.
-type layerTar struct {
-	t   testing.TB
-	buf bytes.Buffer
-	tw  *tar.Writer
-}
-
-func newTar(t testing.TB) *layerTar {
-	l := &layerTar{t: t}
-	l.tw = tar.NewWriter(&l.buf)
-	return l
-}
-
-func (l *layerTar) add(h tar.Header, data string) *layerTar {
-	l.t.Helper()
-	h.Size = int64(len(data))
-	if h.ModTime.IsZero() {
-		h.ModTime = time.Unix(1_700_000_000, 123_456_789)
-	}
-	h.Format = tar.FormatPAX
-	require.NoError(l.t, l.tw.WriteHeader(&h))
-	_, err := l.tw.Write([]byte(data))
-	require.NoError(l.t, err)
-	return l
-}
-
-func (l *layerTar) dir(name string, mode int64) *layerTar {
-	l.t.Helper()
-	return l.add(tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}, "")
-}
-
-func (l *layerTar) file(name, data string) *layerTar {
-	l.t.Helper()
-	return l.add(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, data)
-}
-
-func (l *layerTar) symlink(name, target string) *layerTar {
-	l.t.Helper()
-	return l.add(tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, "")
-}
-
-func (l *layerTar) link(name, target string) *layerTar {
-	l.t.Helper()
-	return l.add(tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o644}, "")
-}
-
-func (l *layerTar) bytes() []byte {
-	l.t.Helper()
-	require.NoError(l.t, l.tw.Close())
-	return l.buf.Bytes()
 }
 
 // offsetWriter appends to a file from a given position.
@@ -165,140 +107,9 @@ func attachLoop(t testing.TB, file string) string {
 	}
 }
 
-func mount(t testing.TB, source, kind, options string, flags uintptr) string {
-	t.Helper()
-	dir := t.TempDir()
-	require.NoError(t, unix.Mount(source, dir, kind, flags, options))
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
-	return dir
-}
-
 func mountImage(t testing.TB, file string) string {
 	t.Helper()
-	return mount(t, attachLoop(t, file), "erofs", "", unix.MS_RDONLY)
-}
-
-// apply unpacks a layer with containerd into a tmpfs.
-func apply(t testing.TB, layer []byte) (string, error) {
-	t.Helper()
-	dir := filepath.Join(mount(t, "tmpfs", "tmpfs", "", 0), "fs")
-	require.NoError(t, os.Mkdir(dir, 0o755))
-	_, err := archive.Apply(t.Context(), dir, bytes.NewReader(layer), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
-	return dir, err
-}
-
-// seen is everything that lstat, listxattr and reading tell about a name.
-type seen struct {
-	Mode, Nlink, UID, GID uint32
-	Size                  int64
-	Rdev                  uint64
-	Mtime                 string
-	Target, Content       string
-	Xattrs                string
-	Group                 string // first path of the same inode
-}
-
-// look walks a directory with nothing but system calls. Sizes of directories are left out, because every file system
-// counts them its own way.
-func look(t testing.TB, root string) map[string]seen {
-	t.Helper()
-	out := make(map[string]seen)
-	groups := make(map[uint64]string)
-	require.NoError(t, filepath.WalkDir(root, func(p string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(root, p)
-		if err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(p, &st); err != nil {
-			return err
-		}
-		s := seen{
-			Mode: st.Mode, Nlink: uint32(st.Nlink), UID: st.Uid, GID: st.Gid, Size: st.Size, Rdev: st.Rdev,
-			Mtime: fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec), Group: rel,
-		}
-		switch st.Mode & unix.S_IFMT {
-		case unix.S_IFDIR:
-			s.Size = 0
-		case unix.S_IFLNK:
-			if s.Target, err = os.Readlink(p); err != nil {
-				return err
-			}
-		case unix.S_IFREG:
-			b, err := os.ReadFile(p)
-			if err != nil {
-				return err
-			}
-			s.Content = fmt.Sprintf("%d %x", len(b), sha256.Sum256(b))
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			if first, ok := groups[st.Ino]; ok {
-				s.Group = first
-			} else {
-				groups[st.Ino] = rel
-			}
-		}
-		s.Xattrs, err = xattrsOf(p)
-		out[rel] = s
-		return err
-	}))
-	return out
-}
-
-func xattrsOf(p string) (string, error) {
-	names, err := sysx.LListxattr(p)
-	if err != nil {
-		return "", err
-	}
-	slices.Sort(names)
-	var b strings.Builder
-	for _, n := range names {
-		v, err := sysx.LGetxattr(p, n)
-		if err != nil {
-			return "", err
-		}
-		fmt.Fprintf(&b, "%q=%x\n", n, v)
-	}
-	return b.String(), nil
-}
-
-// requireSame compares an unpacked layer with what Apply made of it, entry by entry. untimed are the names that Apply
-// gives the time of the clock.
-func requireSame(t testing.TB, want, got map[string]seen, untimed ...string) {
-	t.Helper()
-	for _, p := range append(untimed, ".") {
-		w, ok := want[p]
-		require.True(t, ok, "no %q", p)
-		w.Mtime = "0.000000000"
-		want[p] = w
-	}
-	paths := make([]string, 0, len(want))
-	for p := range want {
-		paths = append(paths, p)
-	}
-	slices.SortFunc(paths, cmp.Compare[string])
-	bad := 0
-	for _, p := range paths {
-		g, ok := got[p]
-		if !ok {
-			t.Errorf("%q is missing", p)
-			bad++
-		} else if g != want[p] {
-			t.Errorf("%q differs:\nwant %+v\ngot  %+v", p, want[p], g)
-			bad++
-		}
-		if bad > 20 {
-			t.FailNow()
-		}
-	}
-	for p := range got {
-		if _, ok := want[p]; !ok {
-			t.Errorf("%q should not be there", p)
-		}
-	}
+	return layertest.Mount(t, attachLoop(t, file), "erofs", "", unix.MS_RDONLY)
 }
 
 func base36(i int) string { return strconv.FormatInt(int64(i), 36) }

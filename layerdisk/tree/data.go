@@ -73,13 +73,20 @@ func (w *blockWriter) run() {
 			for _, s := range b.segs {
 				sum = w.hash(h, b, s, sum)
 			}
-			if _, err := w.out.Write(b.b[:b.n]); err != nil {
-				w.err = fmt.Errorf("write file contents: %w", err)
-				close(w.failed)
-			}
+			w.write(b.b[:b.n])
 		}
 		b.n, b.segs = 0, b.segs[:0]
 		w.free <- b
+	}
+}
+
+func (w *blockWriter) write(b []byte) {
+	if len(b) == 0 {
+		return // only holes and empty files
+	}
+	if _, err := w.out.Write(b); err != nil {
+		w.err = fmt.Errorf("write file contents: %w", err)
+		close(w.failed)
 	}
 }
 
