@@ -69,7 +69,7 @@ func healthyNode(t *testing.T) (doctor.Node, *fakeBerthd, *health.Server) {
 	write := func(path, text string, mode os.FileMode) { require.NoError(t, os.WriteFile(path, []byte(text), mode)) }
 	write(n.ProcFileSystems, "nodev\tsysfs\nnodev\toverlay\n\terofs\n", 0o644)
 	write(n.LoopControl, "", 0o600)
-	snippet, err := containerdconfig.Snippet(containerdconfig.Settings{Version: containerdconfig.Newest, Snapshotter: "berth",
+	snippet, err := containerdconfig.Snippet(containerdconfig.Settings{Version: containerdconfig.Newest(), Snapshotter: "berth",
 		Socket: n.Socket, Root: n.Root, Platform: n.Platform, CRI: true})
 	require.NoError(t, err)
 	write(n.ContainerdConfig, string(snippet), 0o600)
