@@ -139,6 +139,13 @@ func configure(number int, backing *os.File, opts LoopOptions) (Loop, error) {
 	if err := unix.IoctlLoopConfigure(int(dev.Fd()), &config); err != nil {
 		return Loop{}, fmt.Errorf("configure %s: %w", path, err)
 	}
+	if !opts.ReadOnly {
+		// BLKROSET on a loop device outlives what was attached to it: LOOP_CONFIGURE sets the disk's flag and leaves that
+		// of the block device alone (seen on 6.18; block/ioctl.c, drivers/block/loop.c). The device is ours alone still.
+		if _, err := setReadOnly(dev, false); err != nil {
+			return Loop{}, errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0))
+		}
+	}
 	loop, ok, err := status(dev)
 	if err == nil && !ok {
 		err = fmt.Errorf("%s was detached at once: %w", path, blockdev.ErrNotFound)
@@ -191,20 +198,26 @@ func LoopAt(path string) (loop Loop, ok bool, err error) {
 // loops asks the kernel only about devices whose backing file name may be meant: opening a device delays its clearing by
 // others for that moment.
 func loops(mayBe func(backingName string) bool, match func(Loop) bool) ([]Loop, error) {
-	names, err := filepath.Glob(sysBlock + "/loop*/loop/backing_file")
+	entries, err := os.ReadDir(sysBlock)
 	if err != nil {
 		return nil, fmt.Errorf("list loop devices: %w", err)
 	}
 	var found []Loop
-	for _, name := range names {
-		backing, err := os.ReadFile(name) //nolint:gosec // sysfs
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "loop") {
+			continue
+		}
+		backing, err := os.ReadFile(filepath.Join(sysBlock, e.Name(), "loop", "backing_file"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			continue // not attached, or detached just now
+		}
 		if err != nil {
-			continue // detached since the listing; unattached devices have no such file
+			return nil, fmt.Errorf("list loop devices: %w", err)
 		}
 		if !mayBe(strings.TrimSuffix(string(backing), "\n")) {
 			continue
 		}
-		path := filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(name))))
+		path := filepath.Join("/dev", e.Name())
 		loop, ok, err := LoopAt(path)
 		if errors.Is(err, blockdev.ErrNotFound) {
 			continue
