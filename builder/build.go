@@ -70,7 +70,6 @@ type build struct {
 	unpacker *unpacker
 	target   *target
 	notify   func(Event)
-	warnings []string
 }
 
 func (b *build) run(ctx context.Context) (*Result, error) {
@@ -83,8 +82,9 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 // unpackAll runs all layers and returns the first block behind their data on the disk, which begins at block first.
 func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (ends []int64, err error) {
 	group, ctx := errgroup.WithContext(ctx)
+	memory := newBudget(int64(b.opts.Parallel) * waitingMemoryBytes)
 	for _, j := range b.plan.jobs {
-		j.region = newRegion(ctx, disk, b.newSpool)
+		j.region = newRegion(ctx, disk, memory, b.newSpool)
 	}
 	defer func() {
 		for _, j := range b.plan.jobs {
@@ -112,11 +112,20 @@ func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (e
 	return ends, group.Wait()
 }
 
+// maxAhead of the head may be so many layers, each of which may have a spool file open.
+const maxAhead = 128
+
 // unpackParallel keeps the wanted number of layers in work, in their order, so that the head is always among them.
 func (b *build) unpackParallel(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(b.opts.Parallel)
-	for _, j := range b.plan.jobs {
+	for i, j := range b.plan.jobs {
+		if i >= maxAhead {
+			select {
+			case <-b.plan.jobs[i-maxAhead].region.promoted:
+			case <-groupCtx.Done():
+			}
+		}
 		if groupCtx.Err() != nil {
 			break
 		}
@@ -143,9 +152,8 @@ func (b *build) tempDir() string {
 // result counts what is on the disk.
 func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
 	r := &Result{
-		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.jobs),
+		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.layers),
 		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes,
-		Warnings: b.warnings,
 	}
 	for _, j := range b.plan.jobs {
 		r.LayerUses += j.uses

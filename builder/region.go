@@ -1,24 +1,49 @@
 package builder
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"sync/atomic"
 )
 
-// spoolMemoryBytes of a layer are kept in memory before a spool file is made: most layers are smaller than that.
-const spoolMemoryBytes = 8 << 20
+// A waiting layer keeps its first layerMemoryBytes in memory, since most layers are smaller than that, as long as all
+// waiting layers together, complete ones included, have no more than waitingMemoryBytes for each layer in parallel.
+const (
+	layerMemoryBytes   = 16 << 20
+	waitingMemoryBytes = 16 << 20
+)
+
+// budget is memory that regions share.
+type budget struct {
+	left atomic.Int64
+}
+
+func newBudget(bytes int64) *budget {
+	b := &budget{}
+	b.left.Store(bytes)
+	return b
+}
+
+func (b *budget) take(n int) bool {
+	if b.left.Add(-int64(n)) >= 0 {
+		return true
+	}
+	b.give(n)
+	return false
+}
+
+func (b *budget) give(n int) { b.left.Add(int64(n)) }
 
 // region takes the data blocks of one layer. Until the layer becomes the head they go into memory and then into a spool
 // file without a name; promote copies what has come so far to the layer's place on the disk, and everything after that
 // goes straight there.
 type region struct {
-	disk io.WriterAt
+	disk   io.WriterAt
+	budget *budget
 	// newSpool makes the spool file.
 	newSpool func() (*os.File, error)
 	// promoted is closed when the layer has become the head.
@@ -27,9 +52,10 @@ type region struct {
 	done <-chan struct{}
 
 	// mu guards what follows. Only promote and the layer's own goroutine take it.
-	mu     sync.Mutex
-	memory []byte
-	spool  *os.File
+	mu          sync.Mutex
+	memory      [][]byte
+	memoryBytes int
+	spool       *os.File
 	// spooled is the length of the spool file.
 	spooled int64
 	// full says that the spool file's file system has no more room; the rest waits until the layer is the head.
@@ -41,8 +67,8 @@ type region struct {
 
 var _ io.Writer = (*region)(nil)
 
-func newRegion(ctx context.Context, disk io.WriterAt, newSpool func() (*os.File, error)) *region {
-	return &region{disk: disk, newSpool: newSpool, promoted: make(chan struct{}), done: ctx.Done()}
+func newRegion(ctx context.Context, disk io.WriterAt, memory *budget, newSpool func() (*os.File, error)) *region {
+	return &region{disk: disk, budget: memory, newSpool: newSpool, promoted: make(chan struct{}), done: ctx.Done()}
 }
 
 // Write appends to the region.
@@ -50,8 +76,8 @@ func (r *region) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.head {
-		wrote, err := r.writeSpool(p)
-		if wrote || err != nil {
+		kept, err := r.keep(p)
+		if kept || err != nil {
 			return len(p), err
 		}
 		r.mu.Unlock()
@@ -70,32 +96,47 @@ func (r *region) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// writeSpool keeps p until later, or says that it cannot.
-func (r *region) writeSpool(p []byte) (wrote bool, err error) {
+// keep holds p until the layer is the head, or says that it cannot.
+func (r *region) keep(p []byte) (kept bool, err error) {
 	if r.full {
 		return false, nil
 	}
-	if r.spool == nil && len(r.memory)+len(p) <= spoolMemoryBytes {
-		r.memory = append(r.memory, p...)
+	if r.spool == nil && r.memoryBytes+len(p) <= layerMemoryBytes && r.budget.take(len(p)) {
+		r.memory = append(r.memory, bytes.Clone(p))
+		r.memoryBytes += len(p)
 		return true, nil
 	}
 	if r.spool == nil {
-		if r.spool, err = r.newSpool(); err != nil {
-			return false, err
+		r.spool, err = r.newSpool()
+		if noSpace(err) {
+			r.full = true // no room for an inode even
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("make spool file: %w", err)
 		}
 	}
-	if len(r.memory) > 0 {
-		if ok, err := r.appendSpool(r.memory); !ok || err != nil {
+	for len(r.memory) > 0 {
+		if ok, err := r.appendSpool(r.memory[0]); !ok || err != nil {
 			return false, err
 		}
-		r.memory = nil
+		r.forget(1)
 	}
 	return r.appendSpool(p)
 }
 
+// forget drops the first n pieces in memory.
+func (r *region) forget(n int) {
+	for _, p := range r.memory[:n] {
+		r.memoryBytes -= len(p)
+		r.budget.give(len(p))
+	}
+	r.memory = r.memory[n:]
+}
+
 func (r *region) appendSpool(p []byte) (ok bool, err error) {
 	_, err = r.spool.WriteAt(p, r.spooled)
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if noSpace(err) {
 		r.full = true
 		return false, nil
 	}
@@ -121,12 +162,13 @@ func (r *region) promote(offset int64) error {
 			return err
 		}
 	}
-	if len(r.memory) > 0 {
-		if _, err := r.disk.WriteAt(r.memory, r.next); err != nil {
+	// What is in memory came after what is in the spool file.
+	for len(r.memory) > 0 {
+		if _, err := r.disk.WriteAt(r.memory[0], r.next); err != nil {
 			return err
 		}
-		r.next += int64(len(r.memory))
-		r.memory = nil
+		r.next += int64(len(r.memory[0]))
+		r.forget(1)
 	}
 	return nil
 }
@@ -135,7 +177,7 @@ func (r *region) promote(offset int64) error {
 func (r *region) discard() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.memory = nil
+	r.forget(len(r.memory))
 	return r.closeSpool()
 }
 

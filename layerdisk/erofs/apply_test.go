@@ -2,9 +2,11 @@ package erofs_test
 
 import (
 	"archive/tar"
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -235,8 +237,7 @@ func impliedPaths(files ...string) (dirs []string) {
 	return dirs
 }
 
-func TestEqualsApply(t *testing.T) {
-	needRoot(t)
+func TestTorture(t *testing.T) {
 	var layers [][]byte
 	all := parts()
 	for _, p := range all {
@@ -244,7 +245,18 @@ func TestEqualsApply(t *testing.T) {
 		p.fill(t, l)
 		layers = append(layers, l.Bytes())
 	}
-	file, _ := writeImage(t, nil, layers...)
+	file, layout := writeImage(t, nil, layers...)
+	require.NotZero(t, layout.Holes())
+	t.Run("fsck", func(t *testing.T) { requireFsck(t, file) })
+	t.Run("same bytes twice", func(t *testing.T) {
+		again, _ := writeImage(t, nil, layers...)
+		a, err := os.ReadFile(file)
+		require.NoError(t, err)
+		b, err := os.ReadFile(again)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(a, b))
+	})
+	needRoot(t)
 	root := mountImage(t, file)
 	for i, p := range all {
 		t.Run(p.name, func(t *testing.T) {

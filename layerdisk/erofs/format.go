@@ -101,10 +101,14 @@ func splitXattr(name string) (index byte, rest string, ok bool) {
 	case "system.posix_acl_default":
 		return 3, "", true
 	}
-	for prefix, index := range map[string]byte{"user.": 1, "trusted.": 4, "security.": 6} {
-		if rest, ok := strings.CutPrefix(name, prefix); ok {
-			return index, rest, true
-		}
+	if rest, ok := strings.CutPrefix(name, "user."); ok {
+		return 1, rest, true
+	}
+	if rest, ok := strings.CutPrefix(name, "trusted."); ok {
+		return 4, rest, true
+	}
+	if rest, ok := strings.CutPrefix(name, "security."); ok {
+		return 6, rest, true
 	}
 	return 0, "", false
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"hash"
 	"io"
 	"math"
 
@@ -66,7 +67,7 @@ func newBlockWriter(out io.Writer) *blockWriter {
 
 func (w *blockWriter) run() {
 	defer close(w.done)
-	h := blake3.New()
+	var h hash.Hash = blake3.New()
 	var sum []byte
 	for b := range w.full {
 		if w.err == nil {
@@ -91,13 +92,13 @@ func (w *blockWriter) write(b []byte) {
 }
 
 // hash feeds one segment to h; hash.Hash never returns an error. sum is a buffer to reuse.
-func (w *blockWriter) hash(h *blake3.Hasher, b *buffer, s segment, sum []byte) []byte {
+func (w *blockWriter) hash(h hash.Hash, b *buffer, s segment, sum []byte) []byte {
 	for left := s.zeros; left > 0; {
 		n := min(left, int64(len(w.zeros)))
-		_, _ = h.Write(w.zeros[:n])
+		h.Write(w.zeros[:n])
 		left -= n
 	}
-	_, _ = h.Write(b.b[s.from:s.to])
+	h.Write(b.b[s.from:s.to])
 	if !s.last {
 		return sum
 	}
@@ -146,7 +147,7 @@ type contents struct {
 }
 
 // file appends size bytes of r as one file.
-func (w *blockWriter) file(ctx context.Context, r io.Reader, size int64) (contents, error) {
+func (w *blockWriter) file(ctx context.Context, r fileReader, size int64) (contents, error) {
 	if uint64(size+BlockSize-1)/BlockSize+w.blocks > math.MaxUint32 {
 		return contents{}, overLimit("blocks of file contents", math.MaxUint32)
 	}
@@ -161,15 +162,15 @@ func (w *blockWriter) file(ctx context.Context, r io.Reader, size int64) (conten
 	return c, err
 }
 
-func (w *blockWriter) plain(ctx context.Context, r io.Reader, size int64) error {
+func (w *blockWriter) plain(ctx context.Context, r fileReader, size int64) error {
 	for {
 		if err := w.room(ctx, BlockSize); err != nil {
 			return err
 		}
 		b := w.cur
 		n := int(min(size, int64(len(b.b)-b.n)))
-		if _, err := io.ReadFull(r, b.b[b.n:b.n+n]); err != nil {
-			return readError(err)
+		if err := r.fill(b.b[b.n : b.n+n]); err != nil {
+			return err
 		}
 		size -= int64(n)
 		w.take(n, 0, size == 0)
@@ -191,7 +192,7 @@ func (w *blockWriter) take(n int, zeros int64, last bool) {
 }
 
 // big appends a file that may have holes. zeros counts the zero bytes seen but neither stored nor given up as a hole.
-func (w *blockWriter) big(ctx context.Context, r io.Reader, size int64, c *contents) error {
+func (w *blockWriter) big(ctx context.Context, r fileReader, size int64, c *contents) error {
 	var (
 		zeros int64
 		run   = Run{FirstBlock: c.first}
@@ -209,8 +210,8 @@ func (w *blockWriter) big(ctx context.Context, r io.Reader, size int64, c *conte
 		}
 		n := int(min(size-pos, granule))
 		g := w.cur.b[w.cur.n : w.cur.n+n]
-		if _, err := io.ReadFull(r, g); err != nil {
-			return readError(err)
+		if err := r.fill(g); err != nil {
+			return err
 		}
 		last := pos+int64(n) == size
 		zero := bytes.Equal(g, w.zeros[:n])
@@ -264,12 +265,4 @@ func (w *blockWriter) store(ctx context.Context, g []byte, zeros int64, last boo
 	copy(w.cur.b[w.cur.n:], saved[:n])
 	w.take(n, 0, last)
 	return nil
-}
-
-// readError makes the end of the archive inside a file the error that it is.
-func readError(err error) error {
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return invalid("archive ends inside a file: %w", io.ErrUnexpectedEOF)
-	}
-	return err
 }

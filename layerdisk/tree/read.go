@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -27,6 +26,7 @@ const (
 type reader struct {
 	t      *Tree
 	limits Limits
+	src    source
 	out    *blockWriter
 	names  arena
 
@@ -41,6 +41,31 @@ type reader struct {
 	xattrs     xattrTable
 }
 
+// source remembers what the archive's source itself complained of, to tell it from faults of the archive.
+type source struct {
+	io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// class makes err, which reading the archive gave, an ErrInvalid unless the source is to blame.
+func (s *source) class(err error) error {
+	if s.err != nil {
+		return err
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return invalid("archive is damaged: %w", err)
+}
+
 type dirTime struct {
 	name string
 	sec  int64
@@ -53,7 +78,7 @@ type dirTime struct {
 // of 64 KiB) become holes and are not written.
 //
 // Errors: ErrInvalid and ErrLimit by class; what src, data or ctx gave is wrapped. After an error data holds garbage.
-func Read(ctx context.Context, src io.Reader, data io.Writer, limits Limits) (_ *Tree, err error) {
+func Read(ctx context.Context, src io.Reader, data io.Writer, limits Limits) (*Tree, error) {
 	r := &reader{
 		t:      &Tree{sparse: make(map[Number][]Run), xattrs: [][]Xattr{nil}},
 		limits: limits.withDefaults(),
@@ -62,7 +87,8 @@ func Read(ctx context.Context, src io.Reader, data io.Writer, limits Limits) (_ 
 	r.t.inodes = append(r.t.inodes, inode{mode: unix.S_IFDIR | 0o755, flags: flagImplied})
 	r.t.dirs = append(r.t.dirs, directory{})
 
-	in := bufio.NewReaderSize(src, readBuffer)
+	r.src.Reader = src
+	in := bufio.NewReaderSize(&r.src, readBuffer)
 	if err := r.archive(ctx, tar.NewReader(in)); err != nil {
 		// A failed write also shows as an error of the archive's side: only one of them is the cause.
 		if werr := r.out.close(); werr != nil {
@@ -93,11 +119,8 @@ func (r *reader) archive(ctx context.Context, tr *tar.Reader) error {
 		if err == io.EOF {
 			return nil
 		}
-		if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return invalid("read entry %d: %w", r.entries+1, err)
-		}
 		if err != nil {
-			return fmt.Errorf("read entry %d: %w", r.entries+1, err)
+			return fmt.Errorf("read entry %d: %w", r.entries+1, r.src.class(err))
 		}
 		if err := r.entry(ctx, hdr, tr); err != nil {
 			return fmt.Errorf("entry %d %q: %w", r.entries, hdr.Name, err)
@@ -255,89 +278,6 @@ func (r *reader) whiteout(parent Number, base string, hdr *tar.Header) error {
 	r.set(parent, victim, n)
 	r.chown(n, hdr)
 	return nil
-}
-
-// create makes the inode of an entry, or finds the one that a hard link names; an existing directory is kept.
-func (r *reader) create(ctx context.Context, parent, existing Number, hdr *tar.Header, content io.Reader) (Number, error) {
-	switch hdr.Typeflag {
-	case tar.TypeDir:
-		if existing != none {
-			r.t.inodes[existing].flags &^= flagImplied
-			return existing, nil
-		}
-		return r.add(parent, unix.S_IFDIR), nil
-	case tar.TypeReg:
-		n := r.add(parent, unix.S_IFREG)
-		c, err := r.out.file(ctx, content, hdr.Size)
-		if err != nil {
-			return none, err
-		}
-		in := &r.t.inodes[n]
-		in.size, in.data, in.aux = hdr.Size, c.first, c.sum
-		if c.sparse {
-			in.flags |= flagSparse
-			r.t.sparse[n] = c.runs
-		}
-		return n, nil
-	case tar.TypeBlock:
-		return r.special(parent, unix.S_IFBLK, hdr)
-	case tar.TypeChar:
-		return r.special(parent, unix.S_IFCHR, hdr)
-	case tar.TypeFifo:
-		return r.special(parent, unix.S_IFIFO, hdr)
-	case tar.TypeSymlink:
-		return r.symlink(parent, hdr.Linkname)
-	case tar.TypeLink:
-		return r.linkTarget(hdr.Linkname)
-	default:
-		return none, invalid("containerd knows no entry of type %q", hdr.Typeflag)
-	}
-}
-
-// special makes a device or FIFO. Linux keeps 12 bits of a major and 20 of a minor number; containerd lets mknod(2) cut
-// off the rest and refuses only what has more than 32.
-func (r *reader) special(parent Number, format uint16, hdr *tar.Header) (Number, error) {
-	if hdr.Devmajor < 0 || hdr.Devmajor > math.MaxUint32 || hdr.Devminor < 0 || hdr.Devminor > math.MaxUint32 {
-		return none, invalid("device number %d:%d is out of range", hdr.Devmajor, hdr.Devminor)
-	}
-	n := r.add(parent, format)
-	if format != unix.S_IFIFO {
-		r.t.inodes[n].data, r.t.inodes[n].aux = uint32(hdr.Devmajor)&0xfff, uint32(hdr.Devminor)&0xfffff
-	}
-	return n, nil
-}
-
-func (r *reader) symlink(parent Number, target string) (Number, error) {
-	if target == "" || len(target) > maxTarget {
-		return none, invalid("symbolic link with a target of %d bytes, Linux has 1 to %d", len(target), maxTarget)
-	}
-	n := r.add(parent, unix.S_IFLNK)
-	in := &r.t.inodes[n]
-	in.mode |= 0o777
-	in.size, in.data = int64(len(target)), uint32(len(r.t.targets))
-	r.t.targets = append(r.t.targets, r.names.keep(target))
-	r.hasLinks = true
-	return n, nil
-}
-
-// linkTarget finds what a hard link names: parents are resolved, a symbolic link at the end is itself the target.
-func (r *reader) linkTarget(name string) (Number, error) {
-	dir, base := path.Split(name)
-	resolved, err := r.resolve(dir)
-	if err != nil {
-		return none, err
-	}
-	n, err := r.lstat(path.Join(resolved, base))
-	if err != nil {
-		return none, err
-	}
-	if n == none {
-		return none, invalid("hard link to %q, which does not exist at this point of the layer", name)
-	}
-	if r.t.inodes[n].is(unix.S_IFDIR) {
-		return none, invalid("hard link to directory %q", name)
-	}
-	return n, nil
 }
 
 // attributes does what containerd does to every entry in its order: owner, extended attributes, permissions, time.

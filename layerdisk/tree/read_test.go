@@ -207,7 +207,6 @@ func FuzzRead(f *testing.F) {
 	for seed := range uint64(40) {
 		f.Add(randomLayer(f, seed))
 	}
-	f.Add(layertest.NewTar(f).File("f", strings.Repeat("\x00", 3<<20)+"x").Bytes())
 	f.Fuzz(func(t *testing.T, layer []byte) {
 		var size countingWriter
 		tr, err := tree.Read(t.Context(), bytes.NewReader(layer), &size, tree.Limits{MaxBytes: 16 << 20, MaxEntries: 10_000})

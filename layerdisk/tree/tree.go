@@ -158,8 +158,11 @@ func (t *Tree) finish() {
 		d.index = nil
 		d.children = slices.DeleteFunc(d.children, func(c Child) bool { return c.Inode == none })
 		slices.SortFunc(d.children, func(a, b Child) int { return cmp.Compare(a.Name, b.Name) })
-		d.children = slices.Clip(d.children)
+		if cap(d.children) > len(d.children) {
+			d.children = slices.Clone(d.children)
+		}
 	}
+	t.inodes = slices.Clone(t.inodes) // without the room to grow
 	t.inodes[Root].nlink = 2
 	t.Inodes = 1
 	for todo := []Number{Root}; len(todo) > 0; {
