@@ -23,9 +23,6 @@ var defaultTOML []byte
 // DefaultTOML is a file that says the same as Default, with an explanation of each key.
 func DefaultTOML() []byte { return slices.Clone(defaultTOML) }
 
-// diskKeys are the keys of a [[disk]], which default.toml has in a comment only.
-var diskKeys = []string{"name", "path", "volume", "expect", "keep"}
-
 // Load reads the file over Default and validates the outcome. A file that is not there is errdefs.ErrNotFound, one
 // that says something wrong errdefs.ErrInvalidArgument.
 func Load(path string) (Config, error) {
@@ -113,7 +110,7 @@ func suggest(key []string) string {
 // sectionKeys are the sorted keys of a section ("" is the top), read from default.toml so that there is one list.
 func sectionKeys(section string) []string {
 	if section == "disk" {
-		return diskKeys
+		return []string{"name", "path", "volume", "expect", "keep"} // default.toml has them in a comment only
 	}
 	var all map[string]any
 	if err := toml.Unmarshal(defaultTOML, &all); err != nil {

@@ -17,11 +17,11 @@ type Version struct {
 	Major, Minor int
 }
 
-// Oldest and Newest are the versions that are tested; a newer one is taken to be like Newest.
-var (
-	Oldest = Version{1, 7}
-	Newest = Version{2, 4}
-)
+// Oldest is the oldest version that is tested and supported.
+func Oldest() Version { return Version{1, 7} }
+
+// Newest is the newest version that is tested; a newer one is taken to be like it.
+func Newest() Version { return Version{2, 4} }
 
 var versionNumber = regexp.MustCompile(`\bv?([0-9]{1,4})\.([0-9]{1,4})(?:\.[0-9]+)?\b`)
 
@@ -42,8 +42,8 @@ func ParseVersion(text string) (Version, error) {
 		return Version{}, err
 	}
 	v := Version{major, minor}
-	if v.Before(Oldest) {
-		return Version{}, fmt.Errorf("containerd %s is too old: %s or later is needed: %w", v, Oldest, errdefs.ErrNotImplemented)
+	if v.Before(Oldest()) {
+		return Version{}, fmt.Errorf("containerd %s is too old: %s or later is needed: %w", v, Oldest(), errdefs.ErrNotImplemented)
 	}
 	return v, nil
 }

@@ -26,6 +26,7 @@ type server struct {
 
 var _ controlv1.ControlServiceServer = (*server)(nil)
 
+// Status tells what the node does.
 func (s *server) Status(ctx context.Context, _ *controlv1.StatusRequest) (*controlv1.StatusResponse, error) {
 	st, err := s.service.Status(ctx)
 	if err != nil {
@@ -38,6 +39,7 @@ func (s *server) Status(ctx context.Context, _ *controlv1.StatusRequest) (*contr
 	}, nil
 }
 
+// ListDisks lists the disks.
 func (s *server) ListDisks(ctx context.Context, _ *controlv1.ListDisksRequest) (*controlv1.ListDisksResponse, error) {
 	disks, err := s.service.ListDisks(ctx)
 	if err != nil {
@@ -46,6 +48,7 @@ func (s *server) ListDisks(ctx context.Context, _ *controlv1.ListDisksRequest) (
 	return &controlv1.ListDisksResponse{Disks: diskMessages(disks)}, nil
 }
 
+// AttachDisk attaches a disk.
 func (s *server) AttachDisk(ctx context.Context, req *controlv1.AttachDiskRequest) (*controlv1.AttachDiskResponse, error) {
 	disk, err := s.service.AttachDisk(ctx, DiskSpec{
 		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(),
@@ -57,6 +60,7 @@ func (s *server) AttachDisk(ctx context.Context, req *controlv1.AttachDiskReques
 	return &controlv1.AttachDiskResponse{Disk: diskMessage(disk)}, nil
 }
 
+// DetachDisk detaches a disk.
 func (s *server) DetachDisk(ctx context.Context, req *controlv1.DetachDiskRequest) (*controlv1.DetachDiskResponse, error) {
 	holders, err := s.service.DetachDisk(ctx, req.GetName(), req.GetDrain())
 	if err != nil {
@@ -65,6 +69,7 @@ func (s *server) DetachDisk(ctx context.Context, req *controlv1.DetachDiskReques
 	return &controlv1.DetachDiskResponse{Detached: holders == 0, Holders: int64(holders)}, nil
 }
 
+// FindImage finds an image in the disks' indexes.
 func (s *server) FindImage(ctx context.Context, req *controlv1.FindImageRequest) (*controlv1.FindImageResponse, error) {
 	platform := platforms.DefaultSpec()
 	if req.GetPlatform() != "" {
@@ -81,6 +86,7 @@ func (s *server) FindImage(ctx context.Context, req *controlv1.FindImageRequest)
 	return &controlv1.FindImageResponse{Disk: img.Disk, Manifest: img.Manifest, Config: img.Config}, nil
 }
 
+// ExplainLayers answers for each layer.
 func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayersRequest) (*controlv1.ExplainLayersResponse, error) {
 	names := make([]LayerName, len(req.GetLayers()))
 	for i, l := range req.GetLayers() {
@@ -107,6 +113,7 @@ func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayers
 	return resp, nil
 }
 
+// WatchEvents streams events until the client or the daemon ends.
 func (s *server) WatchEvents(_ *controlv1.WatchEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchEventsResponse]) error {
 	for d := range s.service.Watch(stream.Context()).Events {
 		if err := stream.Send(&controlv1.WatchEventsResponse{Event: eventMessage(d.Event), Dropped: d.Dropped}); err != nil {

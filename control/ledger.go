@@ -117,6 +117,8 @@ func (l *Ledger) record(e Event) {
 	case Failure:
 		count(l.counts.Misses, "error")
 		l.remember(e)
+	case DiskAttached, DiskDetached:
+		// only watchers want to know
 	}
 	for w := range l.watchers {
 		w.offer(e)

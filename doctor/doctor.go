@@ -62,8 +62,8 @@ type Node struct {
 	Platform string
 	// CRI says that Kubernetes is meant to use berthd.
 	CRI bool
-	// ProcFileSystems and LoopControl are the kernel's files; empty is where they are.
-	ProcFileSystems, LoopControl string
+	// ProcFileSystems, LoopControl and Modules are the kernel's files; empty is where they are.
+	ProcFileSystems, LoopControl, Modules string
 }
 
 // Run makes all checks, in an order in which the first failure explains the later ones.

@@ -30,21 +30,26 @@ func checkKernel(n Node) []Result {
 		results = append(results, Result{"file systems", Warn, err.Error(), "mount /proc"})
 	} else {
 		results = append(results,
-			fileSystem(known, "overlay", Fail, "load the module overlay, or use a kernel with CONFIG_OVERLAY_FS"),
-			fileSystem(known, "erofs", Warn,
-				"load the module erofs, or use a kernel with CONFIG_EROFS_FS; without it only layer disks built with --fs ext4 can be used"))
+			n.fileSystem(known, release, "overlay", Fail, "use a kernel with CONFIG_OVERLAY_FS"),
+			n.fileSystem(known, release, "erofs", Warn,
+				"use a kernel with CONFIG_EROFS_FS; without it only layer disks built with --fs ext4 can be used"))
 	}
 	results = append(results, checkLoop(n), checkIDMapped())
 	return append([]Result{{"kernel", OK, "Linux " + release, ""}}, results...)
 }
 
-func fileSystem(known []byte, name string, missing Status, advice string) Result {
+// fileSystem looks among those that the kernel has now, and then among the modules that mount(2) would load.
+func (n Node) fileSystem(known []byte, release, name string, missing Status, advice string) Result {
 	for line := range bytes.Lines(known) {
 		if fields := strings.Fields(string(line)); len(fields) > 0 && fields[len(fields)-1] == name {
 			return Result{"file system " + name, OK, "known to the kernel", ""}
 		}
 	}
-	return Result{"file system " + name, missing, "not known to the kernel (it may be a module that is not loaded yet)", advice}
+	modules, err := os.ReadFile(filepath.Join(cmp.Or(n.Modules, "/lib/modules"), release, "modules.dep"))
+	if err == nil && bytes.Contains(modules, []byte("/"+name+".ko")) {
+		return Result{"file system " + name, OK, "a module, loaded at the first mount", ""}
+	}
+	return Result{"file system " + name, missing, "neither known to the kernel nor a module of it", advice}
 }
 
 func checkLoop(n Node) Result {

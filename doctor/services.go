@@ -84,22 +84,22 @@ func checkContainerdVersion(ctx context.Context, n Node) (containerdconfig.Versi
 	if runErr != nil {
 		var err error
 		if _, text, err = containerdconfig.BinaryVersion(ctx, n.Containerd); err != nil {
-			return containerdconfig.Newest, []Result{{name, Fail,
+			return containerdconfig.Newest(), []Result{{name, Fail,
 				fmt.Sprintf("neither answers on %s (%v) nor is installed (%v)", n.ContainerdAddress, runErr, err),
 				"install and start containerd, or give --containerd-address"}}
 		}
 	}
 	v, err := containerdconfig.ParseVersion(text)
 	if err != nil {
-		return containerdconfig.Newest, []Result{{name, Fail, err.Error(), "install containerd " + containerdconfig.Oldest.String() + " or later"}}
+		return containerdconfig.Newest(), []Result{{name, Fail, err.Error(), "install containerd " + containerdconfig.Oldest().String() + " or later"}}
 	}
 	r := Result{name, OK, v.String() + " runs (" + text + ")", ""}
 	if runErr != nil {
 		r = Result{name, Warn, fmt.Sprintf("%s is installed, but does not answer on %s: %v", v, n.ContainerdAddress, runErr),
 			"start it: systemctl start containerd"}
 	}
-	if containerdconfig.Newest.Before(v) && r.Status == OK {
-		r.Status, r.Advice = Warn, "it is newer than what this berth was tested with ("+containerdconfig.Newest.String()+"): look for a newer berth"
+	if containerdconfig.Newest().Before(v) && r.Status == OK {
+		r.Status, r.Advice = Warn, "it is newer than what this berth was tested with ("+containerdconfig.Newest().String()+"): look for a newer berth"
 	}
 	return v, []Result{r}
 }

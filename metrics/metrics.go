@@ -26,14 +26,18 @@ type Metrics struct {
 }
 
 // MissReasons are the values of the label "reason"; any other is counted as "other".
-var MissReasons = []string{
-	"no-disk", "not-on-disk", "disk-not-ready", "disk-draining", "disk-failed", "contradiction", "protocol", "error", "other",
+func MissReasons() []string {
+	return []string{
+		"no-disk", "not-on-disk", "disk-not-ready", "disk-draining", "disk-failed", "contradiction", "protocol", "error", "other",
+	}
 }
 
 // ErrorClasses are the values of the label "class": errdefs' classes; any other is counted as "unknown".
-var ErrorClasses = []string{
-	"not-found", "already-exists", "invalid-argument", "failed-precondition", "resource-exhausted", "unavailable",
-	"data-loss", "not-implemented", "deadline", "canceled", "unknown",
+func ErrorClasses() []string {
+	return []string{
+		"not-found", "already-exists", "invalid-argument", "failed-precondition", "resource-exhausted", "unavailable",
+		"data-loss", "not-implemented", "deadline", "canceled", "unknown",
+	}
 }
 
 // New registers the metrics, and those of the process and the Go runtime.
@@ -78,6 +82,9 @@ func New(registry prometheus.Registerer, version string) *Metrics {
 	build.Set(1)
 	registry.MustRegister(m.hits, m.misses, m.bytes, m.steps, m.stepFails, m.requests, m.latency, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, reason := range MissReasons() {
+		m.misses.WithLabelValues(reason) // 0 is more telling than nothing
+	}
 	return m
 }
 
@@ -89,14 +96,14 @@ func (m *Metrics) Hit(matchedBy string, bytes int64) {
 
 // Miss counts a layer that no disk served.
 func (m *Metrics) Miss(reason string) {
-	m.misses.WithLabelValues(bounded(reason, MissReasons, "other")).Inc()
+	m.misses.WithLabelValues(bounded(reason, MissReasons(), "other")).Inc()
 }
 
 // Step records how long a step of a disk's way took. class is empty if it succeeded.
 func (m *Metrics) Step(step string, took time.Duration, class string) {
 	m.steps.WithLabelValues(step).Observe(took.Seconds())
 	if class != "" {
-		m.stepFails.WithLabelValues(step, bounded(class, ErrorClasses, "unknown")).Inc()
+		m.stepFails.WithLabelValues(step, bounded(class, ErrorClasses(), "unknown")).Inc()
 	}
 }
 

@@ -54,8 +54,8 @@ runs (or else is installed) here, with the reason for each setting. "berth docto
 			if err != nil {
 				return err
 			}
-			if containerdconfig.Newest.Before(v) {
-				cmd.PrintErrf("containerd %s is newer than what this berth was tested with: taking it to be like %s\n", v, containerdconfig.Newest)
+			if containerdconfig.Newest().Before(v) {
+				cmd.PrintErrf("containerd %s is newer than what this berth was tested with: taking it to be like %s\n", v, containerdconfig.Newest())
 			}
 			snippet, err := containerdconfig.Snippet(containerdconfig.Settings{Version: v, Snapshotter: f.snapshotter,
 				Socket: f.socket, Root: f.root, Platform: platforms.DefaultString(), CRI: !f.noCRI})

@@ -47,7 +47,7 @@ func newEvents() *cobra.Command {
 				}
 			})
 			if cmd.Context().Err() != nil {
-				return nil // interrupted, which is how it is meant to end
+				err = nil // interrupted, which is how it is meant to end
 			}
 			return err
 		},

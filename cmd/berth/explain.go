@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"time"
 
@@ -62,7 +62,7 @@ manifest and the config are read, and nothing is changed.`,
 	f.StringSliceVar(&r.plainHTTP, "plain-http", nil, "`registries` to ask over http; * is all")
 	f.StringSliceVar(&r.skipVerify, "insecure-skip-verify", nil, "`registries` whose certificate is not checked; * is all")
 	f.StringVar(&r.address, "containerd-address", "/run/containerd/containerd.sock", "containerd's `socket`")
-	f.StringVarP(&r.namespace, "namespace", "n", "k8s.io", "containerd `namespace` to look in")
+	f.StringVarP(&r.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"), "containerd `namespace` to look in, all if not given")
 	f.StringVar(&snapshotter, "snapshotter", "berth", "`name` of the proxy plugin in containerd")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -129,25 +129,28 @@ func explain(ctx context.Context, c controlv1.ControlServiceClient, image *image
 	return e, nil
 }
 
-// snapshots asks containerd which layers it has snapshots of.
+// snapshots asks containerd which layers it has snapshots of, in any of the namespaces.
 func (r *resolver) snapshots(ctx context.Context, snapshotter string, e *explanation) error {
 	conn, err := r.dial()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ctx = namespaces.WithNamespace(ctx, r.namespace)
+	spaces, err := r.namespaces(ctx, conn)
+	if err != nil {
+		return err
+	}
 	client := snapshotsapi.NewSnapshotsClient(conn)
 	for i := range e.Layers {
-		_, err := client.Stat(ctx, &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: e.Layers[i].ChainID})
-		err = errgrpc.ToNative(err)
-		if err != nil && !errdefs.IsNotFound(err) {
-			if errors.Is(err, errdefs.ErrInvalidArgument) {
-				return fmt.Errorf("containerd does not know the snapshotter %s: %w", snapshotter, err)
+		has := false
+		for _, ns := range spaces {
+			_, err := client.Stat(namespaces.WithNamespace(ctx, ns), &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: e.Layers[i].ChainID})
+			err = errgrpc.ToNative(err)
+			if err != nil && !errdefs.IsNotFound(err) {
+				return fmt.Errorf("look for snapshots of %s: %w", snapshotter, err)
 			}
-			return err
+			has = has || err == nil
 		}
-		has := err == nil
 		e.Layers[i].InContainerd = &has
 	}
 	return nil

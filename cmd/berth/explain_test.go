@@ -122,3 +122,18 @@ func TestConfigContainerd(t *testing.T) {
 	_, err = berth(t, "config", "containerd", "--containerd", none, "--containerd-address", none)
 	require.ErrorContains(t, err, "give --version")
 }
+
+func TestDoctor(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none")
+	args := []string{"doctor", "--socket", none, "--containerd", none, "--containerd-address", none, "--containerd-config", none, "--root", none}
+	out, err := berth(t, args...)
+	require.ErrorContains(t, err, "see FAIL above")
+	require.Contains(t, out, "FAIL  berthd: not running: there is no socket "+none+"\n      -> start it: systemctl start berthd\n")
+
+	out, err = berth(t, append(args, "--json")...)
+	require.Error(t, err)
+	var results []struct{ Name, Status, Detail, Advice string }
+	require.NoError(t, json.Unmarshal([]byte(out), &results))
+	require.Equal(t, "kernel", results[0].Name)
+	require.Equal(t, "OK", results[0].Status)
+}

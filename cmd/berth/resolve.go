@@ -12,6 +12,7 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/images"
@@ -120,27 +121,60 @@ func (r *resolver) inContainerd(ctx context.Context, ref string, p ocispec.Platf
 		return nil, fmt.Errorf("in containerd: %w", err)
 	}
 	defer conn.Close()
-	ctx = namespaces.WithNamespace(ctx, r.namespace)
+	spaces, err := r.namespaces(ctx, conn)
+	if err != nil {
+		return nil, fmt.Errorf("in containerd: %w", err)
+	}
+	var tried []error
+	for _, ns := range spaces {
+		found, err := inNamespace(namespaces.WithNamespace(ctx, ns), conn, ref, p)
+		if err == nil {
+			found.Source = "containerd, namespace " + ns
+			return found, nil
+		}
+		tried = append(tried, fmt.Errorf("in containerd's namespace %s: %w", ns, err))
+	}
+	return nil, errors.Join(append(tried, fmt.Errorf("in containerd: %w", errdefs.ErrNotFound))...)
+}
+
+// namespaces to look in.
+func (r *resolver) namespaces(ctx context.Context, conn *grpc.ClientConn) ([]string, error) {
+	if r.namespace != "" {
+		return []string{r.namespace}, nil
+	}
+	resp, err := namespacesapi.NewNamespacesClient(conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list namespaces: %w", errgrpc.ToNative(err))
+	}
+	var names []string
+	for _, ns := range resp.GetNamespaces() {
+		names = append(names, ns.GetName())
+	}
+	return names, nil
+}
+
+// inNamespace looks in the namespace of ctx.
+func inNamespace(ctx context.Context, conn *grpc.ClientConn, ref string, p ocispec.Platform) (*imageLayers, error) {
 	resp, err := imagesapi.NewImagesClient(conn).Get(ctx, &imagesapi.GetImageRequest{Name: ref})
 	if err != nil {
-		return nil, fmt.Errorf("in containerd's namespace %s: %w", r.namespace, errgrpc.ToNative(err))
+		return nil, errgrpc.ToNative(err)
 	}
 	t := resp.GetImage().GetTarget()
 	target := ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()}
 	store := proxy.NewContentStore(contentapi.NewContentClient(conn))
 	manifest, err := images.Manifest(ctx, store, target, platforms.OnlyStrict(p))
 	if err != nil {
-		return nil, fmt.Errorf("manifest in containerd's namespace %s: %w", r.namespace, err)
+		return nil, fmt.Errorf("read manifest: %w", err)
 	}
 	rawConfig, err := content.ReadBlob(ctx, store, manifest.Config)
 	if err != nil {
-		return nil, fmt.Errorf("config in containerd's namespace %s: %w", r.namespace, err)
+		return nil, fmt.Errorf("read config: %w", err)
 	}
 	rawManifest, err := json.Marshal(manifest)
 	if err != nil {
 		return nil, err
 	}
-	return parseImage("containerd, namespace "+r.namespace, rawManifest, rawConfig)
+	return parseImage("containerd", rawManifest, rawConfig)
 }
 
 // dial fails at once if there is no socket, so that a node without containerd is not waited for.

@@ -75,7 +75,11 @@ func (n *node) serveMetrics(ctx context.Context, address string) {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 1 << 14}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) //nolint:errcheck // the process ends
+	stop := context.AfterFunc(ctx, func() {
+		if err := server.Close(); err != nil {
+			log.G(ctx).WithError(err).Debug("metrics end")
+		}
+	})
 	defer stop()
 	log.G(ctx).WithField("address", l.Addr().String()).Info("metrics are served")
 	if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
