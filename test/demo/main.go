@@ -55,7 +55,7 @@ func run(ctx context.Context, large bool) (err error) {
 		return fmt.Errorf("make a directory: %w", err)
 	}
 	d := &demo{dir: dir}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, d.close()) }() //nolint:contextcheck // also after the end of ctx
 	if err := d.prepare(ctx, large); err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (d *demo) compare(ctx context.Context, disk string) error {
 func (d *demo) pull(ctx context.Context, s *subject, opts machine.Options) (p machine.Pulled, err error) {
 	opts.Dir, opts.Bin = filepath.Join(d.dir, "m"), d.bin
 	m, err := machine.Start(ctx, opts)
-	defer func() { err = errors.Join(err, m.Close()) }()
+	defer func() { err = errors.Join(err, m.Close()) }() //nolint:contextcheck // also after the end of ctx
 	if err != nil {
 		return p, err
 	}
@@ -171,11 +171,8 @@ func (d *demo) close() error {
 	if d.reg != nil {
 		errs = append(errs, d.reg.Close())
 	}
-	found, err := leak.Below(d.dir)
-	errs = append(errs, err)
-	if len(found) > 0 {
-		// A directory with something mounted in it must not be deleted.
-		return errors.Join(append(errs, fmt.Errorf("left behind: %v", found))...)
+	if err := leak.WaitNone(context.Background(), d.dir); err != nil {
+		return errors.Join(append(errs, err)...) // a directory with something mounted in it must not be deleted
 	}
 	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
 }

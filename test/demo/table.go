@@ -46,6 +46,11 @@ func (d *demo) print(w io.Writer) {
 		"the registry is on this machine, so a network only adds to overlayfs. Each pull was on a fresh file system.")
 }
 
-func megabytes(bytes int64) string { return fmt.Sprintf("%.3g MB", float64(bytes)/1e6) }
+func megabytes(bytes int64) string {
+	if bytes < 1e5 {
+		return fmt.Sprintf("%.1f kB", float64(bytes)/1e3)
+	}
+	return fmt.Sprintf("%.1f MB", float64(bytes)/1e6)
+}
 
 func seconds(s float64) string { return fmt.Sprintf("%.2f s", s) }

@@ -74,8 +74,16 @@ func TestCRI(t *testing.T) {
 }
 
 // A pod in a user namespace sees its image's files as its own, by id-mapped mounts of the layers on the disk: nothing is
-// copied. containerd 1.7 knows no id-mapped mounts and copies.
+// copied.
 func TestUserNamespacePod(t *testing.T) {
+	switch v := containerdVersion(); {
+	case legacy():
+		t.Skip("containerd 1.7 has no id-mapped mounts")
+	case strings.HasPrefix(v, "2.0."), strings.HasPrefix(v, "2.1."), strings.HasPrefix(v, "2.2."):
+		// They map the directory that all lower ones have in common without what is mounted below it; since 2.3 it is
+		// AT_RECURSIVE, in core/mount/mount_idmapped_linux.go.
+		t.Skip("before 2.3, containerd cannot id-map layers on several file systems")
+	}
 	n := newNode(t)
 	p := n.push("owners", n.busybox(), everyKind(), image.Layer{Entries: []image.Entry{
 		image.Dir("o", image.Owner(1000, 1001)), image.File("o/own", "o", image.Owner(1000, 65535)),
@@ -96,9 +104,7 @@ func TestUserNamespacePod(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"0:0", "0", "1048576", "65536"}, strings.Fields(out))
 	t.Logf("CreateContainer took %v", pod.CreateContainer)
-	if !legacy() {
-		require.Less(t, n.localBytes()-before, int64(1<<20), "the image is copied")
-	}
+	require.Less(t, n.localBytes()-before, int64(1<<20), "the image is copied")
 	require.NoError(t, pod.Remove(t.Context()))
 }
 

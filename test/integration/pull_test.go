@@ -31,8 +31,8 @@ func forEachConcurrency(t *testing.T, test func(*node)) {
 	}
 }
 
-// staged says that hits are expected with the node's unpack concurrency: the older protocols know no hit in a parallel
-// unpack, so berth's configuration makes the pull sequential there.
+// All layers are on the disk: nothing is fetched, nothing lies on the local file system, and a container sees what it
+// would see with overlayfs.
 func TestFullHit(t *testing.T) {
 	forEachConcurrency(t, func(n *node) {
 		p := n.push("full", n.fiveLayers()...)

@@ -119,7 +119,7 @@ func (d *Daemon) waitReady(ctx context.Context) error {
 	var ended error
 	err = wait.Until(ctx, startTimeout, "berthd to serve", func(ctx context.Context) error {
 		if ended = d.proc.Err(); ended != nil {
-			return nil
+			return nil //nolint:nilerr // ends the waiting; the caller joins it
 		}
 		conn.ResetConnectBackoff()
 		resp, err := health.Check(ctx, &grpc_health_v1.HealthCheckRequest{})

@@ -133,7 +133,7 @@ func (d *Daemon) waitReady(ctx context.Context) error {
 	var ended error
 	err = wait.Until(ctx, startTimeout, "containerd "+d.cfg.Version+" to answer", func(ctx context.Context) error {
 		if ended = d.proc.Err(); ended != nil {
-			return nil
+			return nil //nolint:nilerr // ends the waiting; the caller joins it
 		}
 		if conn.GetState() == connectivity.TransientFailure {
 			conn.ResetConnectBackoff()

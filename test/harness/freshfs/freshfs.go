@@ -26,7 +26,7 @@ type Filesystem struct {
 // Mount makes a file system in a new file and mounts it on a new directory.
 func Mount(ctx context.Context, file, dir string) (_ *Filesystem, err error) {
 	f := &Filesystem{file: file, dir: dir}
-	defer func() {
+	defer func() { //nolint:contextcheck // also after the end of ctx
 		if err != nil {
 			err = errors.Join(err, f.Close())
 		}

@@ -36,12 +36,12 @@ type Layer struct {
 type layer struct {
 	v1.Layer
 	diffID v1.Hash
-	tar    []byte
 }
 
+// DiffID is the digest of the tar.
 func (l layer) DiffID() (v1.Hash, error) { return l.diffID, nil }
 
-// Build is the blob of the layer with its tar.
+// build the blob of the layer.
 func (l Layer) build() (v1.Layer, error) {
 	content, err := Tar(l.Entries...)
 	if err != nil {
@@ -76,7 +76,7 @@ func (l Layer) build() (v1.Layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compress layer: %w", err)
 	}
-	return layer{Layer: static.NewLayer(blob.Bytes(), mediaType), diffID: diffID, tar: content}, nil
+	return layer{Layer: static.NewLayer(blob.Bytes(), mediaType), diffID: diffID}, nil
 }
 
 // Spec of an image.

@@ -3,6 +3,7 @@
 package leak
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,10 +12,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 
 	"berth.dev/berth/test/harness/loop"
+	"berth.dev/berth/test/harness/wait"
 )
 
 // Below lists what still refers to the directory: mounts on it or of files in it, loop devices with backing files in
@@ -32,6 +35,21 @@ func Below(dir string) ([]string, error) {
 		errs = append(errs, err)
 	}
 	return found, errors.Join(errs...)
+}
+
+// settle is how long something may take to go away: a loop device is detached when its last user closes it, and whoever
+// lists devices is one for a moment.
+const settle = 10 * time.Second
+
+// WaitNone is an error with what is still there below dir after a while.
+func WaitNone(ctx context.Context, dir string) error {
+	return wait.Until(ctx, settle, "everything to be gone", func(context.Context) error {
+		found, err := Below(dir)
+		if len(found) > 0 {
+			return errors.Join(err, fmt.Errorf("left behind: %s", strings.Join(found, "; ")))
+		}
+		return err
+	})
 }
 
 func mounts(dir string) ([]string, error) {
@@ -76,9 +94,9 @@ func processes(dir string) ([]string, error) {
 		}
 		proc := filepath.Join("/proc", e.Name())
 		// A process that ends while we look, and a kernel thread, have none of these.
-		cmdline, _ := os.ReadFile(filepath.Join(proc, "cmdline")) //nolint:errcheck // see above
-		cwd, _ := os.Readlink(filepath.Join(proc, "cwd"))         //nolint:errcheck // see above
-		root, _ := os.Readlink(filepath.Join(proc, "root"))       //nolint:errcheck // see above
+		cmdline, _ := os.ReadFile(filepath.Join(proc, "cmdline"))
+		cwd, _ := os.Readlink(filepath.Join(proc, "cwd"))
+		root, _ := os.Readlink(filepath.Join(proc, "root"))
 		command := strings.ReplaceAll(strings.TrimRight(string(cmdline), "\x00"), "\x00", " ")
 		if strings.Contains(command, dir+"/") || within(dir, cwd) || within(dir, root) {
 			found = append(found, fmt.Sprintf("process %d: %s", pid, command))

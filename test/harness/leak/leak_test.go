@@ -1,6 +1,7 @@
 package leak_test
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,11 @@ func TestBelowFindsEachKindAndNothingElse(t *testing.T) {
 	require.Equal(t, "mount "+mnt, found[0])
 	require.Equal(t, "loop device "+filepath.Base(device)+" of "+img, found[1])
 	require.Contains(t, found[2], "sleep 60")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorContains(t, leak.WaitNone(ctx, dir), "mount "+mnt)
+	require.NoError(t, leak.WaitNone(t.Context(), filepath.Join(dir, "nothing")))
 }
 
 func TestBelowRefusesTheWholeMachine(t *testing.T) {

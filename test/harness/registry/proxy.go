@@ -54,7 +54,7 @@ type Fetches struct {
 }
 
 // blobPath is of the distribution API.
-var blobPath = regexp.MustCompile(`^/v2/.+/blobs/(sha256:[0-9a-f]{64})$`) //nolint:gochecknoglobals // a constant table
+var blobPath = regexp.MustCompile(`^/v2/.+/blobs/(sha256:[0-9a-f]{64})$`)
 
 func newProxy(backend string, cfg Config) (*Proxy, error) {
 	p := &Proxy{blobFaults: map[digest.Digest]Fault{}, blobs: map[digest.Digest]Fetches{}}
@@ -79,11 +79,10 @@ func newProxy(backend string, cfg Config) (*Proxy, error) {
 	return p, nil
 }
 
-func (p *Proxy) close() error {
+func (p *Proxy) close() {
 	p.Resume()
 	p.server.CloseClientConnections()
 	p.server.Close()
-	return nil
 }
 
 // guard applies the faults that need no answer of the registry.

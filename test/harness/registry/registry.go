@@ -125,5 +125,6 @@ func waitReady(ctx context.Context, p *process.Process, address string) error {
 
 // Close stops proxy and registry.
 func (r *Registry) Close() error {
-	return errors.Join(r.Proxy.close(), r.proc.Stop(stopGrace))
+	r.close()
+	return r.proc.Stop(stopGrace)
 }
