@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
 	"berth.dev/berth/blockdev/fsmount"
 	"berth.dev/berth/builder/mkfs"
@@ -400,9 +401,28 @@ func (t *target) blockDevice(ctx context.Context) (path string, release func() e
 	if err != nil {
 		return "", nil, err
 	}
-	return loop.Path, func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-		defer cancel()
-		return device.DetachLoop(ctx, loop)
-	}, nil
+	user, err := device.ClearWithLastUser(loop)
+	if err != nil {
+		return "", nil, errors.Join(err, detach(ctx, loop))
+	}
+	return loop.Path, func() error { return errors.Join(user.Close(), detach(ctx, loop)) }, nil
+}
+
+// detach waits for those who use the device a little longer than we do: a child between fork and exec has all our files.
+func detach(ctx context.Context, loop device.Loop) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err := device.DetachLoop(ctx, loop)
+		if !errors.Is(err, blockdev.ErrInUse) {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
 }

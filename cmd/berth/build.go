@@ -36,20 +36,25 @@ trees, but not the same bytes). The disk appears at its path only when it is com
 fails or is interrupted, nothing is left. On a block device the first block is cleared first and
 written last.
 
-Credentials come from the docker configuration (docker login, credential helpers, DOCKER_CONFIG).`
+Credentials come from the docker configuration (docker login, credential helpers, DOCKER_CONFIG).
+
+With --json each line of standard output is an object with "event", one of
+  image-resolved   "image": reference, platform, manifest, layers
+  planned          "plan": images, layers, blobBytes
+  layer-started    "layer": number, diffID, blob, image, blobBytes, fetchedBytes
+  layer-progress   the same
+  layer-done       the same, and unpackedBytes, inodes
+  finishing        metadata and index are being written
+  result           "result": identity (uuid, indexDigest), fileSystem, images, layers, sharedLayers,
+                   layerUses, fetchedBytes, unpackedBytes, inodes, diskBytes, durationNanoseconds,
+                   warnings
+  error            "error": what went wrong; the exit status is not 0`
 
 const buildExample = `  berth build -o disk.img nginx:1.27 redis registry.example/team/app@sha256:…
   berth build -o /dev/sdb --platform linux/amd64 --platform linux/arm64 debian:12
   berth build -o disk.img --plain-http localhost:5000 localhost:5000/app:1
   berth build -o disk.img --size 20GiB registry.example/app:1=oci:./layout docker-archive:app.tar
   berth build -o disk.img --json nginx | jq -c 'select(.event=="result").result'`
-
-const buildJSON = `write events as JSON, one a line, to standard output. Every line has "event": image-resolved (with
-"image": reference, platform, manifest, layers), planned ("plan": images, layers, blobBytes),
-layer-started, layer-progress, layer-done ("layer": number, diffID, blob, image, blobBytes,
-fetchedBytes, unpackedBytes, inodes), finishing, and at the end result ("result": identity, fileSystem,
-images, layers, sharedLayers, layerUses, fetchedBytes, unpackedBytes, inodes, diskBytes,
-durationNanoseconds, warnings) or error ("error": text)`
 
 // buildFlags are the flags as given.
 type buildFlags struct {
@@ -84,7 +89,7 @@ func newBuild() *cobra.Command {
 	flags.StringSliceVar(&f.registry.PlainHTTP, "plain-http", nil, "registry HOST[:PORT] to speak HTTP with, * for all; may be repeated")
 	flags.StringSliceVar(&f.registry.InsecureSkipVerify, "insecure-skip-verify", nil, "registry HOST[:PORT] whose certificate is not checked, * for all; may be repeated")
 	flags.StringVar(&f.registry.HostsDir, "hosts-dir", "", "directory with containerd's hosts.toml files (mirrors, certificates), such as /etc/containerd/certs.d")
-	flags.BoolVar(&f.json, "json", false, buildJSON)
+	flags.BoolVar(&f.json, "json", false, "write events and the result as lines of JSON to standard output")
 	if err := cmd.MarkFlagRequired("output"); err != nil {
 		cmd.RunE = func(*cobra.Command, []string) error { return err }
 	}
