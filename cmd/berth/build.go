@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"berth.dev/berth/builder"
+	"berth.dev/berth/layerdisk/tree"
 )
 
 const buildLong = `Build unpacks container images once, onto a layer disk: a file, or a block device, with one
@@ -62,6 +63,8 @@ type buildFlags struct {
 	platforms                                  []string
 	force, json                                bool
 	parallel                                   int
+	maxLayerSize                               string
+	maxLayerFiles                              int64
 	registry                                   builder.RegistryOptions
 }
 
@@ -86,6 +89,8 @@ func newBuild() *cobra.Command {
 	flags.StringVar(&f.created, "created", "", "creation time in the index, RFC 3339 or seconds since 1970\n(default: $SOURCE_DATE_EPOCH, else the newest image's)")
 	flags.IntVarP(&f.parallel, "parallel", "p", 0, "layers fetched and unpacked at once (default: 4, or the number of processors if less)")
 	flags.StringVar(&f.tempDir, "tmp-dir", "", "directory for layers that have to wait for their turn (default: that of the output)")
+	flags.StringVar(&f.maxLayerSize, "max-layer-size", "1TiB", "refuse layers whose files are larger together")
+	flags.Int64Var(&f.maxLayerFiles, "max-layer-files", tree.DefaultLimits().MaxEntries, "refuse layers with more files")
 	flags.StringSliceVar(&f.registry.PlainHTTP, "plain-http", nil, "registry HOST[:PORT] to speak HTTP with, * for all; may be repeated")
 	flags.StringSliceVar(&f.registry.InsecureSkipVerify, "insecure-skip-verify", nil, "registry HOST[:PORT] whose certificate is not checked, * for all; may be repeated")
 	flags.StringVar(&f.registry.HostsDir, "hosts-dir", "", "directory with containerd's hosts.toml files (mirrors, certificates), such as /etc/containerd/certs.d")
@@ -113,6 +118,12 @@ func (f buildFlags) options(images []string) (builder.Options, error) {
 		}
 	}
 	var err error
+	if o.Limits.MaxBytes, err = units.RAMInBytes(f.maxLayerSize); err != nil || o.Limits.MaxBytes <= 0 {
+		return o, fmt.Errorf("--max-layer-size %q is no size such as 20GiB", f.maxLayerSize)
+	}
+	if o.Limits.MaxEntries = f.maxLayerFiles; f.maxLayerFiles <= 0 {
+		return o, fmt.Errorf("--max-layer-files %d is not positive", f.maxLayerFiles)
+	}
 	if o.Platforms, err = platforms.ParseAll(f.platforms); err != nil {
 		return o, fmt.Errorf("--platform: %w", err)
 	}

@@ -107,14 +107,16 @@ func TestBuildCommandRefuses(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	for want, args := range map[string][]string{
 		"required flag":       {"alpine"},
-		"requires at least 1":   {"-o", disk},
-		"--size":                {"-o", disk, "--size", "many", "alpine"},
-		"less than one block":   {"-o", disk, "--size", "1k", "alpine"},
-		"--platform":            {"-o", disk, "--platform", "a/b/c/d/e", "alpine"},
-		"--created":             {"-o", disk, "--created", "yesterday", "alpine"},
-		"neither erofs nor":     {"-o", disk, "--fs", "xfs", "alpine"},
-		"in parallel":           {"-o", disk, "--parallel", "1000", "alpine"},
-		"no such file":          {"-o", disk, "oci:/nonexistent"},
+		"requires at least 1": {"-o", disk},
+		"--size":              {"-o", disk, "--size", "many", "alpine"},
+		"less than one block": {"-o", disk, "--size", "1k", "alpine"},
+		"--max-layer-size":    {"-o", disk, "--max-layer-size", "x", "alpine"},
+		"--max-layer-files":   {"-o", disk, "--max-layer-files", "0", "alpine"},
+		"--platform":          {"-o", disk, "--platform", "a/b/c/d/e", "alpine"},
+		"--created":           {"-o", disk, "--created", "yesterday", "alpine"},
+		"neither erofs nor":   {"-o", disk, "--fs", "xfs", "alpine"},
+		"in parallel":         {"-o", disk, "--parallel", "1000", "alpine"},
+		"no such file":        {"-o", disk, "oci:/nonexistent"},
 		"image reference":     {"-o", disk, "in valid"},
 	} {
 		_, _, err := runBerth(t, append([]string{"build"}, args...)...)
