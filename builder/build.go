@@ -70,7 +70,6 @@ type build struct {
 	unpacker *unpacker
 	target   *target
 	notify   func(Event)
-	warnings []string
 }
 
 func (b *build) run(ctx context.Context) (*Result, error) {
@@ -153,9 +152,8 @@ func (b *build) tempDir() string {
 // result counts what is on the disk.
 func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
 	r := &Result{
-		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.jobs),
+		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.layers),
 		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes,
-		Warnings: b.warnings,
 	}
 	for _, j := range b.plan.jobs {
 		r.LayerUses += j.uses

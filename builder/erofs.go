@@ -20,7 +20,7 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	b.notify(Event{Kind: EventFinishing})
-	b.warnings = b.plan.inherit()
+	b.plan.stack()
 	listings, attributes, err := b.listings(ctx)
 	if err != nil {
 		return nil, err
@@ -79,16 +79,16 @@ func (b *build) checked(header layerdisk.Header) (*Result, error) {
 
 // listings makes the attribute listing of every layer and its digest.
 func (b *build) listings(ctx context.Context) (stored [][]byte, digests []string, err error) {
-	stored, digests = make([][]byte, len(b.plan.jobs)), make([]string, len(b.plan.jobs))
+	stored, digests = make([][]byte, len(b.plan.layers)), make([]string, len(b.plan.layers))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(b.opts.Parallel)
-	for i, j := range b.plan.jobs {
+	for i, l := range b.plan.layers {
 		group.Go(func() (err error) {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if stored[i], digests[i], err = attrs.Store(j.tree.Entries()); err != nil {
-				return fmt.Errorf("list layer %d of %s: %w", j.position, j.image, err)
+			if stored[i], digests[i], err = attrs.Store(l.tree.Entries()); err != nil {
+				return fmt.Errorf("list layer %d of %s: %w", l.position, l.image, err)
 			}
 			return nil
 		})
@@ -102,10 +102,16 @@ func (b *build) planEROFS(ix *layerdisk.Index, encoded []byte, listings [][]byte
 		return nil, err
 	}
 	img := erofs.Image{UUID: id, DataEnd: 1, Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}}}
-	for i, j := range b.plan.jobs {
-		img.Layers = append(img.Layers, erofs.Layer{Path: layerdisk.LayerDir(j.number), Tree: j.tree, FirstBlock: img.DataEnd})
-		img.Files = append(img.Files, erofs.File{Path: layerdisk.ListingPath(j.number), Data: listings[i]})
-		img.DataEnd = uint64(ends[i]) //nolint:gosec // not negative
+	for number, l := range b.plan.layers {
+		first := uint64(1)
+		if l.number > 0 {
+			first = uint64(ends[l.number-1]) //nolint:gosec // not negative
+		}
+		img.Layers = append(img.Layers, erofs.Layer{Path: layerdisk.LayerDir(number), Tree: l.tree, FirstBlock: first})
+		img.Files = append(img.Files, erofs.File{Path: layerdisk.ListingPath(number), Data: listings[number]})
+	}
+	if len(ends) > 0 {
+		img.DataEnd = uint64(ends[len(ends)-1]) //nolint:gosec // not negative
 	}
 	return erofs.Plan(img)
 }

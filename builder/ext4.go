@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -43,7 +44,7 @@ func (b *build) runExt4(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	b.notify(Event{Kind: EventFinishing})
-	b.warnings = b.plan.inherit()
+	b.plan.stack()
 	listings, attributes, err := b.listings(ctx)
 	if err != nil {
 		return nil, err
@@ -129,7 +130,7 @@ func (b *build) fillExt4(ctx context.Context, uuid string, size ext4Size, spools
 	if err := b.applyAll(ctx, root, spools); err != nil {
 		return explainFull(err, b.target)
 	}
-	if err := writeOwn(root, b.plan.jobs, listings, encoded); err != nil {
+	if err := writeOwn(root, listings, encoded); err != nil {
 		return explainFull(err, b.target)
 	}
 	return explainFull(flushFileSystem(root), b.target)
@@ -161,10 +162,10 @@ func (b *build) applyAll(ctx context.Context, root string, spools []*os.File) er
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(b.opts.Parallel)
-	for i, j := range b.plan.jobs {
+	for number, l := range b.plan.layers {
 		group.Go(func() error {
-			if err := applyLayer(ctx, filepath.Join(root, layerdisk.LayerDir(j.number)), spools[i], j.tree); err != nil {
-				return fmt.Errorf("unpack layer %d of %s: %w", j.position, j.image, err)
+			if err := applyLayer(ctx, filepath.Join(root, layerdisk.LayerDir(number)), spools[l.number], l.tree); err != nil {
+				return fmt.Errorf("unpack layer %d of %s: %w", l.position, l.image, err)
 			}
 			return nil
 		})
@@ -176,11 +177,10 @@ func applyLayer(ctx context.Context, dir string, spool *os.File, t *tree.Tree) e
 	if err := mkdirExactly(dir); err != nil {
 		return err
 	}
-	if _, err := spool.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	// No buffer here: archive/tar seeks over what it skips, and Apply copies with a buffer of its own.
-	if _, err := archive.Apply(ctx, dir, spool, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout)); err != nil {
+	// A reader of its own, since two looks of a layer may be unpacked at once. No buffer: archive/tar seeks over what it
+	// skips, and Apply copies with a buffer of its own.
+	in := io.NewSectionReader(spool, 0, math.MaxInt64)
+	if _, err := archive.Apply(ctx, dir, in, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout)); err != nil {
 		return err
 	}
 	if err := settle(ctx, dir, t); err != nil {
@@ -252,7 +252,7 @@ func copyAttributes(path string, e attrs.Entry) error {
 }
 
 // writeOwn writes berth's own files, with fixed modes and times.
-func writeOwn(root string, jobs []*layerJob, listings [][]byte, encoded []byte) error {
+func writeOwn(root string, listings [][]byte, encoded []byte) error {
 	for _, dir := range []string{layerdisk.OwnDir, layerdisk.ListingsDir} {
 		if err := mkdirExactly(filepath.Join(root, dir)); err != nil {
 			return err
@@ -260,8 +260,8 @@ func writeOwn(root string, jobs []*layerJob, listings [][]byte, encoded []byte) 
 	}
 	names := []string{layerdisk.IndexPath}
 	contents := [][]byte{encoded}
-	for i, j := range jobs {
-		names, contents = append(names, layerdisk.ListingPath(j.number)), append(contents, listings[i])
+	for number, listing := range listings {
+		names, contents = append(names, layerdisk.ListingPath(number)), append(contents, listing)
 	}
 	for i, name := range names {
 		path := filepath.Join(root, name)

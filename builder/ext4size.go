@@ -36,9 +36,9 @@ type ext4Size struct {
 func (b *build) sizeExt4(listings [][]byte, encoded []byte) ext4Size {
 	s := ext4Size{inodes: ext4SpareInodes + int64(len(listings)) + 8}
 	s.blocks = blocksFor(int64(len(encoded))) + 16
-	for i, j := range b.plan.jobs {
-		s.blocks += blocksFor(int64(len(listings[i]))) + ext4Blocks(j.tree)
-		s.inodes += j.tree.Inodes
+	for i, l := range b.plan.layers {
+		s.blocks += blocksFor(int64(len(listings[i]))) + ext4Blocks(l.tree)
+		s.inodes += l.tree.Inodes
 	}
 	s.blocks += blocksFor(s.inodes * ext4InodeBytes)
 	s.blocks += s.blocks/ext4SparePart + ext4SpareBlocks

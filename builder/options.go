@@ -105,8 +105,6 @@ type Result struct {
 	DiskBytes int64 `json:"diskBytes"`
 	// Duration of the build in nanoseconds.
 	Duration time.Duration `json:"durationNanoseconds"`
-	// Warnings are facts about the images that a user should know.
-	Warnings []string `json:"warnings,omitempty"`
 }
 
 // EventKind says what an Event tells.

@@ -255,15 +255,45 @@ func TestBuildTwoBlobsOfOneLayer(t *testing.T) {
 	require.Zero(t, r.blobGets(zs.descriptor().Digest))
 }
 
-func TestBuildWarnsOfDisagreeingParents(t *testing.T) {
-	r := newTestRegistry(t)
-	top := gzipLayer(t, makeTar(t, tarContent{"tmp/file": "x"}))
-	first := r.putImage(t, "a", "1", forgeImage(t, amd64, created, gzipLayer(t, makeTar(t, tarContent{"tmp/": ""})), top))
-	second := r.putImage(t, "b", "1", forgeImage(t, amd64, created, gzipLayer(t, privateTmp(t)), top))
-	o := buildOptions(t, first, second)
-	res, err := Build(t.Context(), o)
-	require.NoError(t, err)
-	require.Len(t, res.Warnings, 1)
-	require.Contains(t, res.Warnings[0], "tmp")
-	requireSound(t, o.Output.Path)
+// TestBuildImpliedDirectories has a layer that puts a file into a directory which it does not mention. On each stack that
+// directory looks as it does there, and only the stack finds the layer.
+func TestBuildImpliedDirectories(t *testing.T) {
+	for _, fileSystem := range []string{layerdisk.FileSystemEROFS, layerdisk.FileSystemExt4} {
+		t.Run(fileSystem, func(t *testing.T) {
+			r := newTestRegistry(t)
+			open, private := gzipLayer(t, makeTar(t, tarContent{"tmp/": ""})), gzipLayer(t, privateTmp(t))
+			top := gzipLayer(t, makeTar(t, tarContent{"tmp/file": "x"}))
+			images := []string{
+				r.putImage(t, "a", "1", forgeImage(t, amd64, created, open, top)),
+				r.putImage(t, "b", "1", forgeImage(t, amd64, created, private, top)),
+				r.putImage(t, "c", "1", forgeImage(t, amd64, created, open, private, top)),
+			}
+			o := buildOptions(t, images...)
+			o.Output.FileSystem = fileSystem
+			_, err := Build(t.Context(), o)
+			require.NoError(t, err)
+			require.Equal(t, 1, r.blobGets(top.descriptor().Digest))
+			root := requireSound(t, o.Output.Path)
+			ix := readDisk(t, o.Output.Path)
+			lookup := layerdisk.NewLookup(ix)
+			_, found := lookup.Layer(top.trueDiffID())
+			require.False(t, found, "the diff ID alone does not say which look is meant")
+			_, found = lookup.Layer(open.trueDiffID())
+			require.True(t, found)
+			require.Len(t, ix.Layers, 4, "the stacks of b and c give the same")
+			for i, mode := range []os.FileMode{0o755, 0o700, 0o700} {
+				stack := lookup.Stack(ix.Images[i].ChainID)
+				last := stack[len(stack)-1]
+				require.True(t, last.StackBound)
+				require.Equal(t, top.trueDiffID(), last.DiffID)
+				dir := filepath.Join(root, layerdisk.LayerDir(last.Number), "tmp")
+				info, err := os.Stat(dir)
+				require.NoError(t, err)
+				require.Equal(t, mode, info.Mode().Perm(), "image %d", i)
+				content, err := os.ReadFile(filepath.Join(dir, "file"))
+				require.NoError(t, err)
+				require.Equal(t, "x", string(content))
+			}
+		})
+	}
 }

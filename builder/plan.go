@@ -9,12 +9,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/layerdisk/attrs"
-	"berth.dev/berth/layerdisk/tree"
 )
 
 // resolveParallel is the number of images resolved at once.
@@ -24,6 +21,9 @@ const resolveParallel = 4
 type plan struct {
 	images []*image
 	jobs   []*layerJob
+	// layers and chains are there after stack.
+	layers []*diskLayer
+	chains []layerdisk.Chain
 	// close releases the sources.
 	sources []*namedSource
 }
@@ -136,76 +136,29 @@ func (p *plan) created() time.Time {
 	return newest.UTC()
 }
 
-// chains lists every stack of layers once, parents before children.
-func (p *plan) chains() []layerdisk.Chain {
-	var all []layerdisk.Chain
-	known := make(map[digest.Digest]bool)
-	for _, img := range p.images {
-		parent := digest.Digest("")
-		for _, l := range img.layers {
-			id := l.diffID
-			if parent != "" {
-				id = identity.ChainID([]digest.Digest{parent, l.diffID})
-			}
-			if !known[id] {
-				known[id] = true
-				all = append(all, layerdisk.Chain{ChainID: id, Parent: parent, DiffID: l.diffID})
-			}
-			parent = id
-		}
-	}
-	return all
-}
-
 // index describes the disk, but for what Seal adds. attributes are the digests of the layers' listings.
 //
 // Of a layer that came to the builder under several blob digests only the one that was fetched is recorded: that the
 // others unpack to the same is the word of a manifest alone, and a node that matches by blob digest would serve this
 // layer to every image with that blob.
 func (p *plan) index(o *Options, attributes []string) layerdisk.Index {
-	ix := layerdisk.Index{FileSystem: o.Output.FileSystem, Created: o.Created, Chains: p.chains()}
+	ix := layerdisk.Index{FileSystem: o.Output.FileSystem, Created: o.Created, Chains: p.chains}
 	if o.Created.IsZero() {
 		ix.Created = p.created()
 	}
 	for _, img := range p.images {
 		ix.Images = append(ix.Images, img.record)
 	}
-	for i, j := range p.jobs {
+	for i, l := range p.layers {
 		ix.Layers = append(ix.Layers, layerdisk.Layer{
-			Number:        j.number,
-			DiffID:        j.diffID,
-			Blobs:         []layerdisk.Blob{{Digest: j.blob.Digest, MediaType: j.blob.MediaType, Size: j.blob.Size}},
-			UnpackedBytes: j.tree.UnpackedBytes,
-			Inodes:        j.tree.Inodes,
+			Number:        i,
+			DiffID:        l.diffID,
+			Blobs:         []layerdisk.Blob{{Digest: l.blob.Digest, MediaType: l.blob.MediaType, Size: l.blob.Size}},
+			UnpackedBytes: l.tree.UnpackedBytes,
+			Inodes:        l.tree.Inodes,
 			Attributes:    attributes[i],
+			StackBound:    l.tree.StackBound(),
 		})
 	}
 	return ix
-}
-
-// inherit completes the trees with what directories that a layer does not mention have from the layers below it. That
-// depends on the stack; a layer has what its first one gives, and where another stack would give otherwise, that is
-// returned as a warning.
-func (p *plan) inherit() (warnings []string) {
-	jobs := make(map[digest.Digest]*layerJob, len(p.jobs))
-	for _, j := range p.jobs {
-		jobs[j.diffID] = j
-	}
-	settled := make(map[digest.Digest]bool)
-	for _, img := range p.images {
-		var lower []*tree.Tree
-		for i, l := range img.layers {
-			j := jobs[l.diffID]
-			if !settled[l.diffID] {
-				settled[l.diffID] = true
-				j.tree.Inherit(lower)
-			} else if path := j.tree.Disagrees(lower); path != "" {
-				warnings = append(warnings, fmt.Sprintf(
-					"layer %d of %s does not mention directory %s, which has other attributes below it than in %s; on the disk it has those of the latter",
-					i, img.record.Reference, attrs.Escape(path), j.image))
-			}
-			lower = append([]*tree.Tree{j.tree}, lower...)
-		}
-	}
-	return warnings
 }

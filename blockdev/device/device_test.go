@@ -160,6 +160,43 @@ func TestDetachLoopWaitsForReaders(t *testing.T) {
 	require.NoError(t, device.DetachLoop(t.Context(), loop))
 }
 
+// A device that is missed would be attached a second time, and the first never given back.
+func TestFindLoopsMissesNone(t *testing.T) {
+	path, other := backing(t, mib), backing(t, mib)
+	loop, err := device.AttachLoop(t.Context(), path, device.LoopOptions{ReadOnly: true, Tag: "berth-test:mine"})
+	require.NoError(t, err)
+	stop := make(chan struct{})
+	var group sync.WaitGroup
+	for range 3 {
+		group.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				l, err := device.AttachLoop(t.Context(), other, device.LoopOptions{ReadOnly: true})
+				if err == nil {
+					err = device.DetachLoop(t.Context(), l)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 300 {
+		found, err := device.FindLoops(path)
+		if err != nil || len(found) != 1 || found[0] != loop {
+			t.Errorf("found %v, %v", found, err)
+			break
+		}
+	}
+	close(stop)
+	group.Wait()
+	require.NoError(t, device.DetachLoop(t.Context(), loop))
+}
+
 func TestAttachLoopConcurrent(t *testing.T) {
 	path := backing(t, mib)
 	var all sync.Map
@@ -220,6 +257,24 @@ func TestSetReadOnly(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, loop.ReadOnly)
 	require.NoError(t, device.DetachLoop(t.Context(), loop))
+}
+
+func TestLoopForgetsReadOnly(t *testing.T) {
+	path := backing(t, mib)
+	before, err := device.AttachLoop(t.Context(), path, device.LoopOptions{})
+	require.NoError(t, err)
+	_, err = device.SetReadOnly(before.Path, true)
+	require.NoError(t, err)
+	require.NoError(t, device.DetachLoop(t.Context(), before))
+	// The lowest free number is given again, unless another process was faster.
+	after, err := device.AttachLoop(t.Context(), path, device.LoopOptions{})
+	require.NoError(t, err)
+	require.False(t, after.ReadOnly, "the flag of an earlier attachment is still there")
+	require.NoError(t, device.DetachLoop(t.Context(), after))
+	if after.Path != before.Path {
+		_, err = device.SetReadOnly(before.Path, false)
+		require.NoError(t, err)
+	}
 }
 
 func TestNotADevice(t *testing.T) {

@@ -22,6 +22,8 @@ const (
 	loNameSize = 64
 	pollFirst  = time.Millisecond
 	pollMost   = 50 * time.Millisecond
+	// claimGrace is how long a device may seem to be in use before it is believed.
+	claimGrace = 2 * time.Second
 )
 
 // Loop is a loop device that stands for a file.
@@ -140,7 +142,8 @@ func configure(number int, backing *os.File, opts LoopOptions) (Loop, error) {
 		return Loop{}, fmt.Errorf("configure %s: %w", path, err)
 	}
 	if !opts.ReadOnly {
-		// A flag that BLKROSET put on the number for an earlier file outlives that file's detachment.
+		// BLKROSET on a loop device outlives what was attached to it: LOOP_CONFIGURE sets the disk's flag and leaves that
+		// of the block device alone (seen on 6.18; block/ioctl.c, drivers/block/loop.c). The device is ours alone still.
 		if _, err := setReadOnly(dev, false); err != nil {
 			return Loop{}, errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0))
 		}
@@ -197,20 +200,26 @@ func LoopAt(path string) (loop Loop, ok bool, err error) {
 // loops asks the kernel only about devices whose backing file name may be meant: opening a device delays its clearing by
 // others for that moment.
 func loops(mayBe func(backingName string) bool, match func(Loop) bool) ([]Loop, error) {
-	names, err := filepath.Glob(sysBlock + "/loop*/loop/backing_file")
+	entries, err := os.ReadDir(sysBlock)
 	if err != nil {
 		return nil, fmt.Errorf("list loop devices: %w", err)
 	}
 	var found []Loop
-	for _, name := range names {
-		backing, err := os.ReadFile(name) //nolint:gosec // sysfs
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "loop") {
+			continue
+		}
+		backing, err := os.ReadFile(filepath.Join(sysBlock, e.Name(), "loop", "backing_file"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			continue // not attached, or detached just now
+		}
 		if err != nil {
-			continue // detached since the listing; unattached devices have no such file
+			return nil, fmt.Errorf("list loop devices: %w", err)
 		}
 		if !mayBe(strings.TrimSuffix(string(backing), "\n")) {
 			continue
 		}
-		path := filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(name))))
+		path := filepath.Join("/dev", e.Name())
 		loop, ok, err := LoopAt(path)
 		if errors.Is(err, blockdev.ErrNotFound) {
 			continue
@@ -260,10 +269,7 @@ func DetachLoop(ctx context.Context, loop Loop) error {
 }
 
 func detachLoop(ctx context.Context, loop Loop) error {
-	dev, err := openBlock(loop.Path, unix.O_RDONLY|unix.O_EXCL)
-	if errors.Is(err, unix.EBUSY) {
-		return claimed(loop)
-	}
+	dev, err := claim(ctx, loop)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil
 	}
@@ -290,6 +296,31 @@ func detachLoop(ctx context.Context, loop Loop) error {
 		}
 		if err := wait.next(ctx); err != nil {
 			return fmt.Errorf("wait until nobody has the device open: %w", err)
+		}
+	}
+}
+
+// claim opens the device for nobody else. Whoever makes a mount namespace, such as a container that is being started, has
+// a copy of every mount for a moment, so a device that was unmounted just now may seem to be in use a little longer.
+func claim(ctx context.Context, loop Loop) (*os.File, error) {
+	deadline := time.Now().Add(claimGrace)
+	wait := newPoll()
+	for {
+		dev, err := openBlock(loop.Path, unix.O_RDONLY|unix.O_EXCL)
+		if !errors.Is(err, unix.EBUSY) {
+			return dev, err
+		}
+		if err := claimed(loop); !errors.Is(err, blockdev.ErrInUse) {
+			if err == nil {
+				err = blockdev.ErrNotFound
+			}
+			return nil, err
+		}
+		if time.Now().After(deadline) {
+			return nil, blockdev.ErrInUse
+		}
+		if err := wait.next(ctx); err != nil {
+			return nil, fmt.Errorf("%w: %w", blockdev.ErrInUse, err)
 		}
 	}
 }

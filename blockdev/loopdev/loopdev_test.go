@@ -3,6 +3,7 @@ package loopdev_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -217,7 +218,10 @@ func TestBroughtDevice(t *testing.T) {
 	d := open(t, dir)
 	disk, err := device.AttachLoop(t.Context(), brought(t), device.LoopOptions{})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, device.DetachLoop(context.Background(), disk)) })
+	t.Cleanup(func() {
+		_, err := device.SetReadOnly(disk.Path, false) // or the next one to get this number is read-only
+		require.NoError(t, errors.Join(err, device.DetachLoop(context.Background(), disk)))
+	})
 	readonly := func() bool {
 		ro, err := device.ReadOnly(disk.Path)
 		require.NoError(t, err)

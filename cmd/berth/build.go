@@ -196,9 +196,5 @@ func writeBuildSummary(w io.Writer, output string, r *builder.Result) error {
 		"  fetched   %s of blobs\n  unpacked  %s in %d inodes\n  time      %s\n",
 		output, r.FileSystem, size(r.DiskBytes), r.Identity.UUID, r.Identity.IndexDigest, r.Images,
 		r.Layers, r.SharedLayers, r.LayerUses, size(r.FetchedBytes), size(r.UnpackedBytes), r.Inodes, r.Duration.Round(time.Millisecond))
-	for _, warning := range r.Warnings {
-		_, warnErr := fmt.Fprintf(w, "  warning   %s\n", warning)
-		err = errors.Join(err, warnErr)
-	}
 	return err
 }

@@ -87,11 +87,11 @@ func BenchmarkMetadata(b *testing.B) {
 	img := readLayers(b, discardAt{}, layer)
 	runtime.GC()
 	runtime.ReadMemStats(&read)
-	runtime.KeepAlive(layer)
 	plan, err := erofs.Plan(img)
 	require.NoError(b, err)
 	runtime.GC()
 	runtime.ReadMemStats(&planned)
+	runtime.KeepAlive(layer)
 	for b.Loop() {
 		plan, err := erofs.Plan(img)
 		require.NoError(b, err)

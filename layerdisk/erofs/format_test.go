@@ -170,9 +170,30 @@ func TestHolesAreNotStored(t *testing.T) {
 	require.Equal(t, int64(65536), hole)
 }
 
+// The list of chunks of this file takes more than a block, and its last run ends with the file, in the middle of a chunk.
+func TestManyChunks(t *testing.T) {
+	needRoot(t)
+	data := strings.Repeat("d", 65536) + strings.Repeat("\x00", 80<<20) + strings.Repeat("e", 70_001)
+	l := layertest.NewTar(t).File("before", "b")
+	l.Add(tarFile("f", layertest.Xattrs("user.odd", "odd")), data)
+	file, layout := writeImage(t, nil, l.File("z-after", "a").Bytes())
+	require.Less(t, layout.SizeBytes(), int64(1<<20))
+	requireFsck(t, file)
+	root := filepath.Join(mountImage(t, file), "l/0")
+	for name, want := range map[string]string{"before": "b", "f": data, "z-after": "a"} {
+		got, err := os.ReadFile(filepath.Join(root, name))
+		require.NoError(t, err)
+		require.True(t, want == string(got), name)
+	}
+}
+
 func TestRefusedImages(t *testing.T) {
-	small, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).File("f", "x").Bytes()), io.Discard, tree.Limits{})
-	require.NoError(t, err)
+	read := func() *tree.Tree {
+		tr, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).File("f", "x").Bytes()), io.Discard, tree.Limits{})
+		require.NoError(t, err)
+		return tr
+	}
+	small := read()
 	big := &tree.Tree{Blocks: 1 << 33}
 	layer := func(path string, first uint64) erofs.Layer {
 		return erofs.Layer{Path: path, Tree: small, FirstBlock: first}
@@ -185,7 +206,7 @@ func TestRefusedImages(t *testing.T) {
 		"over 16 TiB":                {erofs.Image{DataEnd: 1 << 32}, errdefs.ErrResourceExhausted},
 		"metadata over 16 TiB":       {erofs.Image{DataEnd: 1<<32 - 1}, errdefs.ErrResourceExhausted},
 		"region in the superblock":   {erofs.Image{DataEnd: 9, Layers: []erofs.Layer{layer("l/0", 0)}}, errdefs.ErrInvalidArgument},
-		"regions overlap":            {erofs.Image{DataEnd: 9, Layers: []erofs.Layer{layer("l/0", 1), layer("l/1", 1)}}, errdefs.ErrInvalidArgument},
+		"regions overlap":            {erofs.Image{DataEnd: 9, Layers: []erofs.Layer{layer("l/0", 1), {Path: "l/1", Tree: read(), FirstBlock: 1}}}, errdefs.ErrInvalidArgument},
 		"region behind the end":      {erofs.Image{DataEnd: 2, Layers: []erofs.Layer{layer("l/0", 2)}}, errdefs.ErrInvalidArgument},
 		"huge region":                {erofs.Image{DataEnd: 2, Layers: []erofs.Layer{{Path: "l/0", Tree: big, FirstBlock: 1}}}, errdefs.ErrInvalidArgument},
 		"path twice":                 {erofs.Image{DataEnd: 9, Layers: []erofs.Layer{layer("l/0", 1), layer("l/0", 2)}}, errdefs.ErrInvalidArgument},

@@ -93,7 +93,7 @@ func (t *ownTree) lookup(dir tree.Number, name string) (tree.Number, bool) {
 	return 0, false
 }
 
-// Inode, Children and Numbers make an ownTree a source. Own files and directories belong to root and are as old as time.
+// Inode is part of treeLike. Own files and directories belong to root and are as old as time.
 func (t *ownTree) Inode(n tree.Number) tree.Inode {
 	node := &t.nodes[n]
 	if node.kind == ownFile {
@@ -108,6 +108,8 @@ func (t *ownTree) Inode(n tree.Number) tree.Inode {
 	return in
 }
 
+// Children is part of treeLike.
 func (t *ownTree) Children(n tree.Number) []tree.Child { return t.nodes[n].children }
 
+// Numbers is part of treeLike.
 func (t *ownTree) Numbers() int { return len(t.nodes) }

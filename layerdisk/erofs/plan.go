@@ -40,7 +40,8 @@ type Layer struct {
 	// Path of the layer's directory in the file system, such as l/1a.
 	Path string
 	Tree *tree.Tree
-	// FirstBlock of the layer's data region of Tree.Blocks blocks, at least 1.
+	// FirstBlock of the layer's data region of Tree.Blocks blocks, at least 1. Layers that are looks of one tree (tree.On)
+	// have the same region.
 	FirstBlock uint64
 }
 
@@ -132,7 +133,10 @@ func checkRegions(img *Image) error {
 		return int(int64(a.Tree.Blocks) - int64(b.Tree.Blocks))
 	})
 	end := uint64(1)
-	for _, l := range layers {
+	for i, l := range layers {
+		if i > 0 && l.FirstBlock == layers[i-1].FirstBlock && l.Tree.SharesContents(layers[i-1].Tree) {
+			continue
+		}
 		if l.FirstBlock < end {
 			return invalid("data region of layer %s begins at block %d, inside another region or the superblock", l.Path, l.FirstBlock)
 		}

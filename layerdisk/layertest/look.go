@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/containerd/v2/pkg/archive" //nolint:depguard // what tests compare with; no product code imports this package
 	"github.com/containerd/continuity/sysx"
 	"github.com/stretchr/testify/require"
 	"github.com/zeebo/blake3"
@@ -22,8 +22,8 @@ import (
 func Mount(t testing.TB, source, kind, options string, flags uintptr) string {
 	t.Helper()
 	dir := t.TempDir()
-	require.NoError(t, unix.Mount(source, dir, kind, flags, options))
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	require.NoError(t, unix.Mount(source, dir, kind, flags, options)) //nolint:forbidigo // the package under fsmount must not need fsmount to be tested
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })    //nolint:forbidigo // as above
 	return dir
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Tar writes layer archives.
+// Tar makes one layer archive, entry by entry.
 type Tar struct {
 	// Writer takes headers that Add would not write.
 	Writer *tar.Writer
@@ -20,12 +20,14 @@ type Tar struct {
 	buf bytes.Buffer
 }
 
+// NewTar begins an archive; mistakes in making it end the test.
 func NewTar(t testing.TB) *Tar {
 	l := &Tar{t: t}
 	l.Writer = tar.NewWriter(&l.buf)
 	return l
 }
 
+// Add appends an entry with data as its contents. Without a time it gets one of November 2023, with nanoseconds.
 func (l *Tar) Add(h tar.Header, data string) *Tar {
 	l.t.Helper()
 	h.Size = int64(len(data))
@@ -39,26 +41,31 @@ func (l *Tar) Add(h tar.Header, data string) *Tar {
 	return l
 }
 
+// Dir appends a directory.
 func (l *Tar) Dir(name string, mode int64) *Tar {
 	l.t.Helper()
 	return l.Add(tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}, "")
 }
 
+// File appends a regular file with mode 0644.
 func (l *Tar) File(name, data string) *Tar {
 	l.t.Helper()
 	return l.Add(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, data)
 }
 
+// Symlink appends a symbolic link.
 func (l *Tar) Symlink(name, target string) *Tar {
 	l.t.Helper()
 	return l.Add(tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, "")
 }
 
+// Link appends a hard link, whose header gives its target mode 0644.
 func (l *Tar) Link(name, target string) *Tar {
 	l.t.Helper()
 	return l.Add(tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o644}, "")
 }
 
+// Bytes ends the archive and returns it.
 func (l *Tar) Bytes() []byte {
 	l.t.Helper()
 	require.NoError(l.t, l.Writer.Close())

@@ -17,31 +17,54 @@ type dirAttributes struct {
 	xattrs   []Xattr
 }
 
-// Inherit gives the implied directories of t the mode, the owner and the extended attributes (but trusted.*) of the same
-// directory in the topmost tree of lower that has it; lower is ordered from the top. containerd does the same when it
-// unpacks onto its own snapshots (archive.WithParents), and without it a layer that names only tmp/x would take the
-// sticky bit from /tmp. The trees of lower must have inherited already. Nothing else may use t meanwhile.
-func (t *Tree) Inherit(lower []*Tree) {
-	for _, dir := range t.inherited(lower) {
-		in := &t.inodes[dir.number]
-		in.mode, in.uid, in.gid, in.xattrs = dir.mode, dir.uid, dir.gid, 0
-		if len(dir.xattrs) > 0 {
-			in.xattrs = uint32(len(t.xattrs)) //nolint:gosec // far fewer than inodes
-			t.xattrs = append(t.xattrs, dir.xattrs)
+// StackBound says that the tree depends on what it is stacked on: it has implied directories.
+func (t *Tree) StackBound() bool {
+	for n := range t.inodes {
+		in := &t.inodes[n]
+		if Number(n) != Root && in.nlink > 0 && in.flags&flagImplied != 0 {
+			return true
 		}
 	}
+	return false
 }
 
-// Disagrees returns the first implied directory to which Inherit with these lower trees would give other attributes than
-// it has, "" if there is none.
-func (t *Tree) Disagrees(lower []*Tree) (path string) {
-	for path, dir := range t.inherited(lower) {
-		in := &t.inodes[dir.number]
-		if in.mode != dir.mode || in.uid != dir.uid || in.gid != dir.gid || !slices.Equal(t.xattrs[in.xattrs], dir.xattrs) {
-			return path
+// On is the tree as it is on top of the trees of lower, ordered from the top: implied directories have the mode, the owner
+// and the extended attributes (but trusted.*) of the same directory in the topmost lower tree that has it. containerd does
+// the same when it unpacks onto its own snapshots (archive.WithParents), and without it a layer that names only tmp/x
+// would take the sticky bit from /tmp. The trees of lower must be on their own lower ones already. The result shares
+// everything else with t, and is t if that is not StackBound.
+func (t *Tree) On(lower []*Tree) *Tree {
+	if !t.StackBound() {
+		return t
+	}
+	on := *t
+	on.inodes, on.xattrs = slices.Clone(t.inodes), slices.Clone(t.xattrs)
+	for _, dir := range on.inherited(lower) { // of on, since a directory's group may come from the one above
+		in := &on.inodes[dir.number]
+		in.mode, in.uid, in.gid, in.xattrs = dir.mode, dir.uid, dir.gid, 0
+		if len(dir.xattrs) > 0 {
+			in.xattrs = uint32(len(on.xattrs)) //nolint:gosec // far fewer than inodes
+			on.xattrs = append(on.xattrs, dir.xattrs)
 		}
 	}
-	return ""
+	return &on
+}
+
+// SharesContents says whether the two are the same tree or looks of the same one: what their files hold is in one data
+// region.
+func (t *Tree) SharesContents(other *Tree) bool {
+	return t.Blocks == other.Blocks && len(t.sums) == len(other.sums) && (len(t.sums) == 0 || &t.sums[0] == &other.sums[0])
+}
+
+// Fits says whether t, made by On, is what On would make of it on top of these lower trees.
+func (t *Tree) Fits(lower []*Tree) bool {
+	for _, dir := range t.inherited(lower) {
+		in := &t.inodes[dir.number]
+		if in.mode != dir.mode || in.uid != dir.uid || in.gid != dir.gid || !slices.Equal(t.xattrs[in.xattrs], dir.xattrs) {
+			return false
+		}
+	}
+	return true
 }
 
 type inheritedDir struct {
@@ -52,7 +75,7 @@ type inheritedDir struct {
 // inherited yields the implied directories with what they get from the lower trees.
 func (t *Tree) inherited(lower []*Tree) iter.Seq2[string, inheritedDir] {
 	return func(yield func(string, inheritedDir) bool) {
-		if !t.hasImplied() {
+		if !t.StackBound() {
 			return
 		}
 		readers := make([]*reader, len(lower))
@@ -76,16 +99,6 @@ func (t *Tree) inherited(lower []*Tree) iter.Seq2[string, inheritedDir] {
 			}
 		}
 	}
-}
-
-func (t *Tree) hasImplied() bool {
-	for n := range t.inodes {
-		in := &t.inodes[n]
-		if Number(n) != Root && in.nlink > 0 && in.flags&flagImplied != 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // groupAbove is the group that a new directory gets from the directory it is made in.

@@ -28,9 +28,9 @@ func layerOf(t *testing.T, headers ...tar.Header) []byte {
 	return buf.Bytes()
 }
 
-// TestInherit compares with containerd, which copies attributes of directories that a layer does not mention from the
+// TestOn compares with containerd, which copies attributes of directories that a layer does not mention from the
 // layers below.
-func TestInherit(t *testing.T) {
+func TestOn(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -58,8 +58,9 @@ func TestInherit(t *testing.T) {
 
 		tr, err := tree.Read(t.Context(), bytes.NewReader(layer), io.Discard, tree.Limits{})
 		require.NoError(t, err)
-		tr.Inherit(lowerTrees)
-		require.Empty(t, tr.Disagrees(lowerTrees))
+		require.Equal(t, len(dirs) > 1, tr.StackBound())
+		tr = tr.On(lowerTrees)
+		require.True(t, tr.Fits(lowerTrees))
 		trees = append(trees, tr)
 		lowerTrees = append([]*tree.Tree{tr}, lowerTrees...)
 
@@ -75,6 +76,10 @@ func TestInherit(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, attrs.Diff(want, got))
 	}
-	require.Equal(t, "gone", trees[2].Disagrees([]*tree.Tree{trees[0]}))
-	require.Empty(t, trees[0].Disagrees(nil))
+	other := []*tree.Tree{trees[0]}
+	require.False(t, trees[2].Fits(other), "gone is not hidden there")
+	require.True(t, trees[2].On(other).Fits(other))
+	require.False(t, trees[2].Fits(other), "On changes nothing")
+	require.True(t, trees[0].Fits(nil))
+	require.Same(t, trees[0], trees[0].On(other))
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -32,9 +33,11 @@ type reader struct {
 
 	entries, bytes, metadata int64
 
-	// parentPath is the directory part of the last entry's name and parent its inode; "" if not known.
+	// parentPath is the directory part of the last entry's name, "" if not known; parent is the inode it led to and depth
+	// the length of the path it resolved to.
 	parentPath string
 	parent     Number
+	depth      int
 	hasLinks   bool
 	steps      int
 	dirTimes   []dirTime
@@ -49,7 +52,7 @@ type source struct {
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && err != io.EOF { // a wrapped EOF is no end but an error
 		s.err = err
 	}
 	return n, err
@@ -58,9 +61,9 @@ func (s *source) Read(p []byte) (int, error) {
 // class makes err, which reading the archive gave, an ErrInvalid unless the source is to blame.
 func (s *source) class(err error) error {
 	if s.err != nil {
-		return err
+		return s.err
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return invalid("archive is damaged: %w", err)
@@ -116,7 +119,7 @@ func (r *reader) archive(ctx context.Context, tr *tar.Reader) error {
 			return err
 		}
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) && r.src.err == nil {
 			return nil
 		}
 		if err != nil {
@@ -136,11 +139,11 @@ func (r *reader) drain(ctx context.Context, in io.Reader) error {
 			return err
 		}
 		n, err := io.CopyN(io.Discard, in, 1<<20)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) && r.src.err == nil {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read past the archive: %w", err)
+			return fmt.Errorf("read past the archive: %w", r.src.class(err))
 		}
 		left -= n
 	}
@@ -173,6 +176,9 @@ func (r *reader) entry(ctx context.Context, hdr *tar.Header, content io.Reader) 
 	parent, err := r.parentOf(dir)
 	if err != nil {
 		return err
+	}
+	if r.depth+len(base) > maxPath {
+		return invalid("path is longer than %d bytes", maxPath)
 	}
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return r.whiteout(parent, base, hdr)
@@ -208,6 +214,7 @@ func (r *reader) entry(ctx context.Context, hdr *tar.Header, content io.Reader) 
 // parentOf finds the directory that an entry's name leads to, and makes it if it is not there.
 func (r *reader) parentOf(dir string) (Number, error) {
 	if dir == "" || dir == "/" {
+		r.parentPath, r.parent, r.depth = dir, Root, 0
 		return Root, nil
 	}
 	if dir == r.parentPath {
@@ -239,7 +246,7 @@ func (r *reader) parentOf(dir string) (Number, error) {
 	if !r.t.inodes[at].is(unix.S_IFDIR) {
 		return none, errParent(resolved)
 	}
-	r.parentPath, r.parent = dir, at
+	r.parentPath, r.parent, r.depth = dir, at, len(resolved)
 	return at, nil
 }
 

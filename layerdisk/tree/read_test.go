@@ -178,6 +178,14 @@ func paxEntry(t testing.TB, records map[string]string, body string) []byte {
 	return append(x[:1024], f...)
 }
 
+func TestLongestPath(t *testing.T) {
+	longest := strings.Repeat(strings.Repeat("n", 255)+"/", 15) + strings.Repeat("n", 255)
+	require.Len(t, longest, 4095)
+	tr, err := read(t, layertest.NewTar(t).File(longest, "x").Symlink(longest, strings.Repeat("t", 4095)).Bytes())
+	require.NoError(t, err)
+	require.Contains(t, asSeen(t, tr), longest)
+}
+
 func TestImplied(t *testing.T) {
 	tr, err := read(t, layertest.NewTar(t).File("a/b/f", "x").Dir("a/b", 0o700).File("a-c/f", "x").Symlink("l", "t").File("l/u/f", "x").Bytes())
 	require.NoError(t, err)
@@ -203,6 +211,7 @@ func TestEntriesOrderAndAbort(t *testing.T) {
 	}
 }
 
+// FuzzRead runs best with -fuzzminimizetime 10x: what a second goroutine covers varies, which keeps minimizing busy.
 func FuzzRead(f *testing.F) {
 	for seed := range uint64(40) {
 		f.Add(randomLayer(f, seed))

@@ -82,6 +82,7 @@ func TestRefusesWhatContainerdRefuses(t *testing.T) {
 		"long name":                     layertest.NewTar(t).File(strings.Repeat("n", 256), "x").Bytes(),
 		"long name of a parent":         layertest.NewTar(t).File(strings.Repeat("n", 256)+"/f", "x").Bytes(),
 		"long path":                     layertest.NewTar(t).File(strings.Repeat("n/", 2048)+"f", "x").Bytes(),
+		"path one too long":             layertest.NewTar(t).File(strings.Repeat(strings.Repeat("n", 255)+"/", 15)+strings.Repeat("n", 255)+"/f", "x").Bytes(),
 		"long link":                     layertest.NewTar(t).Symlink("l", strings.Repeat("n", 4096)).Bytes(),
 		"empty link":                    layertest.NewTar(t).Symlink("l", "").Bytes(),
 		"directory becomes a file":      layertest.NewTar(t).Dir("d/e", 0o755).File("d", "x").Bytes(),
@@ -197,6 +198,12 @@ func TestReaderAndWriterErrors(t *testing.T) {
 	require.NotErrorIs(t, err, tree.ErrInvalid)
 	_, err = tree.Read(t.Context(), io.MultiReader(bytes.NewReader(layer), iotest.ErrReader(cause)), io.Discard, tree.Limits{})
 	require.ErrorIs(t, err, cause, "an error behind the archive, such as a wrong digest, must not be lost")
+
+	eof := fmt.Errorf("connection lost: %w", io.EOF)
+	for _, n := range []int{0, 512, 1 << 20, len(layer) - 1024, len(layer)} {
+		_, err = tree.Read(t.Context(), io.MultiReader(bytes.NewReader(layer[:n]), iotest.ErrReader(eof)), io.Discard, tree.Limits{})
+		require.ErrorIs(t, err, eof, "after %d bytes: not the end of the layer", n)
+	}
 
 	for n := range 6 {
 		w := &failingWriter{left: n, err: cause}
