@@ -98,7 +98,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		case err == nil:
 			continue
 		}
-		if err := b.recover(err); err != nil {
+		if err := b.again(err); err != nil {
 			b.end = err
 			return n, err
 		}
@@ -122,8 +122,8 @@ func (b *blobReader) readOnce(p []byte) (int, error) {
 	return b.body.Read(p)
 }
 
-// recover prepares another attempt, if there is reason to hope.
-func (b *blobReader) recover(err error) error {
+// again prepares another attempt, if there is reason to hope.
+func (b *blobReader) again(err error) error {
 	if b.body != nil {
 		_ = b.body.Close() //nolint:errcheck // it is broken already
 		b.body = nil

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
 	"berth.dev/berth/blockdev/fsmount"
 	"berth.dev/berth/builder/mkfs"
@@ -24,24 +25,8 @@ import (
 	"berth.dev/berth/layerdisk/tree"
 )
 
-// Room that ext4 needs, by the documentation of its layout (kernel, Documentation/filesystems/ext4).
-const (
-	ext4InodeBytes = 256
-	// ext4InlineXattrs is what fits behind the 160 bytes of an inode; more takes a block.
-	ext4InlineXattrs = ext4InodeBytes - 160
-	// ext4FastLink is the longest link target that needs no block.
-	ext4FastLink = 59
-	// ext4ExtentBytes is the largest extent, 32768 blocks; the tree of a file's extents needs a block for 340 of them.
-	ext4ExtentBlocks = 32768
-	ext4TreeEntries  = 340
-	// ext4SpareInodes are the reserved ones and lost+found.
-	ext4SpareInodes = 64
-	// ext4SparePart of the space, and ext4SpareBlocks, are for bitmaps, group descriptors and imperfect packing of
-	// directories.
-	ext4SparePart   = 50
-	ext4SpareBlocks = 2048
-	cleanupTimeout  = time.Minute
-)
+// cleanupTimeout bounds the wait for the loop device's last users.
+const cleanupTimeout = time.Minute
 
 // runExt4 reads the layers first, to know size, index and UUID, and keeps their archives in spool files; then it makes
 // the file system and has containerd's own code unpack them there. Both readings must agree in every attribute.
@@ -94,7 +79,7 @@ func (b *build) spoolArchives(ctx context.Context) (spools []*os.File, err error
 		spools = append(spools, spool)
 		w := bufio.NewWriterSize(spool, 1<<20)
 		flush = append(flush, w)
-		j.copy = w
+		j.tee = w
 		j.region = newRegion(ctx, discardAt{}, nil, nil)
 		if err := j.region.promote(0); err != nil {
 			return spools, err
@@ -122,70 +107,6 @@ func explainSpace(err error, dir string) error {
 type discardAt struct{}
 
 func (discardAt) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
-
-// ext4Size in blocks, and in bytes for all.
-type ext4Size struct {
-	blocks, inodes int64
-	// total is the file system with the index behind it.
-	total int64
-}
-
-// sizeExt4 works out what the file system needs; with a size that was asked for, it gets all of that.
-func (b *build) sizeExt4(listings [][]byte, encoded []byte) ext4Size {
-	s := ext4Size{inodes: ext4SpareInodes + int64(len(listings)) + 8}
-	s.blocks = blocksFor(int64(len(encoded))) + 16
-	for i, l := range b.plan.layers {
-		s.blocks += blocksFor(int64(len(listings[i]))) + ext4Blocks(l.tree)
-		s.inodes += l.tree.Inodes
-	}
-	s.blocks += blocksFor(s.inodes * ext4InodeBytes)
-	s.blocks += s.blocks/ext4SparePart + ext4SpareBlocks
-	indexBlocks := blocksFor(int64(len(encoded)))
-	if fixed := b.opts.Output.SizeBytes / blockBytes; fixed-indexBlocks > s.blocks {
-		s.blocks = fixed - indexBlocks
-	}
-	s.total = (s.blocks + indexBlocks) * blockBytes
-	return s
-}
-
-func blocksFor(bytes int64) int64 { return (bytes + blockBytes - 1) / blockBytes }
-
-// ext4Blocks are the blocks of one layer's files, directories, links and attributes. Files are counted without holes,
-// since unpacking writes them in full.
-func ext4Blocks(t *tree.Tree) int64 {
-	var blocks int64
-	dirBytes := make(map[string]int64)
-	for e := range t.Entries() {
-		// A directory entry has 8 bytes and the name, padded to 4; blocks split in halves are at least half full.
-		dirBytes[filepath.Dir(e.Path)] += 2 * int64(8+(len(filepath.Base(e.Path))+3)&^3)
-		if e.HardLink != "" {
-			continue
-		}
-		var xattrs int64
-		for name, value := range e.Xattrs {
-			xattrs += 16 + int64((len(name)+3)&^3+(len(value)+3)&^3)
-		}
-		if xattrs > ext4InlineXattrs {
-			blocks++
-		}
-		switch {
-		case e.Type == attrs.Regular:
-			n := blocksFor(e.Size)
-			blocks += n + n/ext4ExtentBlocks/ext4TreeEntries
-			if n > ext4ExtentBlocks {
-				blocks++
-			}
-		case e.Type == attrs.Directory:
-			blocks++
-		case e.Type == attrs.Symlink && e.Size > ext4FastLink:
-			blocks++
-		}
-	}
-	for _, n := range dirBytes {
-		blocks += blocksFor(n)
-	}
-	return blocks
-}
 
 // fillExt4 makes the file system and puts everything into it.
 func (b *build) fillExt4(ctx context.Context, uuid string, size ext4Size, spools []*os.File, listings [][]byte, encoded []byte) (err error) {
@@ -400,9 +321,28 @@ func (t *target) blockDevice(ctx context.Context) (path string, release func() e
 	if err != nil {
 		return "", nil, err
 	}
-	return loop.Path, func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-		defer cancel()
-		return device.DetachLoop(ctx, loop)
-	}, nil
+	user, err := device.ClearWithLastUser(loop)
+	if err != nil {
+		return "", nil, errors.Join(err, detach(ctx, loop))
+	}
+	return loop.Path, func() error { return errors.Join(user.Close(), detach(ctx, loop)) }, nil
+}
+
+// detach waits for those who use the device a little longer than we do: a child between fork and exec has all our files.
+func detach(ctx context.Context, loop device.Loop) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err := device.DetachLoop(ctx, loop)
+		if !errors.Is(err, blockdev.ErrInUse) {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/layerdisk/tree"
 )
 
 // serveBlob makes the registry answer one blob in another way.
@@ -280,4 +282,27 @@ func TestBuildChoosesPlatforms(t *testing.T) {
 	require.Equal(t, forAMD.descriptor().Digest, ix.Images[1].Manifest.Digest)
 	require.NotNil(t, ix.Images[1].IndexDescriptor)
 	require.Equal(t, 1, r.blobGets(shared.descriptor().Digest))
+}
+
+// TestBuildRefusesBombs: what decompresses to far more than anybody would fetch ends at the limit, in a file, behind the
+// end of the archive, and in entries.
+func TestBuildRefusesBombs(t *testing.T) {
+	many := make(tarContent)
+	for i := range 2000 {
+		many[fmt.Sprint(i)] = ""
+	}
+	for name, raw := range map[string][]byte{
+		"file":    makeTar(t, tarContent{"zeros": strings.Repeat("\x00", 80<<20)}),
+		"padding": append(makeTar(t, tarContent{"a": "a"}), make([]byte, 80<<20)...),
+		"entries": makeTar(t, many),
+	} {
+		for _, layer := range []forgedLayer{gzipLayer(t, raw), zstdLayer(t, raw)} {
+			r := newTestRegistry(t)
+			o := buildOptions(t, r.putImage(t, "team/app", "1", forgeImage(t, amd64, created, layer)))
+			o.Limits = tree.Limits{MaxBytes: 50 << 20, MaxEntries: 1000}
+			_, err := Build(t.Context(), o)
+			require.ErrorIs(t, err, tree.ErrLimit, name)
+			requireEmptyDir(t, o)
+		}
+	}
 }

@@ -31,8 +31,8 @@ type layerJob struct {
 	// done is closed when tree is there.
 	done chan struct{}
 	tree *tree.Tree
-	// copy, if not nil, gets the uncompressed archive as well.
-	copy io.Writer
+	// tee, if not nil, gets the uncompressed archive as well.
+	tee io.Writer
 }
 
 func (j *layerJob) event(fetched int64) *LayerEvent {
@@ -95,8 +95,8 @@ func (u *unpacker) readTar(ctx context.Context, j *layerJob, blob io.Reader) (_ 
 		err = errors.Join(err, archive.Close())
 	}()
 	var in io.Reader = p
-	if j.copy != nil {
-		in = io.TeeReader(p, j.copy)
+	if j.tee != nil {
+		in = io.TeeReader(p, j.tee)
 	}
 	t, err := tree.Read(ctx, in, j.region, u.opts.Limits)
 	if err != nil {

@@ -3,6 +3,7 @@
 package gunzip
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -42,28 +43,56 @@ func Program() string {
 // ends.
 func NewReader(ctx context.Context, program string, src io.Reader) (io.ReadCloser, error) {
 	if program == "" {
-		r, err := gzip.NewReader(src)
+		in := bufio.NewReader(src)
+		r, err := gzip.NewReader(in)
 		if err != nil {
 			return nil, fmt.Errorf("decompress gzip: %w", err)
 		}
-		return inProcess{r}, nil
+		r.Multistream(false)
+		return &inProcess{in: in, gzip: r}, nil
 	}
 	return start(ctx, program, src)
 }
 
-// inProcess is the decompressor in Go.
-type inProcess struct{ *gzip.Reader }
-
-func (r inProcess) Read(b []byte) (int, error) {
-	n, err := r.Reader.Read(b)
-	switch {
-	case errors.Is(err, gzip.ErrHeader):
-		err = io.EOF // what follows a complete member is no other one
-	case err != nil && !errors.Is(err, io.EOF):
-		err = fmt.Errorf("decompress gzip: %w", err)
-	}
-	return n, err
+// inProcess is the decompressor in Go, member by member.
+type inProcess struct {
+	in   *bufio.Reader
+	gzip *gzip.Reader
 }
+
+func (r *inProcess) Read(b []byte) (int, error) {
+	for {
+		n, err := r.gzip.Read(b)
+		if errors.Is(err, io.EOF) {
+			err = r.next()
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			err = fmt.Errorf("decompress gzip: %w", err)
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// next goes to the following member, if there is one.
+func (r *inProcess) next() error {
+	magic, err := r.in.Peek(2)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if !bytes.Equal(magic, []byte{0x1f, 0x8b}) { // RFC 1952
+		return io.EOF
+	}
+	if err := r.gzip.Reset(r.in); err != nil {
+		return err
+	}
+	r.gzip.Multistream(false)
+	return nil
+}
+
+// Close has nothing to do; what was wrong Read has said.
+func (r *inProcess) Close() error { return nil }
 
 // process is a running igzip.
 type process struct {

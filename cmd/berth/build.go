@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"berth.dev/berth/builder"
+	"berth.dev/berth/layerdisk/tree"
 )
 
 const buildLong = `Build unpacks container images once, onto a layer disk: a file, or a block device, with one
@@ -36,7 +37,19 @@ trees, but not the same bytes). The disk appears at its path only when it is com
 fails or is interrupted, nothing is left. On a block device the first block is cleared first and
 written last.
 
-Credentials come from the docker configuration (docker login, credential helpers, DOCKER_CONFIG).`
+Credentials come from the docker configuration (docker login, credential helpers, DOCKER_CONFIG).
+
+With --json each line of standard output is an object with "event", one of
+  image-resolved   "image": reference, platform, manifest, layers
+  planned          "plan": images, layers, blobBytes
+  layer-started    "layer": number, diffID, blob, image, blobBytes, fetchedBytes
+  layer-progress   the same
+  layer-done       the same, and unpackedBytes, inodes
+  finishing        metadata and index are being written
+  result           "result": identity (uuid, indexDigest), fileSystem, images, layers, sharedLayers,
+                   layerUses, fetchedBytes, unpackedBytes, inodes, diskBytes, durationNanoseconds,
+                   warnings
+  error            "error": what went wrong; the exit status is not 0`
 
 const buildExample = `  berth build -o disk.img nginx:1.27 redis registry.example/team/app@sha256:…
   berth build -o /dev/sdb --platform linux/amd64 --platform linux/arm64 debian:12
@@ -44,19 +57,14 @@ const buildExample = `  berth build -o disk.img nginx:1.27 redis registry.exampl
   berth build -o disk.img --size 20GiB registry.example/app:1=oci:./layout docker-archive:app.tar
   berth build -o disk.img --json nginx | jq -c 'select(.event=="result").result'`
 
-const buildJSON = `write events as JSON, one a line, to standard output. Every line has "event": image-resolved (with
-"image": reference, platform, manifest, layers), planned ("plan": images, layers, blobBytes),
-layer-started, layer-progress, layer-done ("layer": number, diffID, blob, image, blobBytes,
-fetchedBytes, unpackedBytes, inodes), finishing, and at the end result ("result": identity, fileSystem,
-images, layers, sharedLayers, layerUses, fetchedBytes, unpackedBytes, inodes, diskBytes,
-durationNanoseconds, warnings) or error ("error": text)`
-
 // buildFlags are the flags as given.
 type buildFlags struct {
 	output, fileSystem, size, created, tempDir string
 	platforms                                  []string
 	force, json                                bool
 	parallel                                   int
+	maxLayerSize                               string
+	maxLayerFiles                              int64
 	registry                                   builder.RegistryOptions
 }
 
@@ -81,10 +89,12 @@ func newBuild() *cobra.Command {
 	flags.StringVar(&f.created, "created", "", "creation time in the index, RFC 3339 or seconds since 1970\n(default: $SOURCE_DATE_EPOCH, else the newest image's)")
 	flags.IntVarP(&f.parallel, "parallel", "p", 0, "layers fetched and unpacked at once (default: 4, or the number of processors if less)")
 	flags.StringVar(&f.tempDir, "tmp-dir", "", "directory for layers that have to wait for their turn (default: that of the output)")
+	flags.StringVar(&f.maxLayerSize, "max-layer-size", "1TiB", "refuse layers whose files are larger together")
+	flags.Int64Var(&f.maxLayerFiles, "max-layer-files", tree.DefaultLimits().MaxEntries, "refuse layers with more files")
 	flags.StringSliceVar(&f.registry.PlainHTTP, "plain-http", nil, "registry HOST[:PORT] to speak HTTP with, * for all; may be repeated")
 	flags.StringSliceVar(&f.registry.InsecureSkipVerify, "insecure-skip-verify", nil, "registry HOST[:PORT] whose certificate is not checked, * for all; may be repeated")
 	flags.StringVar(&f.registry.HostsDir, "hosts-dir", "", "directory with containerd's hosts.toml files (mirrors, certificates), such as /etc/containerd/certs.d")
-	flags.BoolVar(&f.json, "json", false, buildJSON)
+	flags.BoolVar(&f.json, "json", false, "write events and the result as lines of JSON to standard output")
 	if err := cmd.MarkFlagRequired("output"); err != nil {
 		cmd.RunE = func(*cobra.Command, []string) error { return err }
 	}
@@ -108,6 +118,12 @@ func (f buildFlags) options(images []string) (builder.Options, error) {
 		}
 	}
 	var err error
+	if o.Limits.MaxBytes, err = units.RAMInBytes(f.maxLayerSize); err != nil || o.Limits.MaxBytes <= 0 {
+		return o, fmt.Errorf("--max-layer-size %q is no size such as 20GiB", f.maxLayerSize)
+	}
+	if o.Limits.MaxEntries = f.maxLayerFiles; f.maxLayerFiles <= 0 {
+		return o, fmt.Errorf("--max-layer-files %d is not positive", f.maxLayerFiles)
+	}
 	if o.Platforms, err = platforms.ParseAll(f.platforms); err != nil {
 		return o, fmt.Errorf("--platform: %w", err)
 	}
