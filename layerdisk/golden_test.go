@@ -71,7 +71,7 @@ func golden(t *testing.T, name string, got []byte) {
 // TestRoundTrip encodes and parses indexes of random images that share random layers.
 func TestRoundTrip(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
+	for range 60 {
 		var images []layerdisktest.Image
 		for i := range rnd.IntN(8) {
 			img := layerdisktest.Image{Reference: "example.com/image:" + strconv.Itoa(i), WithIndex: rnd.IntN(2) == 0}

@@ -69,6 +69,10 @@ type Layer struct {
 	Inodes int64 `json:"inodes"`
 	// Attributes is the digest of the layer's attribute listing, see package attrs.
 	Attributes string `json:"attributes"`
+	// StackBound says that the tree is right only on top of the layers it was unpacked on: it has directories that the
+	// layer itself does not mention and that took their attributes from below. Such a layer is found by chain ID alone, and
+	// several may have the same diff ID, one for each way in which their stacks differ.
+	StackBound bool `json:"stackBound,omitempty"`
 }
 
 // Blob is a layer as a registry serves it.
@@ -83,4 +87,6 @@ type Chain struct {
 	ChainID digest.Digest `json:"chainID"`
 	Parent  digest.Digest `json:"parent,omitempty"`
 	DiffID  digest.Digest `json:"diffID"`
+	// Layer is the number of the layer on top.
+	Layer int `json:"layer"`
 }

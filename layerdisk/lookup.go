@@ -30,6 +30,9 @@ func NewLookup(ix *Index) *Lookup {
 		images: make(map[string][]int, len(ix.Images)),
 	}
 	for i := range ix.Layers {
+		if ix.Layers[i].StackBound {
+			continue // right on its own stack alone
+		}
 		l.layers[ix.Layers[i].DiffID] = i
 		for j, b := range ix.Layers[i].Blobs {
 			l.blobs[b.Digest] = blobAt{i, j}
@@ -54,8 +57,7 @@ func (l *Lookup) Chain(chainID digest.Digest) (Chain, Layer, bool) {
 		return Chain{}, Layer{}, false
 	}
 	c := l.index.Chains[i]
-	layer, ok := l.Layer(c.DiffID)
-	return c, layer, ok
+	return c, l.index.Layers[c.Layer], true
 }
 
 // Stack gives the layers of a chain, the lowest first, nil if the chain is not there.
@@ -73,7 +75,7 @@ func (l *Lookup) Stack(chainID digest.Digest) []Layer {
 	return stack
 }
 
-// Layer finds a layer by its diff ID.
+// Layer finds a layer by its diff ID, but for those that are bound to their stack.
 func (l *Lookup) Layer(diffID digest.Digest) (Layer, bool) {
 	i, ok := l.layers[diffID]
 	if !ok {
@@ -82,7 +84,7 @@ func (l *Lookup) Layer(diffID digest.Digest) (Layer, bool) {
 	return l.index.Layers[i], true
 }
 
-// Blob finds a layer by the digest of one of its compressed forms.
+// Blob finds a layer by the digest of one of its compressed forms, but for those that are bound to their stack.
 func (l *Lookup) Blob(d digest.Digest) (Layer, Blob, bool) {
 	at, ok := l.blobs[d]
 	if !ok {

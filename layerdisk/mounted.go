@@ -46,9 +46,6 @@ func OpenMounted(ctx context.Context, dir string, want Identity) (*Mounted, erro
 	if err := id.Check(want); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	if err := root.checkDir(LayersDir); err != nil {
-		return nil, fmt.Errorf("%s: %w", dir, err)
-	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(layerChecks)
 	for i := range ix.Layers {

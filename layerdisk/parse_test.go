@@ -60,7 +60,10 @@ func TestParseRefusesValues(t *testing.T) {
 		{"file system", func(ix *layerdisk.Index) { ix.FileSystem = "xfs" }, `"xfs" is neither`},
 		{"layer number gap", func(ix *layerdisk.Index) { ix.Layers[2].Number = 3 }, "layers[2] has number 3"},
 		{"layer number negative", func(ix *layerdisk.Index) { ix.Layers[0].Number = -1 }, "number -1"},
-		{"diff ID twice", func(ix *layerdisk.Index) { ix.Layers[1].DiffID = ix.Layers[0].DiffID }, "belongs to another layer"},
+		{"diff ID twice", func(ix *layerdisk.Index) { ix.Layers[1].DiffID = ix.Layers[0].DiffID }, "belongs to layers[0] already"},
+		{"diff ID twice, one bound", func(ix *layerdisk.Index) {
+			ix.Layers[1].DiffID, ix.Layers[1].StackBound = ix.Layers[0].DiffID, true
+		}, "not both are bound"},
 		{"diff ID empty", func(ix *layerdisk.Index) { ix.Layers[1].DiffID = "" }, "diff ID"},
 		{"diff ID md5", func(ix *layerdisk.Index) { ix.Layers[1].DiffID = "md5:d41d8cd98f00b204e9800998ecf8427e" }, "diff ID"},
 		{"diff ID short", func(ix *layerdisk.Index) { ix.Layers[1].DiffID = "sha256:abc" }, "diff ID"},
@@ -81,7 +84,10 @@ func TestParseRefusesValues(t *testing.T) {
 		{"too many blobs", func(ix *layerdisk.Index) { ix.Layers[1].Blobs = make([]layerdisk.Blob, layerdisk.MaxBlobsPerLayer+1) }, "1025 blobs"},
 		{"chain ID made up", func(ix *layerdisk.Index) { ix.Chains[1].ChainID = other }, "parent and diff ID give"},
 		{"lowest chain ID made up", func(ix *layerdisk.Index) { ix.Chains[0].ChainID = other }, "parent and diff ID give"},
-		{"chain of unknown layer", func(ix *layerdisk.Index) { ix.Chains[0].DiffID = other }, "no layer has its diff ID"},
+		{"chain of unknown layer", func(ix *layerdisk.Index) { ix.Chains[0].DiffID = other }, "its layer 0 has diff ID"},
+		{"chain of another layer", func(ix *layerdisk.Index) { ix.Chains[0].Layer = 1 }, "its layer 1 has diff ID"},
+		{"chain of no layer", func(ix *layerdisk.Index) { ix.Chains[0].Layer = len(ix.Layers) }, "there is no layer"},
+		{"chain of layer below zero", func(ix *layerdisk.Index) { ix.Chains[0].Layer = -1 }, "there is no layer -1"},
 		{"chain without its parent", func(ix *layerdisk.Index) { ix.Chains = ix.Chains[1:] }, "does not stand before it"},
 		{"chain before its parent", func(ix *layerdisk.Index) { ix.Chains[0], ix.Chains[1] = ix.Chains[1], ix.Chains[0] }, "does not stand before it"},
 		{"chain its own parent", func(ix *layerdisk.Index) { ix.Chains[1].Parent = ix.Chains[1].ChainID }, "does not stand before it"},

@@ -42,11 +42,10 @@ func (ix *Index) check() error {
 	if err := checkCounts(ix); err != nil {
 		return err
 	}
-	diffIDs, err := checkLayers(ix.Layers)
-	if err != nil {
+	if err := checkLayers(ix.Layers); err != nil {
 		return err
 	}
-	chains, err := checkChains(ix.Chains, diffIDs)
+	chains, err := checkChains(ix.Chains, ix.Layers)
 	if err != nil {
 		return err
 	}
@@ -69,29 +68,29 @@ func checkCounts(ix *Index) error {
 	return nil
 }
 
-// checkLayers returns the diff IDs of the layers.
-func checkLayers(layers []Layer) (map[digest.Digest]struct{}, error) {
-	diffIDs := make(map[digest.Digest]struct{}, len(layers))
+func checkLayers(layers []Layer) error {
+	first := make(map[digest.Digest]int, len(layers)) // layer by diff ID
 	blobs := make(map[digest.Digest]int, len(layers))
 	for i, l := range layers {
 		if l.Number != i {
-			return nil, fmt.Errorf("layers[%d] has number %d: numbers count from 0 without gaps", i, l.Number)
+			return fmt.Errorf("layers[%d] has number %d: numbers count from 0 without gaps", i, l.Number)
 		}
 		if err := checkLayer(l); err != nil {
-			return nil, fmt.Errorf("layers[%d]: %w", i, err)
+			return fmt.Errorf("layers[%d]: %w", i, err)
 		}
-		if _, ok := diffIDs[l.DiffID]; ok {
-			return nil, fmt.Errorf("layers[%d]: diff ID %s belongs to another layer already", i, l.DiffID)
+		if other, ok := first[l.DiffID]; ok && !(l.StackBound && layers[other].StackBound) {
+			return fmt.Errorf("layers[%d]: diff ID %s belongs to layers[%d] already, and not both are bound to their stack", i, l.DiffID, other)
+		} else if !ok {
+			first[l.DiffID] = i
 		}
-		diffIDs[l.DiffID] = struct{}{}
 		for _, b := range l.Blobs {
-			if other, ok := blobs[b.Digest]; ok {
-				return nil, fmt.Errorf("layers[%d]: blob %s belongs to layers[%d] already", i, b.Digest, other)
+			if other, ok := blobs[b.Digest]; ok && layers[other].DiffID != l.DiffID {
+				return fmt.Errorf("layers[%d]: blob %s belongs to layers[%d] already, which has another diff ID", i, b.Digest, other)
 			}
 			blobs[b.Digest] = i
 		}
 	}
-	return diffIDs, nil
+	return nil
 }
 
 func checkLayer(l Layer) error {
@@ -132,10 +131,10 @@ func checkAttributes(s string) error {
 }
 
 // checkChains returns the chains by chain ID.
-func checkChains(chains []Chain, diffIDs map[digest.Digest]struct{}) (map[digest.Digest]Chain, error) {
+func checkChains(chains []Chain, layers []Layer) (map[digest.Digest]Chain, error) {
 	known := make(map[digest.Digest]Chain, len(chains))
 	for i, c := range chains {
-		if err := checkChain(c, known, diffIDs); err != nil {
+		if err := checkChain(c, known, layers); err != nil {
 			return nil, fmt.Errorf("chains[%d]: %w", i, err)
 		}
 		known[c.ChainID] = c
@@ -143,12 +142,15 @@ func checkChains(chains []Chain, diffIDs map[digest.Digest]struct{}) (map[digest
 	return known, nil
 }
 
-func checkChain(c Chain, known map[digest.Digest]Chain, diffIDs map[digest.Digest]struct{}) error {
+func checkChain(c Chain, known map[digest.Digest]Chain, layers []Layer) error {
 	if err := checkDigest("diff ID", c.DiffID); err != nil {
 		return err
 	}
-	if _, ok := diffIDs[c.DiffID]; !ok {
-		return fmt.Errorf("no layer has its diff ID %s", c.DiffID)
+	if c.Layer < 0 || c.Layer >= len(layers) {
+		return fmt.Errorf("there is no layer %d", c.Layer)
+	}
+	if got := layers[c.Layer].DiffID; got != c.DiffID {
+		return fmt.Errorf("its layer %d has diff ID %s, not %s", c.Layer, got, c.DiffID)
 	}
 	stack := []digest.Digest{c.DiffID}
 	if c.Parent != "" {

@@ -16,10 +16,16 @@ type LayerSource interface {
 	// Release gives up what holder holds; a holder that holds nothing is no error. It does not wait for a disk to be
 	// detached.
 	Release(ctx context.Context, holder string) error
+	// LayerDir is where a layer that is held lies now: an absolute path, free of symbolic links. It is asked for each
+	// adopted layer of a container whenever that container's mounts are asked for, also after a restart, and answers
+	// from memory. A disk that is not mounted or not to be trusted is errdefs.ErrUnavailable, whose text names the disk
+	// and says what is wrong with it.
+	LayerDir(ctx context.Context, diskUUID string, layerNumber int) (string, error)
 }
 
-// LayerRequest names a layer in up to three ways. ChainID is always known in the sequential protocol; the others depend
-// on the version of containerd and its configuration, and are empty if unknown.
+// LayerRequest names a layer in up to three ways. ChainID is always known; the others depend on the version of
+// containerd and its configuration, and are empty if unknown. DiffID and ParentChainID are only ever set if they are
+// proved to make up ChainID; Blob comes from whoever wrote the image and proves nothing by itself.
 type LayerRequest struct {
 	ChainID digest.Digest
 	// ParentChainID is the chain the layer goes on top of, empty for the lowest layer and if unknown.
@@ -37,6 +43,25 @@ type HeldLayer struct {
 	// DiskUUID and LayerNumber say which layer of which disk it is, so that Dir can be found again after a restart.
 	DiskUUID    string
 	LayerNumber int
+	// DiffID is the digest of the uncompressed layer, as the disk's proved index has it. The snapshotter uses the layer
+	// only if this and the chain below it make up the requested ChainID, however the layer was found.
+	DiffID digest.Digest
+	// MatchedBy says which of the request's digests found the layer.
+	MatchedBy Match
 	// BlobSize is the number of compressed bytes the registry need not send; 0 if unknown.
 	BlobSize int64
 }
+
+// Match says by which digest a layer was found. The set of values is fixed, so that it can be a metric's label.
+type Match string
+
+const (
+	// MatchChainID is a layer found by the stack it completes.
+	MatchChainID Match = "chain-id"
+	// MatchDiffID is a layer found by its uncompressed digest, on a disk that has it in another stack.
+	MatchDiffID Match = "diff-id"
+	// MatchBlob is a layer found by its compressed digest.
+	MatchBlob Match = "blob"
+	// MatchSnapshot is a layer that another containerd namespace had adopted before: no disk was asked.
+	MatchSnapshot Match = "snapshot"
+)

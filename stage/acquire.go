@@ -99,7 +99,7 @@ func (l located) matches(q Query) (Match, bool) {
 	if _, found, ok := l.disk.lookup.Chain(q.ChainID); ok && found.Number == l.layer {
 		return MatchChainID, true
 	}
-	if q.DiffID == layer.DiffID {
+	if q.DiffID == layer.DiffID && !layer.StackBound {
 		return MatchDiffID, true
 	}
 	if found, _, ok := l.disk.lookup.Blob(q.Blob); ok && found.Number == l.layer {

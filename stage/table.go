@@ -61,16 +61,17 @@ func (t *layerTable) remove(d *disk) {
 
 func (t *layerTable) each(d *disk, do func(m map[digest.Digest][]located, dg digest.Digest, layer int)) {
 	ix := d.lookup.Index()
-	numbers := make(map[digest.Digest]int, len(ix.Layers))
 	for _, l := range ix.Layers {
-		numbers[l.DiffID] = l.Number
+		if l.StackBound {
+			continue // right on its own stack alone
+		}
 		do(t.diffs, l.DiffID, l.Number)
 		for _, b := range l.Blobs {
 			do(t.blobs, b.Digest, l.Number)
 		}
 	}
 	for _, c := range ix.Chains {
-		do(t.chains, c.ChainID, numbers[c.DiffID])
+		do(t.chains, c.ChainID, c.Layer)
 	}
 }
 

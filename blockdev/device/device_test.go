@@ -248,6 +248,14 @@ func TestSetReadOnly(t *testing.T) {
 	was, err = device.SetReadOnly(loop.Path, false)
 	require.NoError(t, err)
 	require.True(t, was)
+
+	// The number is most likely given to the next one, and the flag must not be.
+	_, err = device.SetReadOnly(loop.Path, true)
+	require.NoError(t, err)
+	require.NoError(t, device.DetachLoop(t.Context(), loop))
+	loop, err = device.AttachLoop(t.Context(), path, device.LoopOptions{})
+	require.NoError(t, err)
+	require.False(t, loop.ReadOnly)
 	require.NoError(t, device.DetachLoop(t.Context(), loop))
 }
 

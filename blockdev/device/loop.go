@@ -22,6 +22,8 @@ const (
 	loNameSize = 64
 	pollFirst  = time.Millisecond
 	pollMost   = 50 * time.Millisecond
+	// claimGrace is how long a device may seem to be in use before it is believed.
+	claimGrace = 2 * time.Second
 )
 
 // Loop is a loop device that stands for a file.
@@ -267,10 +269,7 @@ func DetachLoop(ctx context.Context, loop Loop) error {
 }
 
 func detachLoop(ctx context.Context, loop Loop) error {
-	dev, err := openBlock(loop.Path, unix.O_RDONLY|unix.O_EXCL)
-	if errors.Is(err, unix.EBUSY) {
-		return claimed(loop)
-	}
+	dev, err := claim(ctx, loop)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil
 	}
@@ -297,6 +296,31 @@ func detachLoop(ctx context.Context, loop Loop) error {
 		}
 		if err := wait.next(ctx); err != nil {
 			return fmt.Errorf("wait until nobody has the device open: %w", err)
+		}
+	}
+}
+
+// claim opens the device for nobody else. Whoever makes a mount namespace, such as a container that is being started, has
+// a copy of every mount for a moment, so a device that was unmounted just now may seem to be in use a little longer.
+func claim(ctx context.Context, loop Loop) (*os.File, error) {
+	deadline := time.Now().Add(claimGrace)
+	wait := newPoll()
+	for {
+		dev, err := openBlock(loop.Path, unix.O_RDONLY|unix.O_EXCL)
+		if !errors.Is(err, unix.EBUSY) {
+			return dev, err
+		}
+		if err := claimed(loop); !errors.Is(err, blockdev.ErrInUse) {
+			if err == nil {
+				err = blockdev.ErrNotFound
+			}
+			return nil, err
+		}
+		if time.Now().After(deadline) {
+			return nil, blockdev.ErrInUse
+		}
+		if err := wait.next(ctx); err != nil {
+			return nil, fmt.Errorf("%w: %w", blockdev.ErrInUse, err)
 		}
 	}
 }

@@ -65,6 +65,13 @@ func TestInspect(t *testing.T) {
 	require.Len(t, disk.Chains, 4)
 	require.NotEmpty(t, disk.Images[0].Index)
 
+	dir := t.TempDir()
+	ix, _ := layerdisktest.Tree(t, dir, layerdisk.FileSystemEROFS, nil)
+	out, err = run(t, "inspect", dir)
+	require.NoError(t, err)
+	require.Contains(t, out, ix.UUID)
+	require.NotContains(t, out, "\nsize ", "the size of the disk cannot be seen from a mounted directory")
+
 	_, err = run(t, "inspect", os.DevNull)
 	require.ErrorIs(t, err, layerdisk.ErrNotLayerDisk)
 }

@@ -11,8 +11,17 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(
+		newAttach(),
+		newBuild(),
+		newConfig(),
+		newDetach(),
+		newDoctor(),
+		newEvents(),
+		newExplain(),
 		newInspect(),
+		newStatus(),
 		newVerify(),
+		newVersion(),
 	)
 	return root
 }

@@ -19,6 +19,8 @@ const (
 	MaxXattrValueBytes = 64 << 10
 	// MaxXattrListBytes of all names of one inode, each ending in a NUL.
 	MaxXattrListBytes = 64 << 10
+	// MaxXattrsBytes of all values of one inode. EROFS can keep a quarter of it.
+	MaxXattrsBytes = 1 << 20
 
 	maxMode = 0o7777
 )
@@ -111,9 +113,10 @@ func checkPath(p string) error {
 }
 
 func checkXattrs(xattrs map[string][]byte) error {
-	listBytes := 0
+	listBytes, valueBytes := 0, 0
 	for name, value := range xattrs {
 		listBytes += len(name) + 1
+		valueBytes += len(value)
 		if name == "" || len(name) > MaxXattrNameBytes || strings.ContainsRune(name, 0) {
 			return fmt.Errorf("xattr name of %d bytes is empty, longer than %d or holds a NUL", len(name), MaxXattrNameBytes)
 		}
@@ -123,6 +126,9 @@ func checkXattrs(xattrs map[string][]byte) error {
 	}
 	if listBytes > MaxXattrListBytes {
 		return fmt.Errorf("names of xattrs have %d bytes, more than %d", listBytes, MaxXattrListBytes)
+	}
+	if valueBytes > MaxXattrsBytes {
+		return fmt.Errorf("values of xattrs have %d bytes, more than %d", valueBytes, MaxXattrsBytes)
 	}
 	return nil
 }

@@ -171,17 +171,23 @@ func TestDecodeRefuses(t *testing.T) {
 func TestEncodeRefuses(t *testing.T) {
 	valid := attrs.Entry{Path: "f", Type: attrs.Regular}
 	for name, change := range map[string]func(*attrs.Entry){
-		"path":            func(e *attrs.Entry) { e.Path = "a//b" },
-		"type":            func(e *attrs.Entry) { e.Type = 'x' },
-		"mode":            func(e *attrs.Entry) { e.Mode = 0o100644 },
-		"nanoseconds":     func(e *attrs.Entry) { e.MtimeNsec = 1e9 },
-		"target":          func(e *attrs.Entry) { e.Target = "x" },
-		"device":          func(e *attrs.Entry) { e.DevMinor = 1 },
-		"symlink size":    func(e *attrs.Entry) { e.Type, e.Target, e.Size = attrs.Symlink, "abc", 4 },
-		"directory size":  func(e *attrs.Entry) { e.Type, e.Size = attrs.Directory, 4096 },
-		"link's content":  func(e *attrs.Entry) { e.HardLink, e.Content = "e", [32]byte{1} },
-		"link forward":    func(e *attrs.Entry) { e.HardLink = "g" },
-		"xattr NUL":       func(e *attrs.Entry) { e.Xattrs = map[string][]byte{"user.\x00": nil} },
+		"path":           func(e *attrs.Entry) { e.Path = "a//b" },
+		"type":           func(e *attrs.Entry) { e.Type = 'x' },
+		"mode":           func(e *attrs.Entry) { e.Mode = 0o100644 },
+		"nanoseconds":    func(e *attrs.Entry) { e.MtimeNsec = 1e9 },
+		"target":         func(e *attrs.Entry) { e.Target = "x" },
+		"device":         func(e *attrs.Entry) { e.DevMinor = 1 },
+		"symlink size":   func(e *attrs.Entry) { e.Type, e.Target, e.Size = attrs.Symlink, "abc", 4 },
+		"directory size": func(e *attrs.Entry) { e.Type, e.Size = attrs.Directory, 4096 },
+		"link's content": func(e *attrs.Entry) { e.HardLink, e.Content = "e", [32]byte{1} },
+		"link forward":   func(e *attrs.Entry) { e.HardLink = "g" },
+		"xattr NUL":      func(e *attrs.Entry) { e.Xattrs = map[string][]byte{"user.\x00": nil} },
+		"large xattrs": func(e *attrs.Entry) {
+			e.Xattrs = make(map[string][]byte)
+			for i := range 17 {
+				e.Xattrs["user."+string(rune('a'+i))] = make([]byte, 1<<16)
+			}
+		},
 		"many xattrs":     func(e *attrs.Entry) { e.Xattrs = manyXattrs() },
 		"contents of dir": func(e *attrs.Entry) { e.Type, e.Content = attrs.Directory, [32]byte{1} },
 	} {
@@ -217,6 +223,22 @@ func manyXattrs() map[string][]byte {
 		m["user."+strings.Repeat("a", 200)+string(rune('a'+i%26))+strings.Repeat("b", i/26)] = nil
 	}
 	return m
+}
+
+// TestLargestEntry has every attribute at its limit, and every byte escaped.
+func TestLargestEntry(t *testing.T) {
+	e := attrs.Entry{Path: strings.Repeat("\n", 255) + strings.Repeat("/"+strings.Repeat("\n", 255), 15), Type: attrs.Symlink,
+		Target: strings.Repeat("\n", attrs.MaxPathBytes), Size: attrs.MaxPathBytes, Xattrs: make(map[string][]byte)}
+	for i := range 16 {
+		e.Xattrs["user."+strings.Repeat("\n", 240)+string(rune('a'+i))] = make([]byte, attrs.MaxXattrValueBytes)
+	}
+	require.Len(t, e.Path, attrs.MaxPathBytes)
+	stored, digest, err := attrs.Store(slices.Values([]attrs.Entry{e}))
+	require.NoError(t, err)
+	got, gotDigest, err := attrs.Load(bytes.NewReader(stored), 1<<30)
+	require.NoError(t, err)
+	require.Equal(t, []attrs.Entry{e}, got)
+	require.Equal(t, digest, gotDigest)
 }
 
 func TestLoadRefuses(t *testing.T) {

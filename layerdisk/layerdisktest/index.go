@@ -73,7 +73,10 @@ func addLayers(ix *layerdisk.Index, layers []string) {
 				Attributes: "blake3:" + strings.Repeat("0", 64),
 			})
 		}
-		chain := layerdisk.Chain{ChainID: ChainID(layers[:i+1]...), Parent: ChainID(layers[:i]...), DiffID: DiffID(name)}
+		number := slices.IndexFunc(ix.Layers, func(l layerdisk.Layer) bool { return l.DiffID == DiffID(name) })
+		chain := layerdisk.Chain{
+			ChainID: ChainID(layers[:i+1]...), Parent: ChainID(layers[:i]...), DiffID: DiffID(name), Layer: number,
+		}
 		if !slices.Contains(ix.Chains, chain) {
 			ix.Chains = append(ix.Chains, chain)
 		}

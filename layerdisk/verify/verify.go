@@ -71,6 +71,9 @@ func verify(ctx context.Context, dir string, ix *layerdisk.Index, id layerdisk.I
 // layers' own problem. Elsewhere on the disk a later minor version may have more than we know.
 func unexpected(dir, name string, layers int) []string {
 	names, err := layerdisk.ReadMountedDir(dir, name)
+	if errors.Is(err, fs.ErrNotExist) && layers == 0 {
+		return nil
+	}
 	if err != nil {
 		return []string{err.Error()}
 	}

@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -86,6 +87,10 @@ func TestDir(t *testing.T) {
 			"its stored listing berth/attrs/1 has digest blake3:", "it has 6 inodes, the index says 5",
 			"its files have 5 bytes, the index says 3", "the digest of its attributes is blake3:",
 		}}},
+		{name: "cannot be listed", change: func(t *testing.T, dir string) {
+			require.NoError(t, unix.Mount("tmpfs", filepath.Join(dir, "l/1/sub"), "tmpfs", 0, ""))
+			t.Cleanup(func() { require.NoError(t, unix.Unmount(filepath.Join(dir, "l/1/sub"), 0)) })
+		}, layers: map[int][]string{1: {"list tree "}}},
 		{name: "listing is not one", change: func(t *testing.T, dir string) {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "berth/attrs/1"), []byte("nothing"), 0o644))
 		}, layers: map[int][]string{1: {"its stored listing berth/attrs/1: read listing: decompress listing: "}}},
@@ -196,6 +201,57 @@ func TestDisk(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestNoLayers(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	layerdisktest.Tree(t, dir, layerdisk.FileSystemEROFS, nil, layerdisktest.Image{Reference: "docker.io/library/empty:1"})
+	require.NoError(t, os.Remove(filepath.Join(dir, layerdisk.ListingsDir)))
+	_, err := layerdisk.OpenMounted(t.Context(), dir, layerdisk.Identity{})
+	require.NoError(t, err)
+	report, err := verify.Dir(t.Context(), dir, verify.Options{})
+	require.NoError(t, err)
+	require.Zero(t, report.Findings(), "%+v", report)
+}
+
+// TestMountedIndex spoils the index that is a file and leaves the one that the header names.
+func TestMountedIndex(t *testing.T) {
+	needRoot(t)
+	for name, tt := range map[string]struct{ old, new, want string }{
+		"another": {`"created":"2026`, `"created":"2025`, "berth/index.json is the index of another disk"},
+		"broken":  {`"created":"2026`, `"created":"2O26`, "layer disk is corrupt"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "disk.img")
+			layerdisktest.Disk(t, file, layerdisk.FileSystemEROFS, nil, images...)
+			requireClean(t, file)
+			data, err := os.ReadFile(file)
+			require.NoError(t, err)
+			require.Equal(t, 2, bytes.Count(data, []byte(tt.old)))
+			require.NoError(t, os.WriteFile(file, bytes.Replace(data, []byte(tt.old), []byte(tt.new), 1), 0o600))
+			report, err := verify.Disk(t.Context(), file, verify.Options{})
+			require.NoError(t, err)
+			require.Len(t, report.Problems, 1)
+			require.Contains(t, report.Problems[0], tt.want)
+			require.Equal(t, 1, report.Findings())
+		})
+	}
+}
+
+// TestCannotMount has a superblock that proves the disk, and nothing that the kernel would mount.
+func TestCannotMount(t *testing.T) {
+	needRoot(t)
+	file := filepath.Join(t.TempDir(), "disk.img")
+	layerdisktest.Disk(t, file, layerdisk.FileSystemEROFS, nil, images...)
+	requireClean(t, file)
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte{0xff}, 1024+12) // the block size
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	_, err = verify.Disk(t.Context(), file, verify.Options{})
+	require.ErrorContains(t, err, "mount erofs device")
 }
 
 // requireClean makes sure at the end of the test that nothing of ours is left attached or mounted.

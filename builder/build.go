@@ -1,0 +1,167 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"berth.dev/berth/builder/gunzip"
+	"berth.dev/berth/layerdisk"
+)
+
+// Build makes a layer disk. Until it has succeeded there is nothing at the output's path, or what was there before; a
+// block device has no header then.
+//
+// Errors: ErrMismatch for content that is not what its digest says, ErrTooSmall for a disk that does not fit, and by
+// class of errdefs InvalidArgument, NotFound, AlreadyExists (output exists), FailedPrecondition (device in use),
+// NotImplemented (images that cannot be unpacked).
+func Build(ctx context.Context, o Options) (_ *Result, err error) {
+	start := time.Now()
+	if err := o.complete(); err != nil {
+		return nil, fmt.Errorf("build layer disk: %w", err)
+	}
+	retry := defaultRetryPolicy()
+	if o.retry != nil {
+		retry = *o.retry
+	}
+	notify := serialise(o.Progress)
+	// Long before anything is written, and again when it is.
+	if err := checkOutput(o.Output); err != nil {
+		return nil, err
+	}
+	p, err := makePlan(ctx, &o, retry, notify)
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err != nil {
+		return nil, err
+	}
+	notify(Event{Kind: EventPlanned, Plan: &PlanEvent{Images: len(p.images), Layers: len(p.jobs), BlobBytes: p.blobBytes()}})
+
+	b := &build{opts: &o, plan: p, notify: notify}
+	b.unpacker = &unpacker{opts: &o, retry: retry, notify: notify}
+	if o.gzipProgram != nil {
+		b.unpacker.gzipProgram = *o.gzipProgram
+	} else {
+		b.unpacker.gzipProgram = gunzip.Program()
+	}
+	if b.target, err = openTarget(o.Output); err != nil {
+		return nil, err
+	}
+	result, err := b.run(ctx)
+	if err != nil {
+		return nil, errors.Join(err, b.target.discard())
+	}
+	if err := b.target.publish(ctx); err != nil {
+		return nil, errors.Join(err, b.target.discard())
+	}
+	result.Duration = time.Since(start)
+	return result, nil
+}
+
+// build is one run.
+type build struct {
+	opts     *Options
+	plan     *plan
+	unpacker *unpacker
+	target   *target
+	notify   func(Event)
+}
+
+func (b *build) run(ctx context.Context) (*Result, error) {
+	if b.opts.Output.FileSystem == layerdisk.FileSystemExt4 {
+		return b.runExt4(ctx)
+	}
+	return b.runEROFS(ctx)
+}
+
+// unpackAll runs all layers and returns the first block behind their data on the disk, which begins at block first.
+func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (ends []int64, err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	memory := newBudget(int64(b.opts.Parallel) * waitingMemoryBytes)
+	for _, j := range b.plan.jobs {
+		j.region = newRegion(ctx, disk, memory, b.newSpool)
+	}
+	defer func() {
+		for _, j := range b.plan.jobs {
+			err = errors.Join(err, j.region.discard())
+		}
+	}()
+	ends = make([]int64, len(b.plan.jobs))
+	group.Go(func() error {
+		next := first
+		for i, j := range b.plan.jobs {
+			if err := j.region.promote(next * blockBytes); err != nil {
+				return err
+			}
+			select {
+			case <-j.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			next += int64(j.tree.Blocks) //nolint:gosec // less than what was written
+			ends[i] = next
+		}
+		return nil
+	})
+	group.Go(func() error { return b.unpackParallel(ctx) })
+	return ends, group.Wait()
+}
+
+// maxAhead of the head may be so many layers, each of which may have a spool file open.
+const maxAhead = 128
+
+// unpackParallel keeps the wanted number of layers in work, in their order, so that the head is always among them.
+func (b *build) unpackParallel(ctx context.Context) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(b.opts.Parallel)
+	for i, j := range b.plan.jobs {
+		if i >= maxAhead {
+			select {
+			case <-b.plan.jobs[i-maxAhead].region.promoted:
+			case <-groupCtx.Done():
+			}
+		}
+		if groupCtx.Err() != nil {
+			break
+		}
+		group.Go(func() error { return b.unpacker.unpack(groupCtx, j) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+func (b *build) newSpool() (*os.File, error) { return newSpool(b.tempDir()) }
+
+func (b *build) tempDir() string {
+	switch {
+	case b.opts.Output.TempDir != "":
+		return b.opts.Output.TempDir
+	case b.target.device:
+		return os.TempDir()
+	}
+	return filepath.Dir(b.opts.Output.Path)
+}
+
+// result counts what is on the disk.
+func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
+	r := &Result{
+		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.layers),
+		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes,
+	}
+	for _, j := range b.plan.jobs {
+		r.LayerUses += j.uses
+		if j.uses > 1 {
+			r.SharedLayers++
+		}
+		r.UnpackedBytes += j.tree.UnpackedBytes
+		r.Inodes += j.tree.Inodes
+	}
+	return r
+}

@@ -1,0 +1,117 @@
+package builder
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/attrs"
+	"berth.dev/berth/layerdisk/erofs"
+)
+
+// runEROFS streams the layers' data to the disk and puts the metadata behind it.
+func (b *build) runEROFS(ctx context.Context) (*Result, error) {
+	const first = 1 // block 0 is for header and superblock
+	ends, err := b.unpackAll(ctx, b.target, first)
+	if err != nil {
+		return nil, err
+	}
+	b.notify(Event{Kind: EventFinishing})
+	b.plan.stack()
+	listings, attributes, err := b.listings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ix := b.plan.index(b.opts, attributes)
+	encoded, err := layerdisk.Seal(&ix)
+	if err != nil {
+		return nil, fmt.Errorf("describe disk: %w", err)
+	}
+	layout, err := b.planEROFS(&ix, encoded, listings, ends)
+	if err != nil {
+		return nil, fmt.Errorf("write file system: %w", err)
+	}
+	if err := layout.Write(ctx, b.target); err != nil {
+		return nil, fmt.Errorf("write file system: %w", err)
+	}
+	if err := b.target.checkRoom(layout.SizeBytes()); err != nil {
+		return nil, err
+	}
+	if err := b.target.setSize(layout.SizeBytes()); err != nil {
+		return nil, err
+	}
+	// A build that was called off must not leave a good disk on a device.
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	offset, ok := layout.FileOffset(layerdisk.IndexPath)
+	if !ok {
+		return nil, fmt.Errorf("write file system: it has no %s", layerdisk.IndexPath)
+	}
+	header := layerdisk.NewHeader(&ix, encoded, offset, layout.SizeBytes())
+	raw, err := header.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	if err := layout.Commit(ctx, b.target, raw); err != nil {
+		return nil, explainFull(fmt.Errorf("write file system: %w", err), b.target)
+	}
+	if err := b.target.checkRoom(layout.SizeBytes()); err != nil {
+		return nil, err
+	}
+	return b.checked(header)
+}
+
+// checked reads the finished disk's header and index back, as a node will.
+func (b *build) checked(header layerdisk.Header) (*Result, error) {
+	_, id, err := layerdisk.ReadIndex(b.target.File)
+	if err == nil {
+		err = id.Check(header.Identity())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the finished disk back: %w", err)
+	}
+	return b.result(id, header.DiskBytes), nil
+}
+
+// listings makes the attribute listing of every layer and its digest.
+func (b *build) listings(ctx context.Context) (stored [][]byte, digests []string, err error) {
+	stored, digests = make([][]byte, len(b.plan.layers)), make([]string, len(b.plan.layers))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(b.opts.Parallel)
+	for i, l := range b.plan.layers {
+		group.Go(func() (err error) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if stored[i], digests[i], err = attrs.Store(l.tree.Entries()); err != nil {
+				return fmt.Errorf("list layer %d of %s: %w", l.position, l.image, err)
+			}
+			return nil
+		})
+	}
+	return stored, digests, group.Wait()
+}
+
+func (b *build) planEROFS(ix *layerdisk.Index, encoded []byte, listings [][]byte, ends []int64) (*erofs.Layout, error) {
+	id, err := uuid.Parse(ix.UUID)
+	if err != nil {
+		return nil, err
+	}
+	img := erofs.Image{UUID: id, DataEnd: 1, Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}}}
+	for number, l := range b.plan.layers {
+		first := uint64(1)
+		if l.number > 0 {
+			first = uint64(ends[l.number-1]) //nolint:gosec // not negative
+		}
+		img.Layers = append(img.Layers, erofs.Layer{Path: layerdisk.LayerDir(number), Tree: l.tree, FirstBlock: first})
+		img.Files = append(img.Files, erofs.File{Path: layerdisk.ListingPath(number), Data: listings[number]})
+	}
+	if len(ends) > 0 {
+		img.DataEnd = uint64(ends[len(ends)-1]) //nolint:gosec // not negative
+	}
+	return erofs.Plan(img)
+}

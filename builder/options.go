@@ -1,0 +1,163 @@
+package builder
+
+import (
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/tree"
+)
+
+// Options of one build.
+type Options struct {
+	// Images to put on the disk, in the order of which their layers lie there: "REFERENCE",
+	// "[NAME=]oci:DIR[:REF]" for an OCI image layout, "[NAME=]docker-archive:FILE[:REF]" for what "docker save" writes.
+	Images []string
+	// Platforms of each image; none is the platform of this machine.
+	Platforms []ocispec.Platform
+	Registry  RegistryOptions
+	Output    Output
+	// Created is the time in the index; zero is the newest creation time of the images.
+	Created time.Time
+	// Parallel is the number of layers in work at once; 0 is 4, or the number of processors if that is less.
+	Parallel int
+	// Limits of one layer; zero fields are the defaults of package tree.
+	Limits tree.Limits
+	// Progress, if not nil, is told what happens, one event at a time. It must not block for long.
+	Progress func(Event)
+
+	// retry and gzipProgram are varied by tests.
+	retry       *retryPolicy
+	gzipProgram *string
+}
+
+// Output says where the disk goes.
+type Output struct {
+	// Path of a file that is made, or of a block device.
+	Path string
+	// Force replaces an existing file or the content of a device that is not blank.
+	Force bool
+	// SizeBytes limits the disk and is the size of the file; 0 makes it as large as its content, or allows all of the
+	// device. It is a multiple of 4096.
+	SizeBytes int64
+	// FileSystem is layerdisk.FileSystemEROFS, also if empty, or layerdisk.FileSystemExt4, which needs root and a loop
+	// device.
+	FileSystem string
+	// TempDir is for spool files; empty is the directory of the file, or os.TempDir for a device.
+	TempDir string
+}
+
+// maxParallel keeps the number of connections to a registry civil.
+const maxParallel = 64
+
+func (o *Options) complete() error {
+	if len(o.Images) == 0 {
+		return fmt.Errorf("no images to build a disk from: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.Output.Path == "" {
+		return fmt.Errorf("no output path: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.Output.SizeBytes < 0 || o.Output.SizeBytes%blockBytes != 0 {
+		return fmt.Errorf("output size %d is not a multiple of %d bytes: %w", o.Output.SizeBytes, blockBytes, errdefs.ErrInvalidArgument)
+	}
+	switch o.Output.FileSystem {
+	case "":
+		o.Output.FileSystem = layerdisk.FileSystemEROFS
+	case layerdisk.FileSystemEROFS, layerdisk.FileSystemExt4:
+	default:
+		return fmt.Errorf("file system %q is neither %s nor %s: %w", o.Output.FileSystem, layerdisk.FileSystemEROFS, layerdisk.FileSystemExt4, errdefs.ErrInvalidArgument)
+	}
+	if o.Parallel < 0 || o.Parallel > maxParallel {
+		return fmt.Errorf("%d layers in parallel, allowed are 1 to %d: %w", o.Parallel, maxParallel, errdefs.ErrInvalidArgument)
+	}
+	if o.Parallel == 0 {
+		o.Parallel = min(4, runtime.GOMAXPROCS(0))
+	}
+	if len(o.Platforms) == 0 {
+		o.Platforms = []ocispec.Platform{platforms.DefaultSpec()}
+	}
+	if o.Progress == nil {
+		o.Progress = func(Event) {}
+	}
+	return nil
+}
+
+// Result is what a build made.
+type Result struct {
+	Identity   layerdisk.Identity `json:"identity"`
+	FileSystem string             `json:"fileSystem"`
+	Images     int                `json:"images"`
+	// Layers on the disk, of which SharedLayers belong to more than one image; LayerUses counts each once for each image.
+	Layers       int `json:"layers"`
+	SharedLayers int `json:"sharedLayers"`
+	LayerUses    int `json:"layerUses"`
+	// FetchedBytes of blobs, UnpackedBytes of files and Inodes are sums over the layers.
+	FetchedBytes  int64 `json:"fetchedBytes"`
+	UnpackedBytes int64 `json:"unpackedBytes"`
+	Inodes        int64 `json:"inodes"`
+	// DiskBytes is the size of all that belongs to the disk.
+	DiskBytes int64 `json:"diskBytes"`
+	// Duration of the build in nanoseconds.
+	Duration time.Duration `json:"durationNanoseconds"`
+}
+
+// EventKind says what an Event tells.
+type EventKind string
+
+// Kinds of events.
+const (
+	// EventResolved: an image was found. Image is set.
+	EventResolved EventKind = "image-resolved"
+	// EventPlanned: all images are known. Plan is set.
+	EventPlanned EventKind = "planned"
+	// EventLayerStarted, EventLayerProgress (at most ten in a second for each layer) and EventLayerDone: Layer is set.
+	EventLayerStarted  EventKind = "layer-started"
+	EventLayerProgress EventKind = "layer-progress"
+	EventLayerDone     EventKind = "layer-done"
+	// EventFinishing: all layers are unpacked; metadata and index are being written.
+	EventFinishing EventKind = "finishing"
+)
+
+// Event is one step of a build.
+type Event struct {
+	Kind  EventKind   `json:"event"`
+	Image *ImageEvent `json:"image,omitempty"`
+	Plan  *PlanEvent  `json:"plan,omitempty"`
+	Layer *LayerEvent `json:"layer,omitempty"`
+}
+
+// ImageEvent is one image.
+type ImageEvent struct {
+	Reference string        `json:"reference"`
+	Platform  string        `json:"platform"`
+	Manifest  digest.Digest `json:"manifest"`
+	Layers    int           `json:"layers"`
+}
+
+// PlanEvent is the work ahead.
+type PlanEvent struct {
+	Images    int   `json:"images"`
+	Layers    int   `json:"layers"`
+	BlobBytes int64 `json:"blobBytes"`
+}
+
+// LayerEvent is the state of one layer.
+type LayerEvent struct {
+	Number int           `json:"number"`
+	DiffID digest.Digest `json:"diffID"`
+	Blob   digest.Digest `json:"blob"`
+	// Image is the reference of the first one with the layer.
+	Image string `json:"image"`
+	// BlobBytes is the size of the blob, FetchedBytes what has come of it.
+	BlobBytes    int64 `json:"blobBytes"`
+	FetchedBytes int64 `json:"fetchedBytes"`
+	// UnpackedBytes and Inodes are known when the layer is done.
+	UnpackedBytes int64 `json:"unpackedBytes,omitempty"`
+	Inodes        int64 `json:"inodes,omitempty"`
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/docker/go-units"
+	"github.com/opencontainers/go-digest"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"berth.dev/berth/builder"
+)
+
+// buildView shows the progress of one build.
+type buildView interface {
+	event(e builder.Event)
+	// end takes the result or the error of the build, and gives the first error of the output.
+	end(result *builder.Result, err error) error
+}
+
+// short is enough of a digest to tell layers apart.
+func short(d digest.Digest) string {
+	const chars = 12
+	encoded := d.Encoded()
+	return encoded[:min(chars, len(encoded))]
+}
+
+// jsonView writes lines of JSON.
+type jsonView struct {
+	enc *json.Encoder
+	err error
+}
+
+func newJSONView(w io.Writer) *jsonView { return &jsonView{enc: json.NewEncoder(w)} }
+
+func (v *jsonView) event(e builder.Event) { v.write(e) }
+
+func (v *jsonView) write(line any) {
+	if v.err == nil {
+		v.err = v.enc.Encode(line)
+	}
+}
+
+func (v *jsonView) end(result *builder.Result, err error) error {
+	if err != nil {
+		v.write(struct {
+			Event string `json:"event"`
+			Error string `json:"error"`
+		}{"error", err.Error()})
+		return v.err
+	}
+	v.write(struct {
+		Event  string          `json:"event"`
+		Result *builder.Result `json:"result"`
+	}{"result", result})
+	return v.err
+}
+
+// lineView writes a line for each thing done, for logs.
+type lineView struct {
+	w            io.Writer
+	done, layers int
+	err          error
+}
+
+func newLineView(w io.Writer) *lineView { return &lineView{w: w} }
+
+func (v *lineView) event(e builder.Event) {
+	line := v.line(e)
+	if line != "" && v.err == nil {
+		_, v.err = fmt.Fprintln(v.w, line)
+	}
+}
+
+func (v *lineView) line(e builder.Event) string {
+	switch e.Kind {
+	case builder.EventResolved:
+		return fmt.Sprintf("image %s for %s: manifest %s, %d layers", e.Image.Reference, e.Image.Platform, e.Image.Manifest, e.Image.Layers)
+	case builder.EventPlanned:
+		v.layers = e.Plan.Layers
+		return fmt.Sprintf("%d images with %d distinct layers, %s to fetch", e.Plan.Images, e.Plan.Layers, units.BytesSize(float64(e.Plan.BlobBytes)))
+	case builder.EventLayerDone:
+		v.done++
+		return fmt.Sprintf("layer %s done (%d of %d): fetched %s, unpacked %s in %d inodes", short(e.Layer.Blob), v.done, v.layers,
+			units.BytesSize(float64(e.Layer.BlobBytes)), units.BytesSize(float64(e.Layer.UnpackedBytes)), e.Layer.Inodes)
+	case builder.EventFinishing:
+		return "writing metadata and index"
+	case builder.EventLayerStarted, builder.EventLayerProgress:
+	}
+	return ""
+}
+
+func (v *lineView) end(*builder.Result, error) error { return v.err }
+
+// barView draws a bar for each layer in work and one for all.
+type barView struct {
+	progress *mpb.Progress
+	total    *mpb.Bar
+	layers   map[int]*mpb.Bar
+	fetched  map[int]int64
+}
+
+func newBarView(w io.Writer) *barView {
+	return &barView{
+		progress: mpb.New(mpb.WithOutput(w), mpb.WithWidth(48), mpb.WithAutoRefresh()),
+		layers:   make(map[int]*mpb.Bar), fetched: make(map[int]int64),
+	}
+}
+
+func (v *barView) event(e builder.Event) {
+	switch e.Kind {
+	case builder.EventResolved:
+		_, _ = fmt.Fprintf(v.progress, "%s for %s: %d layers\n", e.Image.Reference, e.Image.Platform, e.Image.Layers) //nolint:errcheck // a progress display
+	case builder.EventPlanned:
+		v.total = v.bar("total", e.Plan.BlobBytes, mpb.BarPriority(e.Plan.Layers))
+	case builder.EventLayerStarted:
+		v.layers[e.Layer.Number] = v.bar(short(e.Layer.Blob), e.Layer.BlobBytes, mpb.BarPriority(e.Layer.Number), mpb.BarRemoveOnComplete())
+	case builder.EventLayerProgress, builder.EventLayerDone:
+		v.advance(e)
+	case builder.EventFinishing:
+		_, _ = fmt.Fprintln(v.progress, "writing metadata and index") //nolint:errcheck // a progress display
+	}
+}
+
+func (v *barView) bar(name string, total int64, opts ...mpb.BarOption) *mpb.Bar {
+	opts = append(opts,
+		mpb.PrependDecorators(decor.Name(name, decor.WC{W: 13, C: decor.DindentRight})),
+		mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.AverageSpeed(decor.SizeB1024(0), "  % .1f")),
+	)
+	// A total of 0 would mean that it is unknown.
+	return v.progress.AddBar(max(1, total), opts...)
+}
+
+func (v *barView) advance(e builder.Event) {
+	l := e.Layer
+	bar := v.layers[l.Number]
+	if bar == nil || v.total == nil {
+		return
+	}
+	v.total.IncrInt64(l.FetchedBytes - v.fetched[l.Number])
+	v.fetched[l.Number] = l.FetchedBytes
+	if e.Kind == builder.EventLayerDone {
+		bar.SetTotal(max(1, l.BlobBytes), true)
+		return
+	}
+	// The last byte is not the end of the work: hold the bar until the layer is done.
+	bar.SetCurrent(min(l.FetchedBytes, max(1, l.BlobBytes)-1))
+}
+
+func (v *barView) end(_ *builder.Result, err error) error {
+	for _, bar := range v.layers {
+		if !bar.Completed() {
+			bar.Abort(true)
+		}
+	}
+	if v.total != nil && !v.total.Completed() {
+		v.total.Abort(err != nil)
+	}
+	v.progress.Wait()
+	return nil
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// berth runs the command and returns what it printed.
+func berth(t *testing.T, args ...string) (stdout string, err error) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	cmd := newRoot()
+	cmd.SetOut(&out)
+	cmd.SetErr(&errOut)
+	cmd.SetArgs(args)
+	err = cmd.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		require.NoError(t, os.WriteFile(path, []byte(got), 0o644))
+	}
+	want, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, string(want), got)
+}
+
+// fakeDaemon answers like a berthd with two disks.
+type fakeDaemon struct {
+	controlv1.UnimplementedControlServiceServer
+	attached *controlv1.AttachDiskRequest
+	detached *controlv1.DetachDiskRequest
+	disks    []*controlv1.Disk
+	hits     map[string]bool
+	image    *controlv1.FindImageResponse
+}
+
+func (f *fakeDaemon) Status(context.Context, *controlv1.StatusRequest) (*controlv1.StatusResponse, error) {
+	return &controlv1.StatusResponse{
+		Version: "v1.2.3", Pid: 42, Started: timestamppb.New(time.Now().Add(-2 * time.Hour)), Root: "/var/lib/berth",
+		Hits: map[string]uint64{"chain-id": 12, "diff-id": 2}, Misses: map[string]uint64{"not-on-disk": 3},
+		BytesNotPulled: 734003200, AdoptedSnapshots: 9, Disks: f.disks,
+	}, nil
+}
+
+func (f *fakeDaemon) ListDisks(context.Context, *controlv1.ListDisksRequest) (*controlv1.ListDisksResponse, error) {
+	return &controlv1.ListDisksResponse{Disks: f.disks}, nil
+}
+
+func (f *fakeDaemon) AttachDisk(_ context.Context, req *controlv1.AttachDiskRequest) (*controlv1.AttachDiskResponse, error) {
+	f.attached = req
+	return &controlv1.AttachDiskResponse{Disk: &controlv1.Disk{Name: "base", Layers: 15, Device: "/dev/loop3",
+		IndexDigest: digest.FromString("index").String()}}, nil
+}
+
+func (f *fakeDaemon) DetachDisk(_ context.Context, req *controlv1.DetachDiskRequest) (*controlv1.DetachDiskResponse, error) {
+	f.detached = req
+	switch {
+	case req.GetName() == "used" && req.GetDrain():
+		return &controlv1.DetachDiskResponse{Holders: 4}, nil
+	case req.GetName() == "used":
+		return nil, status.Error(codes.FailedPrecondition, "detach disk used: 4 snapshots use its layers: remove the images that use them, or drain the disk")
+	}
+	return &controlv1.DetachDiskResponse{Detached: true}, nil
+}
+
+func (f *fakeDaemon) FindImage(_ context.Context, req *controlv1.FindImageRequest) (*controlv1.FindImageResponse, error) {
+	if f.image == nil || req.GetReference() != "docker.io/library/app:1" {
+		return nil, status.Error(codes.NotFound, "no attached disk has it")
+	}
+	return f.image, nil
+}
+
+func (f *fakeDaemon) ExplainLayers(_ context.Context, req *controlv1.ExplainLayersRequest) (*controlv1.ExplainLayersResponse, error) {
+	resp := &controlv1.ExplainLayersResponse{}
+	for i, l := range req.GetLayers() {
+		if f.hits[l.GetDiffId()] {
+			resp.Layers = append(resp.Layers, &controlv1.LayerAnswer{Hit: true, Disk: "base", LayerNumber: int64(i), MatchedBy: "chain-id",
+				Last: &controlv1.Event{Time: timestamppb.New(time.Unix(1700000000, 0)), Kind: controlv1.EventKind_EVENT_KIND_HIT,
+					ChainId: l.GetChainId(), Disk: "base", MatchedBy: "chain-id", Bytes: 1000}})
+			continue
+		}
+		resp.Layers = append(resp.Layers, &controlv1.LayerAnswer{Reason: "none of 2 disks has it"})
+	}
+	return resp, nil
+}
+
+func (f *fakeDaemon) WatchEvents(_ *controlv1.WatchEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchEventsResponse]) error {
+	at := timestamppb.New(time.Unix(1700000000, 0))
+	return errOr(
+		stream.Send(&controlv1.WatchEventsResponse{Event: &controlv1.Event{Time: at, Kind: controlv1.EventKind_EVENT_KIND_DISK_ATTACHED, Disk: "base"}}),
+		stream.Send(&controlv1.WatchEventsResponse{Dropped: 7, Event: &controlv1.Event{Time: at, Kind: controlv1.EventKind_EVENT_KIND_MISS,
+			ChainId: "sha256:1", ImageRef: "docker.io/library/app:1", Reason: "none of 2 disks has it"}}),
+	)
+}
+
+func errOr(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func twoDisks() []*controlv1.Disk {
+	return []*controlv1.Disk{
+		{Name: "base", Driver: "loop", VolumeId: "/srv/berth/base.img", Uuid: "4f8c", IndexDigest: "sha256:12", State: "in-use", Serving: true,
+			Device: "/dev/loop3", MountPoint: "/var/lib/berth/d/0", SizeBytes: 3 << 30, Layers: 15, LayersInUse: 7, Holders: 9,
+			Since: timestamppb.New(time.Unix(1700000000, 0)), Keep: true, Configured: true},
+		{Name: "late", Driver: "loop", VolumeId: "/dev/sdb", State: "waiting", LastError: "open /dev/sdb: no such device", Configured: true},
+	}
+}
+
+// start serves the fake and returns its socket.
+func start(t *testing.T, f *fakeDaemon) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	controlv1.RegisterControlServiceServer(server, f)
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		require.NoError(t, <-done)
+	})
+	return socket
+}
+
+func TestStatus(t *testing.T) {
+	socket := start(t, &fakeDaemon{disks: twoDisks()})
+	out, err := berth(t, "status", "--socket", socket)
+	require.NoError(t, err)
+	golden(t, "status", out)
+
+	out, err = berth(t, "status", "--socket", socket, "--json")
+	require.NoError(t, err)
+	require.Contains(t, out, `"last_error": "open /dev/sdb: no such device"`)
+	require.Contains(t, out, `"serving": false`)
+	require.Contains(t, out, `"bytes_not_pulled": "734003200"`)
+
+	out, err = berth(t, "status", "--socket", start(t, &fakeDaemon{}))
+	require.NoError(t, err)
+	require.Contains(t, out, `no disks: attach one with "berth attach"`)
+}
+
+func TestAttach(t *testing.T) {
+	f := &fakeDaemon{}
+	socket := start(t, f)
+	dir := t.TempDir()
+	t.Chdir(dir)
+	expect := digest.FromString("index").String()
+	out, err := berth(t, "attach", "base.img", "--socket", socket, "--keep", "--name", "base", "--expect", expect)
+	require.NoError(t, err)
+	require.Equal(t, "base: 15 layers on /dev/loop3, index "+expect+"\n", out)
+	require.Equal(t, filepath.Join(dir, "base.img"), f.attached.GetVolumeId())
+	require.Equal(t, expect, f.attached.GetExpectIndexDigest())
+	require.True(t, f.attached.GetKeep())
+
+	_, err = berth(t, "attach", "vol-1", "--volume", "--socket", socket)
+	require.NoError(t, err)
+	require.Equal(t, "vol-1", f.attached.GetVolumeId())
+	require.False(t, f.attached.GetKeep())
+
+	_, err = berth(t, "attach", "x", "--expect", "latest", "--socket", socket)
+	require.ErrorContains(t, err, "berth inspect")
+	_, err = berth(t, "attach", "--socket", socket)
+	require.ErrorContains(t, err, "accepts 1 arg")
+}
+
+func TestDetach(t *testing.T) {
+	f := &fakeDaemon{disks: twoDisks()}
+	socket := start(t, f)
+	out, err := berth(t, "detach", "base", "--socket", socket)
+	require.NoError(t, err)
+	require.Equal(t, "base: detached\n", out)
+
+	_, err = berth(t, "detach", "used", "--socket", socket)
+	require.ErrorContains(t, err, "4 snapshots use its layers: remove the images")
+	require.NotContains(t, err.Error(), "rpc error")
+
+	out, err = berth(t, "detach", "used", "--drain", "--socket", socket)
+	require.NoError(t, err)
+	require.Equal(t, "used: draining, 4 snapshots still use it\n", out)
+	require.True(t, f.detached.GetDrain())
+
+	require.Equal(t, []string{"base", "late"}, diskNames(t.Context(), &daemonFlags{socket: socket}))
+	require.Empty(t, diskNames(t.Context(), &daemonFlags{socket: socket + "x"}))
+}
+
+func TestEvents(t *testing.T) {
+	out, err := berth(t, "events", "--socket", start(t, &fakeDaemon{}))
+	require.NoError(t, err)
+	golden(t, "events", out)
+}
+
+func TestDaemonNotRunning(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none")
+	stale := filepath.Join(t.TempDir(), "stale")
+	l, err := net.Listen("unix", stale)
+	require.NoError(t, err)
+	unix, ok := l.(*net.UnixListener)
+	require.True(t, ok)
+	unix.SetUnlinkOnClose(false)
+	require.NoError(t, l.Close())
+	for _, socket := range []string{none, stale} {
+		for _, args := range [][]string{{"status"}, {"attach", "/x"}, {"detach", "x"}, {"events"}, {"explain", "app:1"}} {
+			_, err := berth(t, append(args, "--socket", socket)...)
+			require.ErrorIs(t, err, errNotRunning, args)
+			require.ErrorContains(t, err, "systemctl start berthd")
+			require.ErrorContains(t, err, socket)
+		}
+	}
+}
+
+func TestHelpIsComplete(t *testing.T) {
+	for _, c := range newRoot().Commands() {
+		if c.Name() == "help" || c.Name() == "completion" {
+			continue
+		}
+		require.NotEmpty(t, c.Short, c.Name())
+		require.False(t, strings.HasSuffix(c.Short, "."), c.Name())
+	}
+	out, err := berth(t, "completion", "bash")
+	require.NoError(t, err)
+	require.Contains(t, out, "berth")
+	out, err = berth(t, "version")
+	require.NoError(t, err)
+	require.Contains(t, out, "layer disk format 1.0")
+}

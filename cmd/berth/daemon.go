@@ -1,0 +1,77 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+const (
+	defaultSocket = "/run/berth/berthd.sock"
+	// maxMessage is for image configs, which registries and containerd allow up to 8 MiB.
+	maxMessage = 32 << 20
+	// connectTimeout is for a socket on this machine, whose owner need not even be awake.
+	connectTimeout = 5 * time.Second
+)
+
+// daemonFlags name the berthd to talk to.
+type daemonFlags struct {
+	socket string
+}
+
+func (f *daemonFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.socket, "socket", cmp.Or(os.Getenv("BERTH_SOCKET"), defaultSocket),
+		"berthd's unix `socket`; the environment's BERTH_SOCKET is the default")
+}
+
+// call talks to berthd; what goes wrong is told in words of this command, not of gRPC.
+func (f *daemonFlags) call(ctx context.Context, use func(context.Context, controlv1.ControlServiceClient) error) error {
+	if err := f.reachable(ctx); err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient("unix:"+f.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	if err != nil {
+		return fmt.Errorf("connect to berthd: %w", err)
+	}
+	defer conn.Close()
+	err = use(ctx, controlv1.NewControlServiceClient(conn))
+	return errgrpc.ToNative(err)
+}
+
+// reachable asks the kernel before gRPC, whose errors would have to be read for it.
+func (f *daemonFlags) reachable(ctx context.Context) error {
+	conn, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "unix", f.socket)
+	switch {
+	case err == nil:
+		return conn.Close()
+	case errors.Is(err, fs.ErrNotExist):
+		return notRunning(f.socket, "there is no such socket")
+	case errors.Is(err, unix.ECONNREFUSED):
+		return notRunning(f.socket, "nobody listens on it")
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("no permission to use %s: run this command as root", f.socket)
+	}
+	return fmt.Errorf("connect to berthd: %w", err)
+}
+
+// errNotRunning is told apart by tests.
+var errNotRunning = errors.New("berthd is not running")
+
+func notRunning(socket, why string) error {
+	return fmt.Errorf("%w on %s (%s): start it with \"systemctl start berthd\", or name another socket with --socket",
+		errNotRunning, socket, why)
+}

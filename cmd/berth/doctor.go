@@ -1,0 +1,63 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"berth.dev/berth/containerdconfig"
+	"berth.dev/berth/doctor"
+)
+
+func newDoctor() *cobra.Command {
+	var (
+		f      containerdFlags
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check this node and say what to change",
+		Long: `doctor checks whether this node's kernel, file systems, containerd and berthd fit together. Each check ends in OK, in
+WARN (something works less well, or could not be looked at) or in FAIL (images are not served from disks), with what to
+change below. It changes nothing, and exits with 1 if a check fails.`,
+		Example: "  berth doctor\n  berth doctor --json | jq '.[] | select(.status != \"OK\")'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			results := doctor.Run(cmd.Context(), f.node())
+			var err error
+			if asJSON {
+				err = writeJSON(cmd.OutOrStdout(), results)
+			} else {
+				err = printResults(cmd.OutOrStdout(), results)
+			}
+			if err != nil {
+				return err
+			}
+			if doctor.Worst(results) == doctor.Fail {
+				return errors.New("the node cannot serve images from disks: see FAIL above")
+			}
+			return nil
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().StringVar(&f.config, "containerd-config", containerdconfig.DefaultPath, "containerd's configuration `file`")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printResults(w io.Writer, results []doctor.Result) error {
+	for _, r := range results {
+		if _, err := fmt.Fprintf(w, "%-4s  %s: %s\n", r.Status, r.Name, r.Detail); err != nil {
+			return err
+		}
+		if r.Advice != "" {
+			if _, err := fmt.Fprintf(w, "      -> %s\n", strings.ReplaceAll(r.Advice, "\n", "\n         ")); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

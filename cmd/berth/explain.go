@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+func newExplain() *cobra.Command {
+	var (
+		daemon      daemonFlags
+		r           resolver
+		snapshotter string
+		asJSON      bool
+	)
+	cmd := &cobra.Command{
+		Use:   "explain IMAGE",
+		Short: "Show for each layer of an image which disk serves it, or why none does",
+		Long: `explain shows how a pull of an image would find its layers now: which disk serves each and what it is recognised by, or
+why none does; whether containerd has a snapshot of it already, so that it does not ask; and how berthd answered last.
+
+The image's manifest is looked up on the attached disks, in containerd, and at the registry, in that order. Only the
+manifest and the config are read, and nothing is changed.`,
+		Example: "  berth explain nginx:1.27\n  berth explain --plain-http registry.example:5000 registry.example:5000/app:v3 --json",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return daemon.call(cmd.Context(), func(ctx context.Context, c controlv1.ControlServiceClient) error {
+				image, err := r.find(ctx, args[0], c)
+				if err != nil {
+					return err
+				}
+				e, err := explain(ctx, c, image)
+				if err != nil {
+					return err
+				}
+				e.Image = args[0]
+				if err := r.snapshots(ctx, snapshotter, e); err != nil {
+					e.ContainerdError = err.Error()
+				}
+				if asJSON {
+					return writeJSON(cmd.OutOrStdout(), e)
+				}
+				return e.print(cmd.OutOrStdout())
+			})
+		},
+	}
+	daemon.register(cmd)
+	f := cmd.Flags()
+	f.StringVar(&r.platform, "platform", "", "`os/arch` of the image, the node's if not given")
+	f.StringSliceVar(&r.plainHTTP, "plain-http", nil, "`registries` to ask over http; * is all")
+	f.StringSliceVar(&r.skipVerify, "insecure-skip-verify", nil, "`registries` whose certificate is not checked; * is all")
+	f.StringVar(&r.address, "containerd-address", "/run/containerd/containerd.sock", "containerd's `socket`")
+	f.StringVarP(&r.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"), "containerd `namespace` to look in, all if not given")
+	f.StringVar(&snapshotter, "snapshotter", "berth", "`name` of the proxy plugin in containerd")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// explanation of an image, as JSON has it too.
+type explanation struct {
+	Image  string             `json:"image"`
+	Source string             `json:"source"`
+	Layers []layerExplanation `json:"layers"`
+	// ContainerdError says why InContainerd is not known.
+	ContainerdError string `json:"containerd_error,omitempty"`
+}
+
+type layerExplanation struct {
+	Number     int    `json:"number"`
+	DiffID     string `json:"diff_id"`
+	ChainID    string `json:"chain_id"`
+	BlobDigest string `json:"blob_digest"`
+	SizeBytes  int64  `json:"size_bytes"`
+	Hit        bool   `json:"hit"`
+	Disk       string `json:"disk,omitempty"`
+	DiskLayer  int64  `json:"disk_layer,omitempty"`
+	MatchedBy  string `json:"matched_by,omitempty"`
+	Reason     string `json:"reason,omitempty"`
+	// InContainerd is null if it is not known.
+	InContainerd *bool       `json:"in_containerd"`
+	Last         *lastAnswer `json:"last,omitempty"`
+}
+
+type lastAnswer struct {
+	Time time.Time `json:"time"`
+	Text string    `json:"text"`
+}
+
+func explain(ctx context.Context, c controlv1.ControlServiceClient, image *imageLayers) (*explanation, error) {
+	req := &controlv1.ExplainLayersRequest{}
+	parent := ""
+	for i, diffID := range image.DiffIDs {
+		chain := image.chainID(i).String()
+		req.Layers = append(req.Layers, &controlv1.LayerName{ChainId: chain, ParentChainId: parent,
+			DiffId: diffID.String(), BlobDigest: image.Blobs[i].Digest.String()})
+		parent = chain
+	}
+	resp, err := c.ExplainLayers(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if len(resp.GetLayers()) != len(req.GetLayers()) {
+		return nil, fmt.Errorf("berthd answered for %d of %d layers: is it of another version?", len(resp.GetLayers()), len(req.GetLayers()))
+	}
+	e := &explanation{Source: image.Source, Layers: []layerExplanation{}}
+	for i, a := range resp.GetLayers() {
+		l := layerExplanation{
+			Number: i, DiffID: req.Layers[i].GetDiffId(), ChainID: req.Layers[i].GetChainId(),
+			BlobDigest: req.Layers[i].GetBlobDigest(), SizeBytes: image.Blobs[i].Size,
+			Hit: a.GetHit(), Disk: a.GetDisk(), DiskLayer: a.GetLayerNumber(), MatchedBy: a.GetMatchedBy(), Reason: a.GetReason(),
+		}
+		if last := a.GetLast(); last != nil {
+			l.Last = &lastAnswer{Time: last.GetTime().AsTime(), Text: describeEvent(last)}
+		}
+		e.Layers = append(e.Layers, l)
+	}
+	return e, nil
+}
+
+// snapshots asks containerd which layers it has snapshots of, in any of the namespaces.
+func (r *resolver) snapshots(ctx context.Context, snapshotter string, e *explanation) error {
+	conn, err := r.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	spaces, err := r.namespaces(ctx, conn)
+	if err != nil {
+		return err
+	}
+	client := snapshotsapi.NewSnapshotsClient(conn)
+	for i := range e.Layers {
+		has := false
+		for _, ns := range spaces {
+			_, err := client.Stat(namespaces.WithNamespace(ctx, ns), &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: e.Layers[i].ChainID})
+			err = errgrpc.ToNative(err)
+			if err != nil && !errdefs.IsNotFound(err) {
+				return fmt.Errorf("look for snapshots of %s: %w", snapshotter, err)
+			}
+			has = has || err == nil
+		}
+		e.Layers[i].InContainerd = &has
+	}
+	return nil
+}
+
+func (e *explanation) print(w io.Writer) error {
+	if _, err := fmt.Fprintf(w, "%s, manifest from %s\n\n", e.Image, e.Source); err != nil {
+		return err
+	}
+	var (
+		rows         = [][]string{{"#", "DIFF ID", "CHAIN ID", "SIZE", "CONTAINERD", "SERVED BY"}}
+		hits         int
+		saved, total int64
+	)
+	for _, l := range e.Layers {
+		total += l.SizeBytes
+		has := "?"
+		if l.InContainerd != nil {
+			has = "no"
+			if *l.InContainerd {
+				has = "yes"
+			}
+		}
+		by := "registry: " + l.Reason
+		if l.Hit {
+			hits++
+			saved += l.SizeBytes
+			by = fmt.Sprintf("disk %s, layer %d, by %s", l.Disk, l.DiskLayer, l.MatchedBy)
+		}
+		rows = append(rows, []string{strconv.Itoa(l.Number), shortDigest(digest.Digest(l.DiffID)), shortDigest(digest.Digest(l.ChainID)), humanSize(l.SizeBytes), has, by})
+	}
+	if err := writeTable(w, rows); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(w, "\n%d of %d layers are on disks; %s of %s need not be pulled\n", hits, len(e.Layers), humanSize(saved), humanSize(total)); err != nil {
+		return err
+	}
+	for _, l := range e.Layers {
+		if l.Last == nil {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "layer %d, last asked for %s: %s\n", l.Number, l.Last.Time.Format(time.RFC3339), l.Last.Text); err != nil {
+			return err
+		}
+	}
+	if e.ContainerdError != "" {
+		_, err := fmt.Fprintf(w, "containerd could not be asked: %s\n", e.ContainerdError)
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	ggcr "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+// imageLayers are an image's layers, lowest first, as its manifest and config name them.
+type imageLayers struct {
+	// Source says where the manifest was found.
+	Source  string
+	DiffIDs []digest.Digest
+	Blobs   []ocispec.Descriptor
+}
+
+// chainID of the stack that ends with layer i.
+func (l *imageLayers) chainID(i int) digest.Digest { return identity.ChainID(l.DiffIDs[:i+1]) }
+
+// resolver finds an image's manifest and config, nearest first: on the attached disks, in containerd, at the registry.
+type resolver struct {
+	platform string
+	// plainHTTP and skipVerify name registries; "*" is all.
+	plainHTTP, skipVerify []string
+	address, namespace    string
+}
+
+func (r *resolver) find(ctx context.Context, ref string, control controlv1.ControlServiceClient) (*imageLayers, error) {
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return nil, fmt.Errorf("image %q: %w", ref, err)
+	}
+	platform := platforms.DefaultSpec()
+	if r.platform != "" {
+		if platform, err = platforms.Parse(r.platform); err != nil {
+			return nil, fmt.Errorf("--platform %q: %w", r.platform, err)
+		}
+	}
+	var tried []error
+	for _, look := range []func(context.Context, string, ocispec.Platform) (*imageLayers, error){
+		func(ctx context.Context, ref string, p ocispec.Platform) (*imageLayers, error) {
+			return onDisk(ctx, control, ref, p)
+		},
+		r.inContainerd,
+		r.atRegistry,
+	} {
+		found, err := look(ctx, named.String(), platform)
+		if err == nil {
+			return found, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		tried = append(tried, err)
+	}
+	return nil, fmt.Errorf("find image %s: %w", named, errors.Join(tried...))
+}
+
+func onDisk(ctx context.Context, control controlv1.ControlServiceClient, ref string, p ocispec.Platform) (*imageLayers, error) {
+	resp, err := control.FindImage(ctx, &controlv1.FindImageRequest{Reference: ref, Platform: platforms.FormatAll(p)})
+	if err != nil {
+		return nil, fmt.Errorf("on the attached disks: %w", errgrpc.ToNative(err))
+	}
+	return parseImage("disk "+resp.GetDisk(), resp.GetManifest(), resp.GetConfig())
+}
+
+func parseImage(source string, rawManifest, rawConfig []byte) (*imageLayers, error) {
+	var (
+		manifest ocispec.Manifest
+		config   ocispec.Image
+	)
+	if err := json.Unmarshal(rawManifest, &manifest); err != nil {
+		return nil, fmt.Errorf("parse manifest from %s: %w", source, err)
+	}
+	if err := json.Unmarshal(rawConfig, &config); err != nil {
+		return nil, fmt.Errorf("parse config from %s: %w", source, err)
+	}
+	l := &imageLayers{Source: source, DiffIDs: config.RootFS.DiffIDs, Blobs: manifest.Layers}
+	if len(l.DiffIDs) != len(l.Blobs) {
+		return nil, fmt.Errorf("image from %s: its config names %d layers, its manifest %d", source, len(l.DiffIDs), len(l.Blobs))
+	}
+	for i := range l.DiffIDs {
+		if err := errors.Join(l.DiffIDs[i].Validate(), l.Blobs[i].Digest.Validate()); err != nil {
+			return nil, fmt.Errorf("image from %s: layer %d: %w", source, i, err)
+		}
+	}
+	return l, nil
+}
+
+func (r *resolver) inContainerd(ctx context.Context, ref string, p ocispec.Platform) (*imageLayers, error) {
+	conn, err := r.dial()
+	if err != nil {
+		return nil, fmt.Errorf("in containerd: %w", err)
+	}
+	defer conn.Close()
+	spaces, err := r.namespaces(ctx, conn)
+	if err != nil {
+		return nil, fmt.Errorf("in containerd: %w", err)
+	}
+	var tried []error
+	for _, ns := range spaces {
+		found, err := inNamespace(namespaces.WithNamespace(ctx, ns), conn, ref, p)
+		if err == nil {
+			found.Source = "containerd, namespace " + ns
+			return found, nil
+		}
+		tried = append(tried, fmt.Errorf("in containerd's namespace %s: %w", ns, err))
+	}
+	return nil, errors.Join(append(tried, fmt.Errorf("in containerd: %w", errdefs.ErrNotFound))...)
+}
+
+// namespaces to look in.
+func (r *resolver) namespaces(ctx context.Context, conn *grpc.ClientConn) ([]string, error) {
+	if r.namespace != "" {
+		return []string{r.namespace}, nil
+	}
+	resp, err := namespacesapi.NewNamespacesClient(conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list namespaces: %w", errgrpc.ToNative(err))
+	}
+	var names []string
+	for _, ns := range resp.GetNamespaces() {
+		names = append(names, ns.GetName())
+	}
+	return names, nil
+}
+
+// inNamespace looks in the namespace of ctx.
+func inNamespace(ctx context.Context, conn *grpc.ClientConn, ref string, p ocispec.Platform) (*imageLayers, error) {
+	resp, err := imagesapi.NewImagesClient(conn).Get(ctx, &imagesapi.GetImageRequest{Name: ref})
+	if err != nil {
+		return nil, errgrpc.ToNative(err)
+	}
+	t := resp.GetImage().GetTarget()
+	target := ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()}
+	store := proxy.NewContentStore(contentapi.NewContentClient(conn))
+	manifest, err := images.Manifest(ctx, store, target, platforms.OnlyStrict(p))
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	rawConfig, err := content.ReadBlob(ctx, store, manifest.Config)
+	if err != nil {
+		return nil, fmt.Errorf("read config: %w", err)
+	}
+	rawManifest, err := json.Marshal(manifest)
+	if err != nil {
+		return nil, err
+	}
+	return parseImage("containerd", rawManifest, rawConfig)
+}
+
+// dial fails at once if there is no socket, so that a node without containerd is not waited for.
+func (r *resolver) dial() (*grpc.ClientConn, error) {
+	if _, err := os.Stat(r.address); err != nil {
+		return nil, err
+	}
+	return grpc.NewClient("unix:"+r.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+}
+
+func (r *resolver) atRegistry(ctx context.Context, ref string, p ocispec.Platform) (*imageLayers, error) {
+	parsed, err := name.ParseReference(ref)
+	if err != nil {
+		return nil, fmt.Errorf("at the registry: %w", err)
+	}
+	host := parsed.Context().RegistryStr()
+	options := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
+		remote.WithPlatform(ggcr.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant})}
+	switch {
+	case matchHost(r.plainHTTP, host):
+		if parsed, err = name.ParseReference(ref, name.Insecure); err != nil {
+			return nil, fmt.Errorf("at the registry: %w", err)
+		}
+	case matchHost(r.skipVerify, host):
+		transport, ok := remote.DefaultTransport.(*http.Transport)
+		if !ok {
+			return nil, fmt.Errorf("at the registry: %w", errdefs.ErrNotImplemented)
+		}
+		transport = transport.Clone()
+		transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // asked for by name
+		options = append(options, remote.WithTransport(transport))
+	}
+	img, err := remote.Image(parsed, options...)
+	if err != nil {
+		return nil, fmt.Errorf("at the registry: %w", err)
+	}
+	rawManifest, err := img.RawManifest()
+	if err != nil {
+		return nil, fmt.Errorf("at the registry: %w", err)
+	}
+	rawConfig, err := img.RawConfigFile()
+	if err != nil {
+		return nil, fmt.Errorf("at the registry: %w", err)
+	}
+	return parseImage("registry "+host, rawManifest, rawConfig)
+}
+
+func matchHost(hosts []string, host string) bool {
+	return slices.Contains(hosts, host) || slices.Contains(hosts, "*")
+}

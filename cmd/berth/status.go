@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+func newStatus() *cobra.Command {
+	var (
+		daemon daemonFlags
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the node's layer disks, what is used of them, and hits and misses",
+		Long: `status shows what berthd does on this node: the layer disks that are attached or waited for, how many of their
+layers are in use, and how many layers containerd found on them, or had to pull, since berthd started.
+
+A disk that is not served from has its last error below the table; "berth doctor" checks the whole node.`,
+		Example: "  berth status\n  berth status --json | jq '.disks[] | select(.serving | not)'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return daemon.call(cmd.Context(), func(ctx context.Context, c controlv1.ControlServiceClient) error {
+				st, err := c.Status(ctx, &controlv1.StatusRequest{})
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return writeMessage(cmd.OutOrStdout(), st)
+				}
+				return printStatus(cmd.OutOrStdout(), st, time.Now())
+			})
+		},
+	}
+	daemon.register(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printStatus(w io.Writer, st *controlv1.StatusResponse, now time.Time) error {
+	up := units.HumanDuration(now.Sub(st.GetStarted().AsTime()))
+	if _, err := fmt.Fprintf(w, "berthd %s, process %d, up %s, root %s\n\n", st.GetVersion(), st.GetPid(), up, st.GetRoot()); err != nil {
+		return err
+	}
+	if err := printDisks(w, st.GetDisks()); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\nhits    %s\nmisses  %s\n%s not pulled, %d snapshots lie on disks\n",
+		total(st.GetHits()), total(st.GetMisses()), units.BytesSize(float64(st.GetBytesNotPulled())), st.GetAdoptedSnapshots())
+	return err
+}
+
+func printDisks(w io.Writer, disks []*controlv1.Disk) error {
+	if len(disks) == 0 {
+		_, err := fmt.Fprintln(w, "no disks: attach one with \"berth attach\", or name it in berthd's configuration")
+		return err
+	}
+	rows := [][]string{{"DISK", "STATE", "LAYERS", "IN USE", "SNAPSHOTS", "SIZE", "KEEP", "VOLUME"}}
+	for _, d := range disks {
+		keep := "no"
+		if d.GetKeep() {
+			keep = "yes"
+		}
+		rows = append(rows, []string{d.GetName(), orDash(d.GetState()), strconv.FormatInt(d.GetLayers(), 10),
+			strconv.FormatInt(d.GetLayersInUse(), 10), strconv.FormatInt(d.GetHolders(), 10), humanSize(d.GetSizeBytes()),
+			keep, d.GetVolumeId()})
+	}
+	if err := writeTable(w, rows); err != nil {
+		return err
+	}
+	for _, d := range disks {
+		if e := d.GetLastError(); e != "" {
+			if _, err := fmt.Fprintf(w, "! %s: %s\n", d.GetName(), e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// total is the sum and its parts: "7 (chain-id 5, diff-id 2)".
+func total(counts map[string]uint64) string {
+	var (
+		sum   uint64
+		parts []string
+	)
+	for _, k := range slices.Sorted(maps.Keys(counts)) {
+		sum += counts[k]
+		parts = append(parts, fmt.Sprintf("%s %d", k, counts[k]))
+	}
+	if len(parts) == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d (%s)", sum, strings.Join(parts, ", "))
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"berth.dev/berth/control"
+	"berth.dev/berth/metrics"
+	"berth.dev/berth/snapshotter"
+	"berth.dev/berth/stage"
+)
+
+// observer passes on what the snapshotter and the stage do: to metrics, to the ledger, and to the log.
+type observer struct {
+	metrics *metrics.Metrics
+	ledger  *control.Ledger
+}
+
+var (
+	_ snapshotter.Observer = observer{}
+	_ stage.Observer       = observer{}
+)
+
+func (o observer) Hit(ctx context.Context, h snapshotter.Hit) {
+	o.metrics.Hit(string(h.MatchedBy), h.BlobSize)
+	o.ledger.Hit(control.Event{ChainID: h.Layer.ChainID, ImageRef: h.Layer.ImageRef, Disk: h.DiskUUID,
+		MatchedBy: string(h.MatchedBy), Bytes: h.BlobSize})
+	log.G(ctx).WithFields(log.Fields{"chain_id": h.Layer.ChainID, "disk": h.DiskUUID, "layer": h.LayerNumber,
+		"matched_by": h.MatchedBy, "image": h.Layer.ImageRef}).Debug("layer served from a disk")
+}
+
+func (o observer) Miss(ctx context.Context, m snapshotter.Miss) {
+	reason := missReason(m.Err)
+	o.metrics.Miss(reason)
+	e := control.Event{ChainID: m.Layer.ChainID, ImageRef: m.Layer.ImageRef, Reason: reason, Detail: m.Err.Error()}
+	entry := log.G(ctx).WithFields(log.Fields{"chain_id": m.Layer.ChainID, "image": m.Layer.ImageRef, "reason": reason}).WithError(m.Err)
+	switch reason {
+	case reasonError:
+		o.ledger.Failure(e)
+		entry.Warn("layer could not be looked for, it is pulled")
+	case string(stage.MissFailed), string(stage.MissContradiction):
+		o.ledger.Miss(e)
+		entry.Warn("layer is pulled")
+	default:
+		o.ledger.Miss(e)
+		entry.Debug("layer is pulled")
+	}
+}
+
+const (
+	reasonError    = "error"
+	reasonProtocol = "protocol"
+)
+
+// missReason is one of metrics.MissReasons.
+func missReason(err error) string {
+	var miss *stage.MissError
+	switch {
+	case errors.As(err, &miss):
+		return string(miss.Reason)
+	case errdefs.IsFailedPrecondition(err):
+		return reasonProtocol
+	case errdefs.IsNotFound(err):
+		return string(stage.MissNotOnDisk)
+	}
+	return reasonError
+}
+
+func (o observer) StepDone(step stage.Step, took time.Duration, err error) {
+	o.metrics.Step(string(step), took, errorClass(err))
+}
+
+// errorClass is one of metrics.ErrorClasses, empty for no error.
+func errorClass(err error) string {
+	if err == nil {
+		return ""
+	}
+	for _, c := range []struct {
+		class error
+		name  string
+	}{
+		{context.Canceled, "canceled"},
+		{context.DeadlineExceeded, "deadline"},
+		{errdefs.ErrNotFound, "not-found"},
+		{errdefs.ErrAlreadyExists, "already-exists"},
+		{errdefs.ErrInvalidArgument, "invalid-argument"},
+		{errdefs.ErrFailedPrecondition, "failed-precondition"},
+		{errdefs.ErrResourceExhausted, "resource-exhausted"},
+		{errdefs.ErrUnavailable, "unavailable"},
+		{errdefs.ErrDataLoss, "data-loss"},
+		{errdefs.ErrNotImplemented, "not-implemented"},
+	} {
+		if errors.Is(err, c.class) {
+			return c.name
+		}
+	}
+	return "unknown"
+}
+
+// diskTotals are for the gauges.
+func diskTotals(list []stage.DiskStatus) metrics.DiskTotals {
+	t := metrics.DiskTotals{ByState: map[string]int{}}
+	for _, d := range list {
+		t.ByState[string(d.State)]++
+		if d.Serving {
+			t.Layers += d.Layers
+		}
+		t.LayersInUse += d.LayersInUse
+		t.Adopted += d.Holders
+	}
+	return t
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/log"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"berth.dev/berth/config"
+	"berth.dev/berth/control"
+	"berth.dev/berth/metrics"
+	"berth.dev/berth/snapshotter"
+	"berth.dev/berth/stage"
+)
+
+// drainTimeout bounds how long a stop waits for requests that are being answered; a Prepare takes milliseconds, only
+// attaching a disk takes longer, and that goes on after the next start.
+const drainTimeout = 10 * time.Second
+
+// node is what a running daemon consists of.
+type node struct {
+	drivers  *drivers
+	stage    *stage.Stager
+	snaps    *snapshotter.Snapshotter
+	ledger   *control.Ledger
+	waiting  *control.Waiting
+	registry *prometheus.Registry
+	metrics  *metrics.Metrics
+}
+
+// run serves until ctx ends. It leaves mounts and containers alone.
+func run(ctx context.Context, c config.Config, load func() (config.Config, error)) (err error) {
+	started := time.Now()
+	c.Root, err = makeRoot(c.Root)
+	if err != nil {
+		return err
+	}
+	lock, err := lockFile(filepath.Join(c.Root, "berthd.lock"), "root")
+	if err != nil {
+		return err
+	}
+	defer joinClose(&err, lock)
+	// Clients that come too early wait in the socket's queue instead of failing. Nothing else runs yet, see listen.
+	listener, err := listen(ctx, c.Socket)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ignoreClosed(listener.Close())) }()
+
+	n := &node{ledger: control.NewLedger(), registry: prometheus.NewRegistry()}
+	n.metrics = metrics.New(n.registry, version())
+	defer joinClose(&err, n)
+	if err := n.open(ctx, c); err != nil {
+		if ctx.Err() != nil {
+			log.G(ctx).WithError(err).Info("stopped before serving")
+			return nil
+		}
+		return err
+	}
+
+	service := control.NewService(control.Node{Version: version(), PID: os.Getpid(), Started: started, Root: c.Root},
+		disks{n.stage}, disks{n.stage}, n.waiting, n.ledger)
+	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
+	control.Register(server, service)
+	alive := health.NewServer()
+	grpc_health_v1.RegisterHealthServer(server, alive)
+
+	return n.serve(ctx, c, load, server, alive, listener)
+}
+
+// open has disks and snapshots ready, in the order that makes them agree after a crash or a reboot.
+func (n *node) open(ctx context.Context, c config.Config) (err error) {
+	if n.drivers, err = openDrivers(c); err != nil {
+		return err
+	}
+	watch := observer{metrics: n.metrics, ledger: n.ledger}
+	n.stage, err = stage.Open(stage.Config{Root: c.Root, Drivers: n.drivers.attachers, IdleTimeout: c.Stage.IdleTimeout.Std(),
+		AttachWait: c.Stage.AttachWait.Std(), Observer: watch})
+	if err != nil {
+		return err
+	}
+	n.waiting = control.NewWaiting(disks{n.stage}, n.ledger)
+	metrics.RegisterDisks(n.registry, func() (metrics.DiskTotals, error) { return diskTotals(n.stage.Disks()), nil })
+	if err := n.restore(ctx, c.Stage.RestoreTimeout.Std()); err != nil {
+		return err
+	}
+	protocol, err := snapshotter.ParseProtocol(string(c.Snapshotter.Protocol))
+	if err != nil {
+		return err
+	}
+	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{Root: c.Root, Source: layerSource{n.stage}, Observer: watch, Protocol: protocol})
+	if err != nil {
+		return err
+	}
+	missing, err := reconcile(ctx, n.snaps, n.stage)
+	for _, h := range missing {
+		log.G(ctx).WithFields(log.Fields{"disk": h.DiskUUID, "layer": h.LayerNumber, "holder": h.Holder}).
+			Error("a snapshot needs a layer of a disk that is not known here: attach that disk, or remove the image")
+	}
+	return err
+}
+
+// restore waits for the disks of the run before, but not for ever: the rest comes back in the background.
+func (n *node) restore(ctx context.Context, timeout time.Duration) error {
+	bounded, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := n.stage.Restore(bounded)
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		log.G(ctx).WithError(err).Warn("serving while disks are still being restored")
+		return nil
+	}
+	return err
+}
+
+// serve answers until ctx ends or the server fails, then drains.
+func (n *node) serve(ctx context.Context, c config.Config, load func() (config.Config, error), server *grpc.Server, alive *health.Server, l net.Listener) error {
+	work, stopWork := context.WithCancel(ctx)
+	defer stopWork()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	background := n.startWork(work, c, load)
+	notify(ctx, daemon.SdNotifyReady)
+	log.G(ctx).WithFields(log.Fields{"socket": c.Socket, "root": c.Root, "version": version()}).Info("berthd serves")
+
+	var err error
+	select {
+	case err = <-served:
+		err = fmt.Errorf("serve on %s: %w", c.Socket, err)
+	case <-ctx.Done():
+	}
+	stopping := context.WithoutCancel(ctx)
+	notify(stopping, daemon.SdNotifyStopping)
+	log.G(stopping).Info("berthd stops, containers go on")
+	alive.Shutdown()
+	n.ledger.Close()
+	drain(stopping, server)
+	stopWork()
+	background()
+	return err
+}
+
+// drain lets requests finish, up to a bound.
+func drain(ctx context.Context, server *grpc.Server) {
+	done := make(chan struct{})
+	go func() {
+		server.GracefulStop()
+		close(done)
+	}()
+	timer := time.NewTimer(drainTimeout)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		log.G(ctx).WithField("timeout", drainTimeout).Warn("requests are cut off")
+		server.Stop()
+		<-done
+	}
+}
+
+// Close closes what was opened, the last first; disks stay mounted.
+func (n *node) Close() error {
+	var errs []error
+	if n.snaps != nil {
+		errs = append(errs, n.snaps.Close())
+	}
+	if n.stage != nil {
+		errs = append(errs, n.stage.Close())
+	}
+	if n.drivers != nil {
+		errs = append(errs, n.drivers.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// makeRoot returns the root without symbolic links, which mounts cannot have in their paths.
+func makeRoot(path string) (string, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return "", fmt.Errorf("make root: %w", err)
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", fmt.Errorf("find root: %w", err)
+	}
+	return real, nil
+}
+
+func joinClose(err *error, c io.Closer) { *err = errors.Join(*err, c.Close()) }
+
+// ignoreClosed: the server closes its listener too.
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/config"
+	"berth.dev/berth/control"
+)
+
+// startWork starts what goes on beside the server; the returned function waits until all of it has ended, which it does
+// after ctx.
+func (n *node) startWork(ctx context.Context, c config.Config, load func() (config.Config, error)) (wait func()) {
+	var wg sync.WaitGroup
+	n.waiting.Attach(ctx, diskSpecs(c))
+	wg.Go(func() { n.serveMetrics(ctx, c.Metrics.Address) })
+	wg.Go(func() { feedWatchdog(ctx, n.answersItself) })
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	wg.Go(func() {
+		defer signal.Stop(hangups)
+		n.reloadOn(ctx, hangups, c, load)
+	})
+	return func() {
+		wg.Wait()
+		n.waiting.Wait()
+	}
+}
+
+func diskSpecs(c config.Config) []control.DiskSpec {
+	var specs []control.DiskSpec
+	for _, d := range c.Disks {
+		specs = append(specs, control.DiskSpec{Name: d.Name, Driver: control.DefaultDriver, VolumeID: d.VolumeID(),
+			Keep: d.KeepAttached(), Expect: d.Expect})
+	}
+	return specs
+}
+
+// answersItself is what the watchdog relies on: the locks that every request needs can be had.
+func (n *node) answersItself(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		n.stage.Disks()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// serveMetrics serves until ctx ends. An address that cannot be had is logged only: no container may fail to start for
+// want of metrics.
+func (n *node) serveMetrics(ctx context.Context, address string) {
+	if address == "" {
+		return
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		log.G(ctx).WithField("address", address).WithError(err).Error("no metrics: cannot listen")
+		return
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 1 << 14}
+	stop := context.AfterFunc(ctx, func() {
+		if err := server.Close(); err != nil {
+			log.G(ctx).WithError(err).Debug("metrics end")
+		}
+	})
+	defer stop()
+	log.G(ctx).WithField("address", l.Addr().String()).Info("metrics are served")
+	if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		log.G(ctx).WithError(err).Error("metrics are no longer served")
+	}
+}
+
+// reloadOn reads the configuration again at each hangup.
+func (n *node) reloadOn(ctx context.Context, hangups <-chan os.Signal, old config.Config, load func() (config.Config, error)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+		}
+		c, err := load()
+		if err == nil {
+			err = setLogging(c.Log)
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).Error("configuration is not read again, the old one stays")
+			continue
+		}
+		n.waiting.Attach(ctx, diskSpecs(c))
+		log.G(ctx).WithField("restart_needed", needsRestart(old, c)).Info("configuration is read again: log settings and added disks take effect")
+	}
+}
+
+// needsRestart says whether something else changed than what a reload can do: adding disks, and the log.
+func needsRestart(old, c config.Config) bool {
+	now := make(map[string]config.Disk)
+	for _, d := range c.Disks {
+		now[d.Name] = d
+	}
+	for _, d := range old.Disks {
+		got, ok := now[d.Name]
+		if !ok || got.VolumeID() != d.VolumeID() || got.Expect != d.Expect || got.KeepAttached() != d.KeepAttached() {
+			return true
+		}
+	}
+	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
+		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop
+}

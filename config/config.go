@@ -1,0 +1,102 @@
+// Package config is berthd's configuration: one typed TOML file whose unknown keys are errors. Only commands import it;
+// everything else takes values.
+package config
+
+import (
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// DefaultPath is the file berthd reads if no other is named; it may be missing.
+const DefaultPath = "/etc/berth/config.toml"
+
+// Config is everything berthd can be told. Default has the values used for what a file leaves out.
+type Config struct {
+	// Root is the directory of all state. Layer disks are mounted below it, so it must be short: overlay's mount options
+	// have to fit one page.
+	Root string `toml:"root"`
+	// Socket is the unix socket of the snapshots, control and health services.
+	Socket      string      `toml:"socket"`
+	Log         Log         `toml:"log"`
+	Metrics     Metrics     `toml:"metrics"`
+	Stage       Stage       `toml:"stage"`
+	Snapshotter Snapshotter `toml:"snapshotter"`
+	Loop        Loop        `toml:"loop"`
+	Disks       []Disk      `toml:"disk"`
+}
+
+// Log says what is written to standard error.
+type Log struct {
+	Level  LogLevel  `toml:"level"`
+	Format LogFormat `toml:"format"`
+}
+
+// Metrics says where Prometheus may read.
+type Metrics struct {
+	// Address to serve /metrics on, host:port; empty serves none.
+	Address string `toml:"address"`
+}
+
+// Stage is about attached layer disks.
+type Stage struct {
+	// IdleTimeout is how long a disk that nothing uses stays attached, unless it is kept; 0 keeps every disk.
+	IdleTimeout Duration `toml:"idle_timeout"`
+	// AttachWait bounds how long a pull waits for a disk that is being attached; 0 never waits.
+	AttachWait Duration `toml:"attach_wait"`
+	// RestoreTimeout bounds how long a start waits for the disks of the run before. What is not back by then is tried
+	// again in the background.
+	RestoreTimeout Duration `toml:"restore_timeout"`
+}
+
+// Snapshotter is about the answers to containerd.
+type Snapshotter struct {
+	Protocol Protocol `toml:"protocol"`
+}
+
+// Loop is about the embedded driver, whose volumes are files.
+type Loop struct {
+	// Directory of volumes and volume snapshots; empty is <root>/volumes.
+	Directory string `toml:"directory"`
+}
+
+// Disk is a layer disk to attach at every start.
+type Disk struct {
+	// Name to show it under and detach it by; unique.
+	Name string `toml:"name"`
+	// Path of a layer disk's file or block device. Either this or Volume.
+	Path string `toml:"path"`
+	// Volume is the driver's own ID of a volume.
+	Volume string `toml:"volume"`
+	// Expect, if not empty, is the index digest the disk must have: any other disk is refused.
+	Expect digest.Digest `toml:"expect"`
+	// Keep the disk attached while nothing uses it; not set is true.
+	Keep *bool `toml:"keep"`
+}
+
+// KeepAttached is Keep with its default.
+func (d Disk) KeepAttached() bool { return d.Keep == nil || *d.Keep }
+
+// VolumeID is the name that the driver knows the disk by: its path, or the volume's own ID.
+func (d Disk) VolumeID() string {
+	if d.Path != "" {
+		return d.Path
+	}
+	return d.Volume
+}
+
+// Default is what berthd does without a file. default.toml says the same, with reasons.
+func Default() Config {
+	return Config{
+		Root:    "/var/lib/berth",
+		Socket:  "/run/berth/berthd.sock",
+		Log:     Log{Level: LogInfo, Format: LogText},
+		Metrics: Metrics{Address: "127.0.0.1:9627"},
+		Stage: Stage{
+			IdleTimeout:    Duration(10 * time.Minute),
+			AttachWait:     Duration(5 * time.Second),
+			RestoreTimeout: Duration(30 * time.Second),
+		},
+		Snapshotter: Snapshotter{Protocol: ProtocolAuto},
+	}
+}

@@ -1,0 +1,158 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/config"
+)
+
+func TestDefaultFileSaysDefault(t *testing.T) {
+	got, err := config.Parse(config.DefaultTOML())
+	require.NoError(t, err)
+	require.Equal(t, config.Default(), got)
+
+	got, err = config.Parse(nil)
+	require.NoError(t, err)
+	require.Equal(t, config.Default(), got)
+}
+
+func TestDefaultFileExampleDisk(t *testing.T) {
+	// The example in the comment must parse once its comment signs are gone.
+	_, example, ok := strings.Cut(string(config.DefaultTOML()), "# [[disk]]\n")
+	require.True(t, ok)
+	var lines []string
+	for line := range strings.Lines(example) {
+		lines = append(lines, strings.TrimPrefix(line, "# "))
+	}
+	got, err := config.Parse([]byte("[[disk]]\n" + strings.Join(lines, "")))
+	require.NoError(t, err)
+	require.Len(t, got.Disks, 1)
+	require.Equal(t, "base", got.Disks[0].Name)
+	require.Equal(t, "/srv/berth/base.img", got.Disks[0].VolumeID())
+	require.True(t, got.Disks[0].KeepAttached())
+}
+
+func TestParse(t *testing.T) {
+	got, err := config.Parse([]byte(`
+root = "/b"
+[log]
+level = "debug"
+format = "json"
+[metrics]
+address = ""
+[stage]
+idle_timeout = "0s"
+[snapshotter]
+protocol = "staged"
+[[disk]]
+name = "one"
+path = "/dev/sdb"
+[[disk]]
+name = "two"
+volume = "v-2"
+expect = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+keep = false
+`))
+	require.NoError(t, err)
+	want := config.Default()
+	want.Root, want.Log, want.Metrics.Address = "/b", config.Log{Level: config.LogDebug, Format: config.LogJSON}, ""
+	want.Stage.IdleTimeout, want.Snapshotter.Protocol = 0, config.ProtocolStaged
+	keep := false
+	want.Disks = []config.Disk{
+		{Name: "one", Path: "/dev/sdb"},
+		{Name: "two", Volume: "v-2", Expect: "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", Keep: &keep},
+	}
+	require.Equal(t, want, got)
+	require.Equal(t, 5*time.Second, got.Stage.AttachWait.Std())
+	require.True(t, got.Disks[0].KeepAttached())
+	require.False(t, got.Disks[1].KeepAttached())
+}
+
+func TestParseRefuses(t *testing.T) {
+	disk := func(lines string) string { return "[[disk]]\nname = \"a\"\n" + lines }
+	for name, c := range map[string]struct {
+		toml string
+		want []string
+	}{
+		"syntax":            {"root = \"/b\"\nsocket = ", []string{"line 2"}},
+		"wrong type":        {"\n\nroot = 3", []string{"line 3", "root"}},
+		"unknown key, near": {"rooot = \"/b\"", []string{"line 1", "unknown key rooot", `did you mean "root"?`}},
+		"unknown in section": {"[stage]\nidle_time = \"1s\"",
+			[]string{"line 2", "unknown key stage.idle_time", `did you mean "idle_timeout"?`}},
+		"unknown, far": {"[log]\nxyzzyplugh = 1", []string{"unknown key log.xyzzyplugh", "known here: format, level"}},
+		"unknown section": {"[stages]\nx = 1",
+			[]string{"unknown key stages", `did you mean "stage"?`}},
+		"unknown disk key":  {disk("path = \"/x\"\nexpected = \"\""), []string{"line 4", `did you mean "expect"?`}},
+		"two unknown keys":  {"a = 1\nb = 2", []string{"line 1", "line 2"}},
+		"level":             {"[log]\nlevel = \"loud\"", []string{"log.level", `"loud" is not one of trace, debug, info, warn, error`}},
+		"format":            {"[log]\nformat = \"xml\"", []string{`"xml" is not one of text, json`}},
+		"protocol":          {"[snapshotter]\nprotocol = \"x\"", []string{"auto, sequential, staged"}},
+		"duration":          {"[stage]\nidle_timeout = \"10\"", []string{"line 2", `"10" is no duration`}},
+		"negative duration": {"[stage]\nattach_wait = \"-1s\"", []string{"stage.attach_wait", "negative"}},
+		"restore bound":     {"[stage]\nrestore_timeout = \"0s\"", []string{"stage.restore_timeout"}},
+		"relative root":     {"root = \"b\"", []string{"root", "absolute"}},
+		"unclean root":      {"root = \"/b/../c\"", []string{"root", "clean"}},
+		"slash root":        {"root = \"/\"", []string{"root"}},
+		"long root":         {"root = \"/" + strings.Repeat("b", 64) + "\"", []string{"root", "at most 64"}},
+		"long socket":       {"socket = \"/" + strings.Repeat("b", 107) + "\"", []string{"socket", "at most 107"}},
+		"metrics no port":   {"[metrics]\naddress = \"localhost\"", []string{"metrics.address", "host:port"}},
+		"metrics port":      {"[metrics]\naddress = \":99999\"", []string{"metrics.address", "65535"}},
+		"loop dir":          {"[loop]\ndirectory = \"v\"", []string{"loop.directory"}},
+		"disk without name": {"[[disk]]\npath = \"/x\"", []string{"disk 1", "name"}},
+		"disk name":         {"[[disk]]\nname = \"A/b\"\npath = \"/x\"", []string{"disk 1", "no disk name"}},
+		"disk twice":        {disk("path = \"/x\"\n") + disk("path = \"/y\""), []string{"disk 2 (a)", "used by another"}},
+		"same path":         {disk("path = \"/x\"\n") + "[[disk]]\nname=\"b\"\npath = \"/x\"", []string{"disk 2 (b)", `also disk "a"`}},
+		"neither":           {disk(""), []string{"path or volume is required"}},
+		"both":              {disk("path = \"/x\"\nvolume = \"v\""), []string{"exclude each other"}},
+		"relative path":     {disk("path = \"x\""), []string{"path", "absolute"}},
+		"volume is path":    {disk("volume = \"/x\""), []string{"write it as path"}},
+		"expect":            {disk("path = \"/x\"\nexpect = \"sha256:12\""), []string{"expect", "berth inspect"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := config.Parse([]byte(c.toml))
+			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+			for _, w := range c.want {
+				require.ErrorContains(t, err, w)
+			}
+		})
+	}
+}
+
+func TestLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.toml")
+	_, err := config.Load(path)
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+
+	require.NoError(t, os.WriteFile(path, []byte("root = \"/b\"\n"), 0o600))
+	c, err := config.Load(path)
+	require.NoError(t, err)
+	require.Equal(t, "/b", c.Root)
+
+	require.NoError(t, os.WriteFile(path, []byte("root = \"b\"\n"), 0o600))
+	_, err = config.Load(path)
+	require.ErrorContains(t, err, path)
+
+	require.NoError(t, os.WriteFile(path, make([]byte, 1<<20+1), 0o600))
+	_, err = config.Load(path)
+	require.ErrorContains(t, err, "longer than")
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(config.DefaultTOML())
+	f.Add([]byte("[[disk]]\nname=\"a\"\npath=\"/x\""))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := config.Parse(data)
+		if err != nil {
+			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+			return
+		}
+		require.NoError(t, c.Validate())
+	})
+}

@@ -1,0 +1,139 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"regexp"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// maxRoot keeps overlay options with a hundred layers in one page; see docs/architecture.md.
+	maxRoot = 64
+	// maxSocket is sizeof(sun_path) - 1, unix(7).
+	maxSocket = 107
+)
+
+// diskName is also what "berth detach" takes and a metric may show, so it is kept short and plain.
+var diskName = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$`)
+
+// Validate names every key whose value cannot be used and what may stand there. The error is errdefs.ErrInvalidArgument.
+func (c *Config) Validate() error {
+	var errs []error
+	refuse := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	switch {
+	case !cleanAbs(c.Root):
+		refuse("root: %q is not a clean absolute path", c.Root)
+	case c.Root == "/":
+		refuse("root: / cannot be used, name a directory of its own")
+	case len(c.Root) > maxRoot:
+		refuse("root: %q has %d bytes, at most %d are allowed so that mount options fit one page", c.Root, len(c.Root), maxRoot)
+	}
+	switch {
+	case !cleanAbs(c.Socket):
+		refuse("socket: %q is not a clean absolute path", c.Socket)
+	case len(c.Socket) > maxSocket:
+		refuse("socket: %q has %d bytes, a unix socket's path at most %d", c.Socket, len(c.Socket), maxSocket)
+	}
+	if a := c.Metrics.Address; a != "" {
+		if err := checkAddress(a); err != nil {
+			refuse("metrics.address: %q: %w; write host:port, or \"\" for none", a, err)
+		}
+	}
+	for _, v := range []struct {
+		key string
+		err error
+	}{
+		{"log.level", oneOf(c.Log.Level, LogTrace, LogDebug, LogInfo, LogWarn, LogError)},
+		{"log.format", oneOf(c.Log.Format, LogText, LogJSON)},
+		{"snapshotter.protocol", oneOf(c.Snapshotter.Protocol, ProtocolAuto, ProtocolSequential, ProtocolStaged)},
+	} {
+		if v.err != nil {
+			refuse("%s: %w", v.key, v.err)
+		}
+	}
+	for _, d := range []struct {
+		key   string
+		value Duration
+	}{
+		{"stage.idle_timeout", c.Stage.IdleTimeout},
+		{"stage.attach_wait", c.Stage.AttachWait},
+	} {
+		if d.value < 0 {
+			refuse("%s: %s is negative, 0s or more is allowed", d.key, d.value)
+		}
+	}
+	if c.Stage.RestoreTimeout <= 0 {
+		refuse("stage.restore_timeout: %s, must be more than 0s", c.Stage.RestoreTimeout)
+	}
+	if d := c.Loop.Directory; d != "" && !cleanAbs(d) {
+		refuse("loop.directory: %q is not a clean absolute path; \"\" is <root>/volumes", d)
+	}
+	errs = append(errs, checkDisks(c.Disks)...)
+	if len(errs) > 0 {
+		return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func checkDisks(disks []Disk) []error {
+	var errs []error
+	names, volumes := map[string]bool{}, map[string]string{}
+	for i, d := range disks {
+		refuse := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("disk %d (%s): %w", i+1, d.Name, fmt.Errorf(format, args...)))
+		}
+		if err := checkDiskName(d.Name); err != nil {
+			refuse("name: %w", err)
+		} else if names[d.Name] {
+			refuse("name: %q is used by another disk", d.Name)
+		}
+		names[d.Name] = true
+		switch {
+		case d.Path == "" && d.Volume == "":
+			refuse("path or volume is required")
+		case d.Path != "" && d.Volume != "":
+			refuse("path and volume exclude each other")
+		case d.Path != "" && !cleanAbs(d.Path):
+			refuse("path: %q is not a clean absolute path", d.Path)
+		case d.Volume != "" && filepath.IsAbs(d.Volume):
+			refuse("volume: %q is a path, write it as path", d.Volume)
+		}
+		if other, ok := volumes[d.VolumeID()]; ok && d.VolumeID() != "" {
+			refuse("%q is also disk %q", d.VolumeID(), other)
+		}
+		volumes[d.VolumeID()] = d.Name
+		if d.Expect != "" {
+			if err := d.Expect.Validate(); err != nil {
+				refuse("expect: %q: %w; \"berth inspect\" prints the index digest", d.Expect, err)
+			}
+		}
+	}
+	return errs
+}
+
+// checkDiskName refuses early what the stage would refuse at the attempt to attach.
+func checkDiskName(name string) error {
+	if !diskName.MatchString(name) {
+		return fmt.Errorf("%q is no disk name: 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends", name)
+	}
+	return nil
+}
+
+func cleanAbs(path string) bool { return filepath.IsAbs(path) && filepath.Clean(path) == path }
+
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("port %q is no number from 0 to 65535", port)
+	}
+	return nil
+}

@@ -1,0 +1,93 @@
+package containerdconfig
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Problem is something that a configuration lacks or has wrong.
+type Problem struct {
+	// Fatal means that pulls with berthd fail; otherwise something works less well.
+	Fatal bool
+	// What is wrong, and what to change.
+	What, Advice string
+}
+
+// Check tells what is wrong with a containerd's configuration for the settings; nothing means that all is well.
+func Check(c Config, s Settings) []Problem {
+	advice := fmt.Sprintf("put what \"berth config containerd --version %s\" prints into containerd's configuration and restart containerd", s.Version)
+	plugin, ok := c.ProxyPlugins[s.Snapshotter]
+	if !ok {
+		what := fmt.Sprintf("containerd has no proxy plugin %q", s.Snapshotter)
+		for name, p := range c.ProxyPlugins {
+			if p.Address == s.Socket {
+				what += fmt.Sprintf(", but %q uses the socket: try --snapshotter %s", name, name)
+			}
+		}
+		return []Problem{{true, what, advice}}
+	}
+	problems := checkPlugin(plugin, s)
+	problems = append(problems, checkTransfer(c, s)...)
+	return append(problems, checkCRI(c, s)...)
+}
+
+func checkPlugin(p ProxyPlugin, s Settings) []Problem {
+	var problems []Problem
+	section := "proxy_plugins." + s.Snapshotter
+	if p.Type != "snapshot" {
+		problems = append(problems, Problem{true, fmt.Sprintf("%s.type is %q", section, p.Type), `set type = "snapshot"`})
+	}
+	if p.Address != s.Socket {
+		problems = append(problems, Problem{true, fmt.Sprintf("%s.address is %q, berthd serves on %q", section, p.Address, s.Socket),
+			fmt.Sprintf("set address = %q, or socket in berthd's configuration", s.Socket)})
+	}
+	if root := p.Exports["root"]; root != s.Root {
+		problems = append(problems, Problem{false, fmt.Sprintf("%s.exports.root is %q, berthd's root is %q: CRI measures the wrong file system of images", section, root, s.Root),
+			fmt.Sprintf("set root = %q in [%s.exports]", s.Root, section)})
+	}
+	if !slices.Contains(p.Capabilities, "remap-ids") {
+		problems = append(problems, Problem{false, section + ".capabilities lacks remap-ids: each pod in a user namespace copies its image",
+			`add "remap-ids" to capabilities`})
+	}
+	if slices.Contains(p.Capabilities, "rebase") && !slices.Contains(s.Version.Capabilities(), "rebase") {
+		problems = append(problems, Problem{false, fmt.Sprintf("%s.capabilities has rebase, which containerd %s uses in a way that makes layers on disks be pulled nonetheless", section, s.Version),
+			`remove "rebase" from capabilities`})
+	}
+	return problems
+}
+
+func checkTransfer(c Config, s Settings) []Problem {
+	var listed []string
+	for _, u := range c.Unpack() {
+		if u.Snapshotter == s.Snapshotter {
+			return nil
+		}
+		listed = append(listed, u.Snapshotter)
+	}
+	what := fmt.Sprintf("the transfer plugin has no unpack_config for %s", s.Snapshotter)
+	if len(listed) > 0 {
+		what += " (only for " + strings.Join(listed, ", ") + ")"
+	}
+	pulls := "pulls with ctr fail"
+	if s.Version.pullsByTransfer() {
+		pulls = "pulls with ctr and by Kubernetes fail"
+	}
+	return []Problem{{true, what + `: ` + pulls + ` with "no unpack platforms defined"`,
+		fmt.Sprintf("add an unpack_config for it, and repeat the one for overlayfs, which it replaces; \"berth config containerd --version %s\" prints both", s.Version)}}
+}
+
+func checkCRI(c Config, s Settings) []Problem {
+	if !s.CRI {
+		return nil
+	}
+	table := criTable(s.Version)
+	if got := c.CRISnapshotter(); got != s.Snapshotter {
+		if got == "" {
+			got = "overlayfs"
+		}
+		return []Problem{{false, fmt.Sprintf("Kubernetes uses the snapshotter %q: only pulls that name %s find layers on disks", got, s.Snapshotter),
+			fmt.Sprintf("set snapshotter = %q in [%s], unless that is what you want", s.Snapshotter, table)}}
+	}
+	return nil
+}

@@ -1,0 +1,89 @@
+// Package containerdconfig knows what containerd has to be told about berthd, version by version: it writes the snippet
+// and checks a configuration for it. The facts are read from containerd's sources: services/server/config (1.7),
+// cmd/containerd/server/config, plugins/transfer and internal/cri/config (2.x).
+package containerdconfig
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+)
+
+// Version of containerd, as far as its configuration depends on it.
+type Version struct {
+	Major, Minor int
+}
+
+// Oldest is the oldest version that is tested and supported.
+func Oldest() Version { return Version{1, 7} }
+
+// Newest is the newest version that is tested; a newer one is taken to be like it.
+func Newest() Version { return Version{2, 4} }
+
+var versionNumber = regexp.MustCompile(`\bv?([0-9]{1,4})\.([0-9]{1,4})(?:\.[0-9]+)?\b`)
+
+// ParseVersion reads "2.4", "v2.4.2", or what "containerd --version" prints. Without a number it is
+// errdefs.ErrInvalidArgument, and before Oldest errdefs.ErrNotImplemented.
+func ParseVersion(text string) (Version, error) {
+	// "containerd --version" names a module path, whose "/v2" has no dot, before the version.
+	m := versionNumber.FindStringSubmatch(text)
+	if m == nil {
+		return Version{}, fmt.Errorf("%q is no version of containerd: write it like 2.4: %w", text, errdefs.ErrInvalidArgument)
+	}
+	major, err := strconv.Atoi(m[1])
+	if err != nil {
+		return Version{}, err
+	}
+	minor, err := strconv.Atoi(m[2])
+	if err != nil {
+		return Version{}, err
+	}
+	v := Version{major, minor}
+	if v.Before(Oldest()) {
+		return Version{}, fmt.Errorf("containerd %s is too old: %s or later is needed: %w", v, Oldest(), errdefs.ErrNotImplemented)
+	}
+	return v, nil
+}
+
+// Before orders versions.
+func (v Version) Before(w Version) bool {
+	return cmp.Or(cmp.Compare(v.Major, w.Major), cmp.Compare(v.Minor, w.Minor)) < 0
+}
+
+// String is the version without its patch level.
+func (v Version) String() string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
+
+// ConfigVersion is the version of the configuration file's own format that this containerd writes.
+func (v Version) ConfigVersion() int {
+	switch {
+	case v.Major < 2:
+		return 2
+	case v.Before(Version{2, 3}):
+		return 3
+	default:
+		return 4
+	}
+}
+
+// importsDropIns says that without an imports key, /etc/containerd/conf.d/*.toml is read.
+func (v Version) importsDropIns() bool { return !v.Before(Version{2, 2}) }
+
+// hasErofsDefault says that the transfer service's default unpack_config has EROFS images too.
+func (v Version) hasErofsDefault() bool { return !v.Before(Version{2, 3}) }
+
+// pullsByTransfer says that CRI pulls through the transfer service unless told otherwise. Then annotations are switched
+// on per plugin (exports), and disable_snapshot_annotations = false would switch the whole node to the old way.
+func (v Version) pullsByTransfer() bool { return !v.Before(Version{2, 1}) }
+
+// Capabilities to announce to this containerd, and why; docs/snapshotter.md has the rule.
+func (v Version) Capabilities() []string {
+	if v.Before(Version{2, 4}) {
+		// With "rebase" and parallel unpacking 2.2 and 2.3 ask without naming the parent, and cannot be answered that a
+		// layer is there: everything would be pulled.
+		return []string{"remap-ids"}
+	}
+	return []string{"remap-ids", "rebase"}
+}

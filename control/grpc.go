@@ -1,0 +1,161 @@
+package control
+
+import (
+	"context"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+// Register serves the use cases on a gRPC server.
+func Register(registrar grpc.ServiceRegistrar, s *Service) {
+	controlv1.RegisterControlServiceServer(registrar, &server{service: s})
+}
+
+// server translates between messages and use cases; it is the only place that knows gRPC.
+type server struct {
+	controlv1.UnimplementedControlServiceServer
+	service *Service
+}
+
+var _ controlv1.ControlServiceServer = (*server)(nil)
+
+// Status tells what the node does.
+func (s *server) Status(ctx context.Context, _ *controlv1.StatusRequest) (*controlv1.StatusResponse, error) {
+	st, err := s.service.Status(ctx)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &controlv1.StatusResponse{
+		Version: st.Version, Pid: int64(st.PID), Started: timestamppb.New(st.Started), Root: st.Root,
+		Hits: st.Hits, Misses: st.Misses, BytesNotPulled: st.BytesNotPulled,
+		AdoptedSnapshots: uint64(st.AdoptedSnapshots), Disks: diskMessages(st.Disks),
+	}, nil
+}
+
+// ListDisks lists the disks.
+func (s *server) ListDisks(ctx context.Context, _ *controlv1.ListDisksRequest) (*controlv1.ListDisksResponse, error) {
+	disks, err := s.service.ListDisks(ctx)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &controlv1.ListDisksResponse{Disks: diskMessages(disks)}, nil
+}
+
+// AttachDisk attaches a disk.
+func (s *server) AttachDisk(ctx context.Context, req *controlv1.AttachDiskRequest) (*controlv1.AttachDiskResponse, error) {
+	disk, err := s.service.AttachDisk(ctx, DiskSpec{
+		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(),
+		Keep: req.GetKeep(), Expect: digest.Digest(req.GetExpectIndexDigest()),
+	})
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &controlv1.AttachDiskResponse{Disk: diskMessage(disk)}, nil
+}
+
+// DetachDisk detaches a disk.
+func (s *server) DetachDisk(ctx context.Context, req *controlv1.DetachDiskRequest) (*controlv1.DetachDiskResponse, error) {
+	holders, err := s.service.DetachDisk(ctx, req.GetName(), req.GetDrain())
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &controlv1.DetachDiskResponse{Detached: holders == 0, Holders: int64(holders)}, nil
+}
+
+// FindImage finds an image in the disks' indexes.
+func (s *server) FindImage(ctx context.Context, req *controlv1.FindImageRequest) (*controlv1.FindImageResponse, error) {
+	platform := platforms.DefaultSpec()
+	if req.GetPlatform() != "" {
+		p, err := platforms.Parse(req.GetPlatform())
+		if err != nil {
+			return nil, errgrpc.ToGRPCf(errdefs.ErrInvalidArgument, "platform %q: %v", req.GetPlatform(), err)
+		}
+		platform = p
+	}
+	img, err := s.service.FindImage(ctx, req.GetReference(), platform)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &controlv1.FindImageResponse{Disk: img.Disk, Manifest: img.Manifest, Config: img.Config}, nil
+}
+
+// ExplainLayers answers for each layer.
+func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayersRequest) (*controlv1.ExplainLayersResponse, error) {
+	names := make([]LayerName, len(req.GetLayers()))
+	for i, l := range req.GetLayers() {
+		names[i] = LayerName{
+			ChainID: digest.Digest(l.GetChainId()), ParentChainID: digest.Digest(l.GetParentChainId()),
+			DiffID: digest.Digest(l.GetDiffId()), Blob: digest.Digest(l.GetBlobDigest()),
+		}
+	}
+	answers, err := s.service.ExplainLayers(ctx, names)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	resp := &controlv1.ExplainLayersResponse{}
+	for _, a := range answers {
+		m := &controlv1.LayerAnswer{Reason: a.Reason}
+		if a.Location != nil {
+			m.Hit, m.Disk, m.LayerNumber, m.MatchedBy = true, a.Location.Disk, int64(a.Location.LayerNumber), a.Location.MatchedBy
+		}
+		if a.Last != nil {
+			m.Last = eventMessage(*a.Last)
+		}
+		resp.Layers = append(resp.Layers, m)
+	}
+	return resp, nil
+}
+
+// WatchEvents streams events until the client or the daemon ends.
+func (s *server) WatchEvents(_ *controlv1.WatchEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchEventsResponse]) error {
+	for d := range s.service.Watch(stream.Context()).Events {
+		if err := stream.Send(&controlv1.WatchEventsResponse{Event: eventMessage(d.Event), Dropped: d.Dropped}); err != nil {
+			return err
+		}
+	}
+	return errgrpc.ToGRPC(stream.Context().Err())
+}
+
+func diskMessages(disks []Disk) []*controlv1.Disk {
+	var ms []*controlv1.Disk
+	for _, d := range disks {
+		ms = append(ms, diskMessage(d))
+	}
+	return ms
+}
+
+func diskMessage(d Disk) *controlv1.Disk {
+	m := &controlv1.Disk{
+		Name: d.Name, Driver: d.Driver, VolumeId: d.VolumeID, Uuid: d.UUID, IndexDigest: d.IndexDigest.String(),
+		State: d.State, Serving: d.Serving, Device: d.Device, MountPoint: d.MountPoint, SizeBytes: d.SizeBytes,
+		Layers: int64(d.Layers), LayersInUse: int64(d.LayersInUse), Holders: int64(d.Holders),
+		LastError: d.LastError, Keep: d.Keep, Configured: d.Configured,
+	}
+	if !d.Since.IsZero() {
+		m.Since = timestamppb.New(d.Since)
+	}
+	return m
+}
+
+func eventMessage(e Event) *controlv1.Event {
+	kinds := map[EventKind]controlv1.EventKind{
+		Hit: controlv1.EventKind_EVENT_KIND_HIT, Miss: controlv1.EventKind_EVENT_KIND_MISS,
+		Failure:      controlv1.EventKind_EVENT_KIND_ERROR,
+		DiskAttached: controlv1.EventKind_EVENT_KIND_DISK_ATTACHED, DiskDetached: controlv1.EventKind_EVENT_KIND_DISK_DETACHED,
+	}
+	reason := e.Reason
+	if e.Detail != "" {
+		reason = e.Detail
+	}
+	return &controlv1.Event{
+		Time: timestamppb.New(e.Time), Kind: kinds[e.Kind], ChainId: e.ChainID.String(), ImageRef: e.ImageRef,
+		Disk: e.Disk, MatchedBy: e.MatchedBy, Reason: reason, Bytes: e.Bytes,
+	}
+}

@@ -1,0 +1,148 @@
+package control_test
+
+import (
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"berth.dev/berth/control"
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+func serve(t *testing.T, s *control.Service) controlv1.ControlServiceClient {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	control.Register(server, s)
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		require.NoError(t, <-done)
+	})
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	return controlv1.NewControlServiceClient(conn)
+}
+
+func TestOverTheWire(t *testing.T) {
+	f := newFakeStage()
+	s, _, ledger := newService(t, f)
+	c := serve(t, s)
+	ctx := t.Context()
+
+	attached, err := c.AttachDisk(ctx, &controlv1.AttachDiskRequest{VolumeId: "/srv/base.img", Keep: true,
+		ExpectIndexDigest: digest.FromString("i").String()})
+	require.NoError(t, err)
+	require.Equal(t, "base", attached.GetDisk().GetName())
+	require.True(t, attached.GetDisk().GetKeep())
+	require.Equal(t, digest.FromString("i").String(), attached.GetDisk().GetIndexDigest())
+
+	list, err := c.ListDisks(ctx, &controlv1.ListDisksRequest{})
+	require.NoError(t, err)
+	require.Len(t, list.GetDisks(), 1)
+
+	chain := digest.FromString("chain")
+	f.layers[chain] = control.Location{Disk: "base", LayerNumber: 2, MatchedBy: "diff-id"}
+	ledger.Hit(control.Event{Time: time.Unix(5, 0), ChainID: chain, Disk: "u", MatchedBy: "diff-id", Bytes: 9, ImageRef: "r"})
+	explained, err := c.ExplainLayers(ctx, &controlv1.ExplainLayersRequest{Layers: []*controlv1.LayerName{{ChainId: chain.String()}, {DiffId: chain.String()}}})
+	require.NoError(t, err)
+	hit := explained.GetLayers()[0]
+	require.True(t, hit.GetHit())
+	require.Equal(t, "diff-id", hit.GetMatchedBy())
+	require.EqualValues(t, 2, hit.GetLayerNumber())
+	require.Equal(t, controlv1.EventKind_EVENT_KIND_HIT, hit.GetLast().GetKind())
+	require.EqualValues(t, 5, hit.GetLast().GetTime().GetSeconds())
+	require.Contains(t, explained.GetLayers()[1].GetReason(), "no disk has the layer")
+
+	st, err := c.Status(ctx, &controlv1.StatusRequest{})
+	require.NoError(t, err)
+	require.EqualValues(t, 42, st.GetPid())
+	require.EqualValues(t, 9, st.GetBytesNotPulled())
+	require.EqualValues(t, 1, st.GetHits()["diff-id"])
+
+	f.images["docker.io/library/a:1"] = control.Image{Disk: "base", Manifest: []byte("m"), Config: []byte("c")}
+	img, err := c.FindImage(ctx, &controlv1.FindImageRequest{Reference: "docker.io/library/a:1", Platform: "linux/arm64"})
+	require.NoError(t, err)
+	require.Equal(t, "m", string(img.GetManifest()))
+
+	gone, err := c.DetachDisk(ctx, &controlv1.DetachDiskRequest{Name: "base"})
+	require.NoError(t, err)
+	require.True(t, gone.GetDetached())
+}
+
+func TestErrorsHaveCodes(t *testing.T) {
+	f := newFakeStage()
+	s, _, _ := newService(t, f)
+	c := serve(t, s)
+	ctx := t.Context()
+	f.disks["used"] = control.Disk{Name: "used", Holders: 1}
+	f.faults["/gone"] = -1
+	for name, tc := range map[string]struct {
+		call func() error
+		want codes.Code
+	}{
+		"in use": {func() error { _, err := c.DetachDisk(ctx, &controlv1.DetachDiskRequest{Name: "used"}); return err },
+			codes.FailedPrecondition},
+		"no disk": {func() error { _, err := c.DetachDisk(ctx, &controlv1.DetachDiskRequest{Name: "x"}); return err }, codes.NotFound},
+		"unavailable": {func() error { _, err := c.AttachDisk(ctx, &controlv1.AttachDiskRequest{VolumeId: "/gone"}); return err },
+			codes.Unavailable},
+		"no volume": {func() error { _, err := c.AttachDisk(ctx, &controlv1.AttachDiskRequest{}); return err }, codes.InvalidArgument},
+		"platform": {func() error {
+			_, err := c.FindImage(ctx, &controlv1.FindImageRequest{Reference: "a", Platform: "a/b/c/d"})
+			return err
+		}, codes.InvalidArgument},
+		"nameless layer": {func() error {
+			_, err := c.ExplainLayers(ctx, &controlv1.ExplainLayersRequest{Layers: []*controlv1.LayerName{{}}})
+			return err
+		}, codes.InvalidArgument},
+	} {
+		require.Equal(t, tc.want, status.Code(tc.call()), name)
+	}
+}
+
+func TestWatchOverTheWire(t *testing.T) {
+	f := newFakeStage()
+	s, _, ledger := newService(t, f)
+	c := serve(t, s)
+	stream, err := c.WatchEvents(t.Context(), &controlv1.WatchEventsRequest{})
+	require.NoError(t, err)
+	_, err = c.AttachDisk(t.Context(), &controlv1.AttachDiskRequest{VolumeId: "/a"})
+	require.NoError(t, err)
+	// The server may have begun to watch only after that; what happens from then on must come.
+	got := make(chan *controlv1.WatchEventsResponse, 1)
+	go func() {
+		m, err := stream.Recv()
+		if err == nil {
+			got <- m
+		}
+		close(got)
+	}()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case m := <-got:
+			require.NotNil(t, m)
+			ledger.Close()
+			for err == nil {
+				_, err = stream.Recv()
+			}
+			require.ErrorContains(t, err, "EOF")
+			return
+		case <-tick.C:
+			ledger.Miss(control.Event{Reason: "no-disk"})
+		}
+	}
+}

@@ -1,0 +1,233 @@
+package control
+
+import (
+	"container/list"
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	// maxRemembered bounds the layers whose last answer is kept: a node's images have a few thousand layers at most, and
+	// one entry takes about half a kilobyte.
+	maxRemembered = 4096
+	// maxReasons bounds the miss reasons that are counted apart, whatever callers pass.
+	maxReasons = 32
+	// watchBuffer is what a watcher may lag behind before it loses events.
+	watchBuffer = 256
+)
+
+// EventKind says what an Event is about.
+type EventKind int
+
+// Event kinds.
+const (
+	_ EventKind = iota
+	// Hit is a layer found on a disk.
+	Hit
+	// Miss is a layer that no disk could serve, so that containerd pulls it.
+	Miss
+	// Failure is a layer whose look-up failed, so that containerd pulls it.
+	Failure
+	// DiskAttached and DiskDetached are about a disk; one that drains counts as detached.
+	DiskAttached
+	DiskDetached
+)
+
+// Event is something that happened.
+type Event struct {
+	Time     time.Time
+	Kind     EventKind
+	ChainID  digest.Digest
+	ImageRef string
+	// Disk is a name, or the UUID if only that is known.
+	Disk string
+	// MatchedBy of a Hit.
+	MatchedBy string
+	// Reason of a Miss, one of few; Detail says more, also of a Failure.
+	Reason, Detail string
+	// Bytes not pulled, of a Hit; 0 if unknown.
+	Bytes int64
+}
+
+// Counts since the start.
+type Counts struct {
+	// Hits by how the layer was recognised, Misses by reason.
+	Hits, Misses   map[string]uint64
+	BytesNotPulled uint64
+}
+
+// Ledger counts what pulls were answered, remembers the last answer per layer, and tells watchers. It is safe for
+// concurrent use, and recording never waits for a watcher.
+type Ledger struct {
+	// mu guards all below.
+	mu       sync.Mutex
+	counts   Counts
+	order    *list.List // of Event, the newest answers in front
+	last     map[digest.Digest]*list.Element
+	watchers map[*Watcher]struct{}
+	closed   bool
+}
+
+// NewLedger returns an empty one.
+func NewLedger() *Ledger {
+	return &Ledger{
+		counts:   Counts{Hits: map[string]uint64{}, Misses: map[string]uint64{}},
+		order:    list.New(),
+		last:     map[digest.Digest]*list.Element{},
+		watchers: map[*Watcher]struct{}{},
+	}
+}
+
+// Hit records that a disk served the layer.
+func (l *Ledger) Hit(e Event) {
+	e.Kind = Hit
+	l.record(e)
+}
+
+// Miss records that no disk could serve the layer.
+func (l *Ledger) Miss(e Event) {
+	e.Kind = Miss
+	l.record(e)
+}
+
+// Failure records that looking for the layer went wrong.
+func (l *Ledger) Failure(e Event) {
+	e.Kind = Failure
+	l.record(e)
+}
+
+func (l *Ledger) record(e Event) {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch e.Kind {
+	case Hit:
+		count(l.counts.Hits, e.MatchedBy)
+		l.counts.BytesNotPulled += uint64(max(e.Bytes, 0))
+		l.remember(e)
+	case Miss:
+		count(l.counts.Misses, e.Reason)
+		l.remember(e)
+	case Failure:
+		count(l.counts.Misses, "error")
+		l.remember(e)
+	case DiskAttached, DiskDetached:
+		// only watchers want to know
+	}
+	for w := range l.watchers {
+		w.offer(e)
+	}
+}
+
+func count(m map[string]uint64, key string) {
+	if _, known := m[key]; !known && len(m) >= maxReasons {
+		key = "other"
+	}
+	m[key]++
+}
+
+func (l *Ledger) remember(e Event) {
+	if e.ChainID == "" {
+		return
+	}
+	if at, ok := l.last[e.ChainID]; ok {
+		at.Value = e
+		l.order.MoveToFront(at)
+		return
+	}
+	l.last[e.ChainID] = l.order.PushFront(e)
+	if l.order.Len() > maxRemembered {
+		if oldest, ok := l.order.Remove(l.order.Back()).(Event); ok {
+			delete(l.last, oldest.ChainID)
+		}
+	}
+}
+
+// Counts since the start; the caller owns the maps.
+func (l *Ledger) Counts() Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.counts
+	c.Hits, c.Misses = maps.Clone(c.Hits), maps.Clone(c.Misses)
+	return c
+}
+
+// Last answer about the layer, nil if there is none.
+func (l *Ledger) Last(chainID digest.Digest) *Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at, ok := l.last[chainID]
+	if !ok {
+		return nil
+	}
+	if e, ok := at.Value.(Event); ok {
+		return &e
+	}
+	return nil
+}
+
+// Watcher receives events until its context or the ledger ends.
+type Watcher struct {
+	// Events is closed at the end.
+	Events <-chan Dispatch
+	// events and dropped are guarded by the ledger's mutex.
+	events  chan Dispatch
+	dropped uint64
+}
+
+// Dispatch is an event, with the number of those lost before it because the watcher was slow.
+type Dispatch struct {
+	Event   Event
+	Dropped uint64
+}
+
+// offer is called with the ledger's mutex held.
+func (w *Watcher) offer(e Event) {
+	select {
+	case w.events <- Dispatch{Event: e, Dropped: w.dropped}:
+		w.dropped = 0
+	default:
+		w.dropped++
+	}
+}
+
+// Watch returns the events from now on until ctx ends or the ledger is closed.
+func (l *Ledger) Watch(ctx context.Context) *Watcher {
+	events := make(chan Dispatch, watchBuffer)
+	w := &Watcher{Events: events, events: events}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		close(events)
+		return w
+	}
+	l.watchers[w] = struct{}{}
+	context.AfterFunc(ctx, func() { l.drop(w) })
+	return w
+}
+
+func (l *Ledger) drop(w *Watcher) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.watchers[w]; ok {
+		delete(l.watchers, w)
+		close(w.events)
+	}
+}
+
+// Close ends all watchers, so that a server that drains does not wait for them. Recording goes on.
+func (l *Ledger) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for w := range l.watchers {
+		delete(l.watchers, w)
+		close(w.events)
+	}
+}

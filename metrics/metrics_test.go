@@ -1,0 +1,96 @@
+package metrics_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"berth.dev/berth/metrics"
+)
+
+// samples are the values of counters and gauges, and the numbers of observations of histograms, by name{label,…}.
+func samples(t *testing.T, r *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := r.Gather()
+	require.NoError(t, err)
+	all := map[string]float64{}
+	for _, f := range families {
+		require.NotEmpty(t, f.GetHelp(), f.GetName())
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, l.GetValue())
+			}
+			name := f.GetName() + "{" + strings.Join(labels, ",") + "}"
+			all[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return all
+}
+
+func TestMetrics(t *testing.T) {
+	r := prometheus.NewRegistry()
+	m := metrics.New(r, "v1.2.3")
+	m.Hit("chain-id", 1000)
+	m.Hit("blob", 0)
+	m.Hit("blob", -5)
+	m.Miss("no-disk")
+	m.Miss("something new")
+	m.Miss("sha256:with-a-digest")
+	m.Step("attach", time.Second, "")
+	m.Step("attach", time.Second, "unavailable")
+	m.Step("mount", time.Second, "strange")
+	metrics.RegisterDisks(r, func() (metrics.DiskTotals, error) {
+		return metrics.DiskTotals{ByState: map[string]int{"idle": 2, "failed": 1}, Layers: 30, LayersInUse: 4, Adopted: 9}, nil
+	})
+	intercept := m.UnaryInterceptor()
+	info := &grpc.UnaryServerInfo{FullMethod: "/s/M"}
+	for _, err := range []error{nil, status.Error(codes.AlreadyExists, "there")} {
+		_, got := intercept(t.Context(), nil, info, func(context.Context, any) (any, error) { return "x", err })
+		require.Equal(t, err, got)
+	}
+
+	got := samples(t, r)
+	for name, want := range map[string]float64{
+		"berth_layer_hits_total{chain-id}":              1,
+		"berth_layer_hits_total{blob}":                  2,
+		"berth_layer_bytes_not_pulled_total{}":          1000,
+		"berth_layer_misses_total{no-disk}":             1,
+		"berth_layer_misses_total{other}":               2,
+		"berth_layer_misses_total{disk-failed}":         0,
+		"berth_stage_step_duration_seconds{attach}":     2,
+		"berth_stage_errors_total{unavailable,attach}":  1,
+		"berth_stage_errors_total{unknown,mount}":       1,
+		"berth_disks{idle}":                             2,
+		"berth_disks{failed}":                           1,
+		"berth_layers{}":                                30,
+		"berth_layers_in_use{}":                         4,
+		"berth_adopted_snapshots{}":                     9,
+		"berth_grpc_requests_total{OK,/s/M}":            1,
+		"berth_grpc_requests_total{AlreadyExists,/s/M}": 1,
+		"berth_grpc_request_duration_seconds{/s/M}":     2,
+	} {
+		value, ok := got[name]
+		require.True(t, ok, "%s is missing", name)
+		require.InDelta(t, want, value, 0, name)
+	}
+	for name := range got {
+		require.NotContains(t, name, "sha256")
+		require.True(t, strings.HasPrefix(name, "berth_") || strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_"), name)
+	}
+}
+
+func TestDisksThatCannotBeCounted(t *testing.T) {
+	r := prometheus.NewRegistry()
+	metrics.RegisterDisks(r, func() (metrics.DiskTotals, error) { return metrics.DiskTotals{}, errors.New("no answer") })
+	_, err := r.Gather()
+	require.ErrorContains(t, err, "no answer")
+}

@@ -1,0 +1,15 @@
+package snapshotter
+
+import "github.com/containerd/containerd/v2/core/snapshots"
+
+// WithStep has step called wherever a crash may do the most harm.
+func WithStep(cfg Config, step func(name string)) Config {
+	cfg.step = step
+	return cfg
+}
+
+// Wrapped is the overlay snapshotter inside, so that tests can see what it says by itself.
+func Wrapped(s *Snapshotter) snapshots.Snapshotter { return s.overlay }
+
+// TargetFilter is the recogniser of the metadata store's filter.
+var TargetFilter = targetFilter

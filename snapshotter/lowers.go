@@ -1,0 +1,205 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/google/uuid"
+)
+
+// lowers are the layers below a snapshot, the highest first.
+type lowers struct {
+	top node // the highest; its zero value if there are none
+	// overlay has the directories that the wrapped snapshotter names, real those that have the content.
+	overlay, real []string
+	adopted       bool // at least one is
+}
+
+// upperDir is where the wrapped snapshotter keeps a snapshot's own files.
+func (s *Snapshotter) upperDir(id string) string {
+	return filepath.Join(s.root, "snapshots", id, "fs")
+}
+
+// lowersOf finds the directories of parent and all below it.
+func (s *Snapshotter) lowersOf(ctx context.Context, parent string) (lowers, error) {
+	nodes, err := s.store.lineage(ctx, parent)
+	if err != nil || len(nodes) == 0 {
+		return lowers{}, err
+	}
+	l := lowers{top: nodes[0], overlay: make([]string, len(nodes)), real: make([]string, len(nodes))}
+	for i, n := range nodes {
+		l.overlay[i] = s.upperDir(n.id)
+		l.real[i] = l.overlay[i]
+		if n.adopted == nil {
+			continue
+		}
+		l.adopted = true
+		if l.real[i], err = s.layerDir(ctx, n.adopted); err != nil {
+			return lowers{}, fmt.Errorf("find layer of snapshot %s: %w", n.info.Name, err)
+		}
+	}
+	return l, nil
+}
+
+// layerDir is the directory of an adopted layer; errdefs.ErrUnavailable if its disk is missing.
+func (s *Snapshotter) layerDir(ctx context.Context, r *record) (string, error) {
+	dir, err := s.source.LayerDir(ctx, r.DiskUUID, r.LayerNumber)
+	if err == nil {
+		err = checkMountPath(dir)
+	}
+	if err != nil {
+		if !errdefs.IsUnavailable(err) {
+			// Whatever the source calls it: to containerd "not found" would mean the snapshot.
+			err = fmt.Errorf("%w: %v", errdefs.ErrUnavailable, err) //nolint:errorlint // its class must not show
+		}
+		return "", fmt.Errorf("layer %d of disk %s: %w", r.LayerNumber, r.DiskUUID, err)
+	}
+	return dir, nil
+}
+
+// rewrite puts the layers' real directories into mounts made by the wrapped snapshotter. It insists on the exact form it
+// knows: a container must not start without its layers because another version of containerd writes mounts differently.
+func (l lowers) rewrite(mounts []mount.Mount) ([]mount.Mount, error) {
+	if !l.adopted {
+		return mounts, nil
+	}
+	if len(mounts) != 1 {
+		return nil, fmt.Errorf("overlay snapshotter gave %d mounts where one was expected: %w", len(mounts), errdefs.ErrInternal)
+	}
+	m := mounts[0]
+	m.Options = slices.Clone(m.Options)
+	if m.Type == "bind" && len(l.overlay) == 1 && m.Source == l.overlay[0] {
+		m.Source = l.real[0]
+		return []mount.Mount{m}, nil
+	}
+	at := slices.Index(m.Options, "lowerdir="+strings.Join(l.overlay, ":"))
+	if m.Type != "overlay" || at < 0 {
+		return nil, fmt.Errorf("overlay snapshotter gave a %s mount that does not name the parents' directories: %w", m.Type, errdefs.ErrInternal)
+	}
+	m.Options[at] = "lowerdir=" + strings.Join(l.real, ":")
+	return []mount.Mount{m}, nil
+}
+
+// giveForm makes the empty directory that the wrapped snapshotter wants to see of a parent: a new snapshot's root gets
+// the owner of its parent's root. It is made when it is first needed and not when a layer is adopted, which then is one
+// transaction and nothing else.
+func (s *Snapshotter) giveForm(ctx context.Context, below lowers) error {
+	if below.top.adopted == nil {
+		return nil
+	}
+	upper := s.upperDir(below.top.id)
+	if _, err := os.Lstat(upper); err == nil {
+		return nil
+	}
+	info, err := os.Lstat(below.real[0])
+	if err != nil {
+		return fmt.Errorf("read layer %d of disk %s: %w", below.top.adopted.LayerNumber, below.top.adopted.DiskUUID, errors.Join(err, errdefs.ErrUnavailable))
+	}
+	// Cleanup looks for directories without a row while it locks out writers, so the lock keeps it from taking this one.
+	return s.store.exclusive(ctx, func(ctx context.Context) error {
+		if n, err := lookup(ctx, below.top.info.Name); err != nil || n.id != below.top.id {
+			return err // removed meanwhile: the wrapped snapshotter will say so
+		}
+		return makeForm(filepath.Dir(upper), info)
+	})
+}
+
+// makeForm makes dir/fs with the owner of like, all at once.
+func makeForm(dir string, like fs.FileInfo) (err error) {
+	temp, err := os.MkdirTemp(filepath.Dir(dir), "new-")
+	if err != nil {
+		return fmt.Errorf("create snapshot directory: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(temp))
+		}
+	}()
+	upper := filepath.Join(temp, "fs")
+	if err := os.Mkdir(upper, 0o755); err != nil {
+		return fmt.Errorf("create snapshot directory: %w", err)
+	}
+	if err := chownLike(upper, like); err != nil {
+		return err
+	}
+	err = os.Rename(temp, dir)
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTEMPTY) {
+		return os.RemoveAll(temp) // another Prepare was faster
+	}
+	if err != nil {
+		return fmt.Errorf("put snapshot directory in place: %w", err)
+	}
+	return nil
+}
+
+// chownLike gives path the owner of another file.
+func chownLike(path string, like fs.FileInfo) error {
+	st, ok := like.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("owner of %s is unknown: %w", like.Name(), errdefs.ErrInternal)
+	}
+	if err := os.Lchown(path, int(st.Uid), int(st.Gid)); err != nil {
+		return fmt.Errorf("set owner of snapshot directory: %w", err)
+	}
+	return nil
+}
+
+// setAsidePrefix begins the names of directories that belong to no snapshot and wait for Cleanup.
+const setAsidePrefix = "stale-"
+
+// setAside renames all in dir that has no row in the store, which is quick however much there is in it.
+func setAside(dir string, ids map[string]string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list snapshot directories: %w", err)
+	}
+	for _, e := range entries {
+		if _, known := ids[e.Name()]; known || strings.HasPrefix(e.Name(), setAsidePrefix) {
+			continue
+		}
+		if err := os.Rename(filepath.Join(dir, e.Name()), filepath.Join(dir, setAsidePrefix+uuid.NewString())); err != nil {
+			return fmt.Errorf("set leftover directory aside: %w", err)
+		}
+	}
+	return nil
+}
+
+// unpackForm turns the mounts of an extraction snapshot into what its labels promise.
+//
+// One that is prepared without its parent gets an overlay mount that has only an upper directory, although nobody could
+// mount that: the applier writes into the upper directory itself, and turns whiteouts into those of overlay. Given the
+// bind mount that the wrapped snapshotter has, it would carry out the whiteouts on the layer's own files
+// (containerd issue 13030; the work-around there knows only the name "overlayfs").
+//
+// A staged one says "ro" before that. containerd from 2.4 on then neither fetches nor applies; earlier versions do not
+// look, and apply into the upper directory as they would have without us.
+func unpackForm(mounts []mount.Mount, labels map[string]string) ([]mount.Mount, error) {
+	r, err := recordOf(labels)
+	if err != nil {
+		return nil, err
+	}
+	staged := r != nil
+	if _, apart := labels[labelApart]; !apart && !staged {
+		return mounts, nil
+	}
+	if len(mounts) != 1 {
+		return nil, fmt.Errorf("overlay snapshotter gave %d mounts where one was expected: %w", len(mounts), errdefs.ErrInternal)
+	}
+	m := mounts[0]
+	if m.Type == "bind" {
+		m = mount.Mount{Type: "overlay", Source: "overlay", Options: []string{"upperdir=" + m.Source}}
+	}
+	if staged {
+		m.Options = append([]string{"ro"}, m.Options...)
+	}
+	return []mount.Mount{m}, nil
+}

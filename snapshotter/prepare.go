@@ -1,0 +1,287 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+)
+
+// place is where in the stack a layer goes, as far as an extraction Prepare shows.
+type place int
+
+const (
+	// placeUnclear: no parent is named, and nothing proves that there is none (containerd before 2.3). It is the lowest
+	// layer, or any one in containerd 2.2 that unpacks in parallel.
+	placeUnclear place = iota
+	// placeBottom: it is the lowest layer.
+	placeBottom
+	// placeOnParent: the parent is named and its chain is known.
+	placeOnParent
+	// placeOnUnknown: the parent is named, but nothing says which layers it consists of.
+	placeOnUnknown
+	// placeApart: it goes on top of another layer, but is unpacked before that one is committed.
+	placeApart
+)
+
+// prepareLayer answers containerd's unpacker, which wants the layer that completes the stack target.
+func (s *Snapshotter) prepareLayer(ctx context.Context, key, parent string, labels map[string]string, target digest.Digest) ([]mount.Mount, error) {
+	// The annotations of an image must not choose who owns the files of its layers on this node; containerd cuts these
+	// off itself from 2.4.2 on.
+	delete(labels, snapshots.LabelSnapshotUIDMapping)
+	delete(labels, snapshots.LabelSnapshotGIDMapping)
+
+	want, where, err := s.wanted(ctx, parent, labels, target)
+	if err != nil {
+		return nil, err
+	}
+	staged := s.protocol == ProtocolStaged || where == placeApart && s.protocol == ProtocolAuto
+	got, err := s.serve(ctx, key, parent, labels, want, where, staged)
+	if err == nil && got.exists {
+		return nil, fmt.Errorf("target snapshot %s: %w", target, errdefs.ErrAlreadyExists)
+	}
+	if err == nil {
+		return got.mounts, nil
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("prepare layer %s: %w", target, ctx.Err())
+	}
+	s.observer.Miss(ctx, Miss{Layer: want, Err: err})
+	log.G(ctx).WithError(err).WithFields(log.Fields{"chain_id": target, "key": key}).Debug("layer is left to containerd")
+	if where == placeApart {
+		labels = with(labels, labelApart, "true")
+	}
+	mounts, err := s.create(ctx, s.overlay.Prepare, key, parent, labels)
+	if err != nil {
+		return nil, err
+	}
+	return unpackForm(mounts, labels)
+}
+
+// wanted works out which layer is wanted and where it goes. Of the labels only those are believed that the target proves.
+func (s *Snapshotter) wanted(ctx context.Context, parent string, labels map[string]string, target digest.Digest) (LayerRequest, place, error) {
+	want := LayerRequest{ChainID: target, Blob: digestOf(labels[labelBlob]), ImageRef: labels[labelImageRef]}
+	diffID := digestOf(labels[labelDiffID])
+	if parent != "" {
+		n, err := s.store.node(ctx, parent)
+		if err != nil {
+			return LayerRequest{}, 0, err
+		}
+		if want.ParentChainID = n.chainID(); want.ParentChainID == "" {
+			return want, placeOnUnknown, nil
+		}
+		if stacked(want.ParentChainID, diffID) == target {
+			want.DiffID = diffID
+		}
+		return want, placeOnParent, nil
+	}
+	if diffID == target {
+		want.DiffID = diffID
+		return want, placeBottom, nil
+	}
+	if below := digestOf(labels[labelParentChain]); below != "" && stacked(below, diffID) == target {
+		want.ParentChainID, want.DiffID = below, diffID
+		return want, placeApart, nil
+	}
+	return want, placeUnclear, nil
+}
+
+// answer is what containerd gets for a layer that a disk has: that it exists, or staged mounts.
+type answer struct {
+	exists bool
+	mounts []mount.Mount
+}
+
+// serve answers from a disk; an error is why it cannot, and leaves nothing behind.
+func (s *Snapshotter) serve(ctx context.Context, key, parent string, labels map[string]string, want LayerRequest, where place, staged bool) (answer, error) {
+	switch {
+	case where == placeOnUnknown:
+		return answer{}, fmt.Errorf("nothing says which layers the parent %s consists of: %w", parent, errdefs.ErrFailedPrecondition)
+	case where == placeApart && !staged:
+		return answer{}, fmt.Errorf("containerd unpacks layers in parallel, which the protocol %q cannot serve: %w", s.protocol, errdefs.ErrFailedPrecondition)
+	}
+	var unusable []string
+	if !staged {
+		match, missing, err := s.sharable(ctx, want.ChainID, parent)
+		if err != nil {
+			return answer{}, err
+		}
+		if match != nil {
+			s.hit(ctx, want, *match, MatchSnapshot)
+			return answer{exists: true}, nil
+		}
+		unusable = missing
+	}
+	holder, held, err := s.holds.acquire(ctx, want)
+	if err != nil {
+		return answer{}, fmt.Errorf("find layer of chain %s: %w", want.ChainID, err)
+	}
+	s.step("acquired")
+	r := record{
+		Holder: holder, DiskUUID: held.DiskUUID, LayerNumber: held.LayerNumber, ChainID: want.ChainID,
+		DiffID: held.DiffID, MatchedBy: held.MatchedBy, BlobSize: held.BlobSize,
+	}
+	if staged {
+		r.Staged = &want
+		mounts, err := s.stage(ctx, key, parent, labels, r, held.Dir)
+		return answer{mounts: mounts}, err
+	}
+	by, err := s.adopt(ctx, key, parent, labels, r, unusable)
+	if err != nil {
+		return answer{}, err
+	}
+	s.hit(ctx, want, by, by.MatchedBy)
+	return answer{exists: true}, nil
+}
+
+// sharable finds an adopted snapshot for the pair of chain and parent, which another namespace may have made, and the
+// names of those whose disk is missing.
+func (s *Snapshotter) sharable(ctx context.Context, chainID digest.Digest, parent string) (match *record, unusable []string, err error) {
+	var nodes []node
+	err = s.store.read(ctx, func(ctx context.Context) error {
+		nodes, err = s.adoptedFor(ctx, chainID, parent)
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range nodes {
+		if _, err := s.layerDir(ctx, n.adopted); err == nil {
+			return n.adopted, nil, nil
+		}
+		unusable = append(unusable, n.info.Name)
+	}
+	return nil, unusable, nil
+}
+
+// adoptedFor reads the adopted snapshots for a pair of chain and parent; it needs a transaction in ctx.
+func (s *Snapshotter) adoptedFor(ctx context.Context, chainID digest.Digest, parent string) (nodes []node, err error) {
+	for _, name := range s.index.lookup(chainID.String(), parent) {
+		n, err := lookup(ctx, name)
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n.committed() && n.adopted != nil && n.adopted.ChainID == chainID && n.info.Parent == parent {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes, nil
+}
+
+// errShared ends the transaction of an adoption that somebody else has made.
+var errShared = errors.New("layer is adopted already")
+
+// adopt commits a snapshot for a held layer, unless another Prepare has done so meanwhile, and returns the record of
+// the one that is there now.
+//
+// containerd's metadata store then looks for a committed snapshot with this target and this parent, and takes the first
+// it finds; the name means nothing to it. The name has the snapshot's number in it and a slash in front, which no key
+// that begins with a namespace can have, so the same layer below two parents has two names.
+func (s *Snapshotter) adopt(ctx context.Context, key, parent string, labels map[string]string, r record, unusable []string) (record, error) {
+	encoded, err := r.encode()
+	if err != nil {
+		s.holds.release(ctx, r.Holder)
+		return record{}, err
+	}
+	labels = with(labels, labelAdopted, encoded)
+	now := r
+	err = s.store.write(ctx, func(ctx context.Context) error {
+		others, err := s.adoptedFor(ctx, r.ChainID, parent)
+		if err != nil {
+			return err
+		}
+		for _, n := range others {
+			if !slices.Contains(unusable, n.info.Name) {
+				now = *n.adopted
+				now.MatchedBy = MatchSnapshot
+				return errShared
+			}
+		}
+		created, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, snapshots.WithLabels(labels))
+		if err != nil {
+			return fmt.Errorf("create snapshot: %w", err)
+		}
+		name := adoptedPrefix + created.ID + "/" + r.ChainID.String()
+		s.index.add(r.ChainID.String(), parent, name)
+		if _, err := storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {
+			return fmt.Errorf("commit snapshot: %w", err)
+		}
+		s.step("adopting")
+		return nil
+	})
+	if err != nil {
+		s.holds.release(ctx, r.Holder)
+	}
+	if err != nil && !errors.Is(err, errShared) {
+		return record{}, fmt.Errorf("adopt layer of chain %s: %w", r.ChainID, err)
+	}
+	s.step("adopted")
+	return now, nil
+}
+
+// hit tells the observer.
+func (s *Snapshotter) hit(ctx context.Context, want LayerRequest, r record, by Match) {
+	s.observer.Hit(ctx, Hit{Layer: want, DiskUUID: r.DiskUUID, LayerNumber: r.LayerNumber, MatchedBy: by, BlobSize: r.BlobSize})
+	log.G(ctx).WithFields(log.Fields{
+		"chain_id": r.ChainID, "disk": r.DiskUUID, "layer": r.LayerNumber, "matched_by": by,
+	}).Debug("layer is served from a disk")
+}
+
+// stage makes an active snapshot that becomes an adopted one if containerd commits it as it is, see unpackForm.
+func (s *Snapshotter) stage(ctx context.Context, key, parent string, labels map[string]string, r record, dir string) (_ []mount.Mount, err error) {
+	var created bool
+	defer func() {
+		if err == nil {
+			return
+		}
+		if created {
+			err = errors.Join(err, s.drop(ctx, key))
+		}
+		s.holds.release(ctx, r.Holder)
+	}()
+	encoded, err := r.encode()
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.Lstat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read layer %d of disk %s: %w", r.LayerNumber, r.DiskUUID, err)
+	}
+	labels = with(labels, labelAdopted, encoded)
+	mounts, err := s.create(ctx, s.overlay.Prepare, key, parent, labels)
+	if err != nil {
+		return nil, fmt.Errorf("stage layer of chain %s: %w", r.ChainID, err)
+	}
+	created = true
+	s.step("staged")
+	n, err := s.store.node(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	// As giveForm does: the snapshots on top of this one take the owner of their roots from here.
+	if err := chownLike(s.upperDir(n.id), root); err != nil {
+		return nil, err
+	}
+	return unpackForm(mounts, labels)
+}
+
+func with(labels map[string]string, name, value string) map[string]string {
+	labels = maps.Clone(labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[name] = value
+	return labels
+}
