@@ -100,8 +100,8 @@ func attachLoop(ctx context.Context, file string, opts LoopOptions, flags uint32
 		if err == nil {
 			return loop, dev, nil
 		}
-		// Somebody else took the free number between the two calls; that is how the interface is, see loop(4).
-		if !errors.Is(err, unix.EBUSY) {
+		// Somebody else took or removed the free number between the two calls; that is how the interface is, see loop(4).
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) {
 			return Loop{}, nil, err
 		}
 		if err := wait.next(ctx); err != nil {
