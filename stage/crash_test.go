@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -14,11 +15,13 @@ import (
 )
 
 // crashing runs do in a goroutine that ends, as at a crash, when the point is reached. It says whether it was.
-func (n *node) crashing(point string, do func()) (crashed bool) {
+func (n *node) crashing(point string, do func()) bool {
 	n.t.Helper()
+	var reached atomic.Bool
 	n.Stager.crash = func(at string) {
-		if at == point {
-			crashed = true
+		// From then on nobody gets any further, the background included.
+		if at == point || reached.Load() {
+			reached.Store(true)
 			runtime.Goexit()
 		}
 	}
@@ -28,7 +31,7 @@ func (n *node) crashing(point string, do func()) (crashed bool) {
 		do()
 	}()
 	<-done
-	return crashed
+	return reached.Load()
 }
 
 // points at which a test crashes: around each write of the journal. Right before a write, the step before it has been

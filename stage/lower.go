@@ -78,7 +78,9 @@ func (s *Stager) detach(ctx context.Context, d *disk) error {
 		return err
 	}
 	err = s.observed(StepDetach, func() error {
-		return retry.Do(ctx, func(ctx context.Context) error { return driver.Detach(ctx, rec.VolumeID) })
+		return untilFree(ctx, func() error {
+			return retry.Do(ctx, func(ctx context.Context) error { return driver.Detach(ctx, rec.VolumeID) })
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("detach volume %s: %w", rec.VolumeID, err)
@@ -87,6 +89,31 @@ func (s *Stager) detach(ctx context.Context, d *disk) error {
 	d.device = ""
 	s.mu.Unlock()
 	return nil
+}
+
+// A container that starts copies all mounts of the node for a moment, also one that is unmounted here just then, and the
+// device stays in use until the copy is gone.
+const (
+	freeWait = 2 * time.Second
+	freePoll = 20 * time.Millisecond
+)
+
+// untilFree repeats detach while the device is in use, for as long as that may be by such a copy.
+func untilFree(ctx context.Context, detach func() error) error {
+	ticker := time.NewTicker(freePoll)
+	defer ticker.Stop()
+	end := time.Now().Add(freeWait)
+	for {
+		err := detach()
+		if !errors.Is(err, blockdev.ErrInUse) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-ticker.C:
+		}
+	}
 }
 
 // delete deletes the volume that create made, also if its ID never came to the journal.

@@ -96,7 +96,9 @@ func (n *node) clearKernel() {
 		loop, ok, err := device.LoopAt(dev.Path)
 		require.NoError(n.t, err)
 		require.True(n.t, ok)
-		require.NoError(n.t, device.DetachLoop(context.Background(), loop))
+		require.NoError(n.t, untilFree(context.Background(), func() error {
+			return device.DetachLoop(context.Background(), loop)
+		}))
 	}
 }
 

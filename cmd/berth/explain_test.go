@@ -137,3 +137,20 @@ func TestDoctor(t *testing.T) {
 	require.Equal(t, "kernel", results[0].Name)
 	require.Equal(t, "OK", results[0].Status)
 }
+
+// FuzzParseImage: manifests and configs come from strangers.
+func FuzzParseImage(f *testing.F) {
+	d := digest.FromString("x").String()
+	f.Add([]byte(`{"layers":[{"digest":"`+d+`","size":1}]}`), []byte(`{"rootfs":{"diff_ids":["`+d+`"]}}`))
+	f.Add([]byte(`{"layers":[{"digest":"x"}]}`), []byte(`{"rootfs":{"diff_ids":["sha256:"]}}`))
+	f.Fuzz(func(t *testing.T, manifest, config []byte) {
+		l, err := parseImage("fuzz", manifest, config)
+		if err != nil {
+			return
+		}
+		for i := range l.DiffIDs {
+			require.NoError(t, l.chainID(i).Validate())
+			require.NotEmpty(t, shortDigest(l.DiffIDs[i]))
+		}
+	})
+}

@@ -54,7 +54,7 @@ func newProcess(t *testing.T, settings string) *process {
 		t.Skip("needs root")
 	}
 	// Not t.TempDir, whose path holds the test's name: sockets and mounts want short paths.
-	dir, err := os.MkdirTemp("", "berthd")
+	dir, err := os.MkdirTemp("", "berthd") //nolint:usetesting // a short path, see above
 	require.NoError(t, err)
 	p := &process{t: t, dir: dir}
 	p.configure(settings)

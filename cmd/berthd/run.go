@@ -64,6 +64,10 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	n.metrics = metrics.New(n.registry, version())
 	defer joinClose(&err, n)
 	if err := n.open(ctx, c); err != nil {
+		if ctx.Err() != nil {
+			log.G(ctx).WithError(err).Info("stopped before serving")
+			return nil
+		}
 		return err
 	}
 

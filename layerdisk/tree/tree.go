@@ -21,7 +21,7 @@ const Root Number = 0
 // none marks a name whose inode was removed while reading.
 const none = ^Number(0)
 
-// Tree is one unpacked layer. It is complete and immutable once Read returned it, so it may be used concurrently.
+// Tree is one unpacked layer. It is complete and immutable once Read or On returned it, so it may be used concurrently.
 type Tree struct {
 	// Blocks is the number of blocks that Read wrote, the size of the layer's data region.
 	Blocks uint64

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/test/harness/berth"
+	"berth.dev/berth/test/harness/machine"
+)
+
+// builder measures berth build of all images against containerd's pull of the same, four layers at once, and against
+// writing as many bytes. It leaves the disk for the other parts.
+func (b *bench) builder(ctx context.Context, disk string) error {
+	args := []string{"build", "-o", disk, "--plain-http", b.reg.Host(), "--parallel", "4"}
+	for _, s := range b.images {
+		args = append(args, s.ref)
+	}
+	start := time.Now()
+	if _, err := berth.Run(ctx, b.bin, nil, args...); err != nil {
+		return err
+	}
+	build := time.Since(start)
+	st, err := os.Stat(disk)
+	if err != nil {
+		return fmt.Errorf("look at disk: %w", err)
+	}
+	write, err := sequentialWrite(filepath.Join(b.dir, "plain"), st.Size())
+	if err != nil {
+		return err
+	}
+	pull, err := b.pullAll(ctx)
+	if err != nil {
+		return err
+	}
+	const part = "builder (all images)"
+	size := float64(st.Size()) / 1e6
+	b.report.add(part, "berth build, to the disk", build.Seconds(), "s")
+	b.report.add(part, "size of the disk", size, "MB")
+	b.report.add(part, "throughput of the build, by disk bytes", size/build.Seconds(), "MB/s")
+	b.report.add(part, "sequential write of as many bytes", write.Seconds(), "s")
+	b.report.add(part, "build against sequential write", build.Seconds()/write.Seconds(), "x")
+	b.report.add(part, "ctr images pull, overlayfs, 4 layers at once", pull.Seconds(), "s")
+	b.report.atLeast(part, "speed of build against that pull", pull.Seconds()/build.Seconds(), "x", 1.3)
+	return nil
+}
+
+// sequentialWrite is the time to write and flush a file; the file is deleted.
+func sequentialWrite(path string, size int64) (time.Duration, error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return 0, fmt.Errorf("create file: %w", err)
+	}
+	defer os.Remove(path) //nolint:errcheck // the directory goes at the end
+	block := make([]byte, 1<<20)
+	for i := range block {
+		block[i] = byte(i * 7)
+	}
+	start := time.Now()
+	for left := size; left > 0; left -= int64(len(block)) {
+		if _, err := f.Write(block[:min(int64(len(block)), left)]); err != nil {
+			return 0, errors.Join(fmt.Errorf("write file: %w", err), f.Close())
+		}
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return 0, fmt.Errorf("flush file: %w", err)
+	}
+	return time.Since(start), nil
+}
+
+// pullAll is the time to pull all images into one fresh containerd, and to have them on stable storage as the built
+// disk is.
+func (b *bench) pullAll(ctx context.Context) (total time.Duration, err error) {
+	m, err := machine.Start(ctx, machine.Options{Dir: filepath.Join(b.dir, "m"), Bin: b.bin, Snapshotter: machine.Overlayfs, Unpacks: 4})
+	defer func() { err = errors.Join(err, m.Close()) }() //nolint:contextcheck // also after the end of ctx
+	if err != nil {
+		return 0, err
+	}
+	for _, s := range b.images {
+		p, err := m.Pull(ctx, b.reg, s.ref, s.check)
+		if err != nil {
+			return 0, err
+		}
+		total += p.Time
+	}
+	start := time.Now()
+	if err := syncfs(filepath.Join(b.dir, "m", "n")); err != nil {
+		return 0, err
+	}
+	return total + time.Since(start), nil
+}
+
+func syncfs(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("open file system: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("flush file system: %w", err)
+	}
+	return nil
+}
+
+// pulls measures each image on a fresh machine for each way.
+func (b *bench) pulls(ctx context.Context, disk string) error {
+	ways := []struct {
+		name string
+		opts machine.Options
+	}{
+		{"berth", machine.Options{Snapshotter: berth.PluginName, Disks: []string{disk}}},
+		{"overlayfs", machine.Options{Snapshotter: machine.Overlayfs}},
+		{"overlayfs, 4 at once", machine.Options{Snapshotter: machine.Overlayfs, Unpacks: 4}},
+	}
+	for _, s := range b.images {
+		part := fmt.Sprintf("pull and start, %s (%.1f MB compressed)", s.Name, float64(s.compressed)/1e6)
+		var pulled []machine.Pulled
+		for _, way := range ways {
+			p, err := b.pull(ctx, s, way.opts)
+			if err != nil {
+				return fmt.Errorf("%s with %s: %w", s.Name, way.name, err)
+			}
+			pulled = append(pulled, p)
+			b.report.add(part, way.name+": pull", p.Time.Seconds(), "s")
+			b.report.add(part, way.name+": first container, start to end", p.Run.Seconds(), "s")
+			b.report.add(part, way.name+": fetched", float64(p.Bytes)/1e6, "MB")
+		}
+		metadata, err := b.metadataOnly(ctx, s)
+		if err != nil {
+			return fmt.Errorf("%s, metadata only: %w", s.Name, err)
+		}
+		b.report.add(part, "resolve, manifest and configuration only", metadata.Seconds(), "s")
+		full, slow := pulled[0].Time.Seconds()/metadata.Seconds(), pulled[1].Time.Seconds()/pulled[0].Time.Seconds()
+		if s.Name == "large" {
+			b.report.atMost(part, "berth against metadata only", full, "x", 1.5)
+			b.report.atLeast(part, "speed of berth against overlayfs", slow, "x", 30)
+		} else {
+			b.report.add(part, "berth against metadata only", full, "x")
+			b.report.add(part, "speed of berth against overlayfs", slow, "x")
+		}
+		b.report.add(part, "speed of berth against overlayfs, 4 at once", pulled[2].Time.Seconds()/pulled[0].Time.Seconds(), "x")
+	}
+	return nil
+}
+
+func (b *bench) pull(ctx context.Context, s subject, opts machine.Options) (p machine.Pulled, err error) {
+	opts.Dir, opts.Bin = filepath.Join(b.dir, "m"), b.bin
+	m, err := machine.Start(ctx, opts)
+	defer func() { err = errors.Join(err, m.Close()) }() //nolint:contextcheck // also after the end of ctx
+	if err != nil {
+		return p, err
+	}
+	return m.Pull(ctx, b.reg, s.ref, s.check)
+}
+
+// metadataOnly is the time of what no pull can do without: to resolve the reference and to fetch manifest and
+// configuration, with the same ctr.
+func (b *bench) metadataOnly(ctx context.Context, s subject) (d time.Duration, err error) {
+	m, err := machine.Start(ctx, machine.Options{Dir: filepath.Join(b.dir, "m"), Bin: b.bin, Snapshotter: machine.Overlayfs})
+	defer func() { err = errors.Join(err, m.Close()) }() //nolint:contextcheck // also after the end of ctx
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	_, err = m.Containerd.Ctr(ctx, "", "content", "fetch", "--plain-http", "--metadata-only", s.ref)
+	return time.Since(start), err
+}
