@@ -33,7 +33,7 @@ bootstrap: ## install what building and testing need and this machine lacks
 
 .PHONY: build
 build: bootstrap ## build berth and berthd into bin/
-	go build -o $(BIN)/ ./cmd/...
+	go build -buildvcs=auto -o $(BIN)/ ./cmd/...
 
 .PHONY: test
 test: bootstrap ## everything a change has to pass: all packages, then real containerd, new and old

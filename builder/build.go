@@ -79,8 +79,9 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 	return b.runEROFS(ctx)
 }
 
-// unpackAll runs all layers and returns the first block behind their data on the disk, which begins at block first.
-func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (ends []int64, err error) {
+// unpackAll runs all layers and returns the first block behind their data on the disk, which begins at block first. Data
+// lie in the order of plan.bySize.
+func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (end int64, err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	memory := newBudget(int64(b.opts.Parallel) * waitingMemoryBytes)
 	for _, j := range b.plan.jobs {
@@ -91,11 +92,11 @@ func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (e
 			err = errors.Join(err, j.region.discard())
 		}
 	}()
-	ends = make([]int64, len(b.plan.jobs))
+	end = first
 	group.Go(func() error {
-		next := first
-		for i, j := range b.plan.jobs {
-			if err := j.region.promote(next * blockBytes); err != nil {
+		for _, j := range b.plan.bySize() {
+			j.firstBlock = end
+			if err := j.region.promote(end * blockBytes); err != nil {
 				return err
 			}
 			select {
@@ -103,26 +104,28 @@ func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (e
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			next += int64(j.tree.Blocks) //nolint:gosec // less than what was written
-			ends[i] = next
+			end += int64(j.tree.Blocks) //nolint:gosec // less than what was written
 		}
 		return nil
 	})
 	group.Go(func() error { return b.unpackParallel(ctx) })
-	return ends, group.Wait()
+	err = group.Wait()
+	return end, err
 }
 
 // maxAhead of the head may be so many layers, each of which may have a spool file open.
 const maxAhead = 128
 
-// unpackParallel keeps the wanted number of layers in work, in their order, so that the head is always among them.
+// unpackParallel keeps the wanted number of layers in work, in the order of their data, so that the head is always among
+// them.
 func (b *build) unpackParallel(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(b.opts.Parallel)
-	for i, j := range b.plan.jobs {
+	jobs := b.plan.bySize()
+	for i, j := range jobs {
 		if i >= maxAhead {
 			select {
-			case <-b.plan.jobs[i-maxAhead].region.promoted:
+			case <-jobs[i-maxAhead].region.promoted:
 			case <-groupCtx.Done():
 			}
 		}

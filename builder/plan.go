@@ -1,9 +1,11 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -115,6 +117,14 @@ func (p *plan) listLayers() {
 			}
 		}
 	}
+}
+
+// bySize lists the jobs in the order in which they are begun and in which their data lie on the disk: large ones first, since
+// the first goes straight to its place while the others wait, and since the last one running should be a short one.
+func (p *plan) bySize() []*layerJob {
+	return slices.SortedFunc(slices.Values(p.jobs), func(a, b *layerJob) int {
+		return cmp.Or(cmp.Compare(b.blob.Size, a.blob.Size), cmp.Compare(a.number, b.number))
+	})
 }
 
 func (p *plan) blobBytes() int64 {

@@ -28,6 +28,8 @@ type layerJob struct {
 	uses int
 
 	region *region
+	// firstBlock of its data on the disk, once it has been the head.
+	firstBlock int64
 	// done is closed when tree is there.
 	done chan struct{}
 	tree *tree.Tree

@@ -74,7 +74,7 @@ func (h *health) run(l *look, device func() error) {
 }
 
 // check says whether the disk still is what was proved, and the layer's directory can be read.
-func (s *Stager) check(ctx context.Context, d *disk, dir string) error {
+func (s *finder) check(ctx context.Context, d *disk, dir string) error {
 	rec := s.record(d)
 	start := time.Now()
 	err := d.health.check(ctx,

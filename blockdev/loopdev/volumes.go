@@ -90,7 +90,7 @@ func (d *Driver) DeleteVolume(ctx context.Context, volumeID string) error {
 		return fmt.Errorf("delete volume %s: it is not the driver's: %w", volumeID, blockdev.ErrUnsupported)
 	}
 	if checkName("volume", volumeID) != nil {
-		return nil // there can be none
+		return nil //nolint:nilerr // there can be none
 	}
 	err := d.locked(ctx, volumeKey(volumeID), func() error {
 		_, attached, err := d.attachment(volumeID)
@@ -216,7 +216,7 @@ func snapshotOf(name string, o object) blockdev.VolumeSnapshot {
 // DeleteSnapshot deletes a snapshot. Volumes made from it have their own copy.
 func (d *Driver) DeleteSnapshot(ctx context.Context, snapshotID string) error {
 	if checkName("snapshot", snapshotID) != nil {
-		return nil // there can be none
+		return nil //nolint:nilerr // there can be none
 	}
 	err := d.locked(ctx, snapshotKey(snapshotID), func() error { return d.remove(snapshotsDir, snapshotID) })
 	if err != nil {

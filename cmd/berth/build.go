@@ -47,8 +47,7 @@ With --json each line of standard output is an object with "event", one of
   layer-done       the same, and unpackedBytes, inodes
   finishing        metadata and index are being written
   result           "result": identity (uuid, indexDigest), fileSystem, images, layers, sharedLayers,
-                   layerUses, fetchedBytes, unpackedBytes, inodes, diskBytes, durationNanoseconds,
-                   warnings
+                   layerUses, fetchedBytes, unpackedBytes, inodes, diskBytes, durationNanoseconds
   error            "error": what went wrong; the exit status is not 0`
 
 const buildExample = `  berth build -o disk.img nginx:1.27 redis registry.example/team/app@sha256:…

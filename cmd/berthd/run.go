@@ -24,6 +24,7 @@ import (
 	"berth.dev/berth/metrics"
 	"berth.dev/berth/snapshotter"
 	"berth.dev/berth/stage"
+	"berth.dev/berth/version"
 )
 
 // drainTimeout bounds how long a stop waits for requests that are being answered; a Prepare takes milliseconds, only
@@ -61,7 +62,7 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	defer func() { err = errors.Join(err, ignoreClosed(listener.Close())) }()
 
 	n := &node{ledger: control.NewLedger(), registry: prometheus.NewRegistry()}
-	n.metrics = metrics.New(n.registry, version())
+	n.metrics = metrics.New(n.registry, version.String())
 	defer joinClose(&err, n)
 	if err := n.open(ctx, c); err != nil {
 		if ctx.Err() != nil {
@@ -71,7 +72,7 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 		return err
 	}
 
-	service := control.NewService(control.Node{Version: version(), PID: os.Getpid(), Started: started, Root: c.Root},
+	service := control.NewService(control.Node{Version: version.String(), PID: os.Getpid(), Started: started, Root: c.Root},
 		disks{n.stage}, disks{n.stage}, n.waiting, n.ledger)
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
@@ -134,7 +135,7 @@ func (n *node) serve(ctx context.Context, c config.Config, load func() (config.C
 	go func() { served <- server.Serve(l) }()
 	background := n.startWork(work, c, load)
 	notify(ctx, daemon.SdNotifyReady)
-	log.G(ctx).WithFields(log.Fields{"socket": c.Socket, "root": c.Root, "version": version()}).Info("berthd serves")
+	log.G(ctx).WithFields(log.Fields{"socket": c.Socket, "root": c.Root, "version": version.String()}).Info("berthd serves")
 
 	var err error
 	select {
