@@ -43,7 +43,7 @@ type Decision struct {
 	NothingMatched bool
 	// Saved by the chosen ones together.
 	Saved Saving
-	// Proven tells that no other set of disks within the rules is better. It is false only with OrderSaved and a great many
+	// Proven tells that no other set of disks within the rules saves more. It is false only with OrderSaved and a great many
 	// different candidates, where the set was put together step by step.
 	Proven bool
 	// Considered is how many candidates share an image or a layer with the request, or are pinned.
@@ -105,7 +105,7 @@ const (
 	VerdictPlatform      Verdict = "other-platform" // has no image for a platform that is wanted
 	VerdictUnreachable   Verdict = "unreachable"    // cannot be attached to this node
 	VerdictNoMatch       Verdict = "no-match"       // pinned, but shares nothing with the request
-	VerdictNotConsidered Verdict = "not-asked-for"  // another one is pinned
+	VerdictSetAside      Verdict = "set-aside"      // it may be used, but the rules did not get to it
 )
 
 // Explanation is what the matcher thinks of one candidate.
