@@ -33,9 +33,9 @@ func (m *match) auto() Decision {
 	has := newBitset(len(m.plan.items))
 	for _, i := range chosen {
 		t := &m.touched[i]
-		r := m.index.records[t.slot]
+		r := &m.index.records[t.slot]
 		has.or(t.has)
-		d.Chosen = append(d.Chosen, Choice{Name: r.name, ID: r.id, Attached: r.attached, Pinned: t.pinned})
+		d.Chosen = append(d.Chosen, Choice{Name: r.name, ID: r.id, Attached: m.index.states[t.slot].attached, Pinned: t.pinned})
 	}
 	d.Saved = m.plan.saving(has, m.run)
 	d.Reason = fmt.Sprintf("image snapshot %q is the best of %d by the order %q", d.Chosen[0].Name, len(usable), rules.Order)

@@ -72,8 +72,8 @@ type explainer struct {
 
 func (e *explainer) candidate(i int) Explanation {
 	t := &e.touched[i]
-	r := e.index.records[t.slot]
-	x := Explanation{Name: r.name, ID: r.id, Attached: r.attached, Pinned: t.pinned, Saved: t.saved}
+	r := &e.index.records[t.slot]
+	x := Explanation{Name: r.name, ID: r.id, Attached: e.index.states[t.slot].attached, Pinned: t.pinned, Saved: t.saved}
 	x.Verdict, x.Why = e.verdict(i)
 	for k, name := range orderKeys[e.plan.rules.Order] {
 		x.Score = append(x.Score, Key{Name: name, Value: t.score[k]})
@@ -180,12 +180,13 @@ func (e *explainer) image(i int, t *touched, r *record) ImageMatch {
 	if img.reference == "" {
 		x.Reference = img.manifest.String()
 	}
-	for c := range r.images {
-		switch by := img.exactBy(&r.images[c]); {
+	for _, number := range r.images {
+		c := e.index.images.at(number)
+		switch by := img.exactBy(c); {
 		case by == MatchedByDigest || by == MatchedByName && x.By == MatchedByNone:
 			x.By = by
-		case by == MatchedByNone && img.reference == r.images[c].Reference && img.platform.fits(r.images[c].Platform):
-			x.MovedTag = r.images[c].ManifestDigest
+		case by == MatchedByNone && img.reference == c.Reference && img.platform.fits(c.Platform):
+			x.MovedTag = c.ManifestDigest
 		}
 	}
 	if x.By.Exact() {

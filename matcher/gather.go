@@ -3,7 +3,6 @@ package matcher
 import (
 	"fmt"
 	"slices"
-	"time"
 )
 
 // touched is a candidate that shares something with the request or is pinned.
@@ -29,8 +28,10 @@ type match struct {
 	*scratch
 	index *Index
 	plan  *plan
-	now   time.Time
+	now   int64  // microseconds since 1970
 	run   bitset // scratch of plan.saving
+	// platforms are the bits of those that are wanted, see state.platforms.
+	platforms uint64
 }
 
 // scratch is memory that one match leaves to the next.
@@ -40,6 +41,7 @@ type scratch struct {
 	words   []uint64 // backs the sets of touched
 	groups  []group
 	groupOf map[uint64][]int // by hash of the sets
+	seen    []uint32         // numbers of images
 }
 
 // group is what all candidates with the same items and the same exact images have in common.
@@ -75,11 +77,12 @@ func (m *match) touch(slot uint32) int {
 	if at := m.at[slot]; at != 0 {
 		return int(at - 1)
 	}
-	m.touched = append(m.touched, touched{slot: slot, lastImage: -1, verdict: m.unusable(m.index.records[slot]), group: -1})
-	m.at[slot] = uint32(len(m.touched))
-	t := &m.touched[len(m.touched)-1]
+	m.touched = append(m.touched, touched{slot: slot, lastImage: -1, verdict: m.unusable(slot)})
+	at := len(m.touched)
+	m.at[slot] = uint32(at)
+	t := &m.touched[at-1]
 	t.has, t.exact = m.set(len(m.plan.items)), m.set(len(m.plan.images))
-	return len(m.touched) - 1
+	return at - 1
 }
 
 // set makes an empty set from the common memory.
@@ -96,27 +99,30 @@ func (m *match) set(n int) bitset {
 }
 
 // unusable says what keeps a candidate from being used by anybody, whatever it holds.
-func (m *match) unusable(r *record) Verdict {
+func (m *match) unusable(slot uint32) Verdict {
+	s := &m.index.states[slot]
 	switch {
-	case r.state != StateAvailable:
+	case !s.ready:
 		return VerdictNotReady
-	case !r.expires.IsZero() && !m.now.IsZero() && !m.now.Before(r.expires):
+	case m.now >= s.expires:
 		return VerdictExpired
-	case !m.platformFits(r):
+	case s.platforms != 0 && s.platforms&m.platforms == 0: // of none nothing is known but layers
 		return VerdictPlatform
-	case r.unreachable != "":
+	case !s.reachable:
 		return VerdictUnreachable
 	}
 	return ""
 }
 
-func (m *match) platformFits(r *record) bool {
-	if len(r.platforms) == 0 {
-		return true // nothing is known but its layers
+// wanted gives the bits of the platforms that fit an image of the request.
+func (m *match) wanted() uint64 {
+	fit := uint64(1) << manyPlatforms
+	for i, p := range m.index.platforms {
+		if slices.ContainsFunc(m.plan.images, func(img planImage) bool { return img.platform.fits(p) }) {
+			fit |= 1 << i
+		}
 	}
-	return slices.ContainsFunc(r.platforms, func(p Platform) bool {
-		return slices.ContainsFunc(m.plan.images, func(img planImage) bool { return img.platform.fits(p) })
-	})
+	return fit
 }
 
 // gather finds everybody who shares an image or a layer with the request. It looks at nobody else, so that the cost does not
@@ -136,73 +142,88 @@ func (m *match) gather() {
 
 func (m *match) gatherImage(i int) {
 	img, x := &m.plan.images[i], m.index
-	look := func(p *postings, k key) {
-		var one [1]posting
-		for _, at := range p.find(k, &one) {
-			m.tryImage(i, at)
+	m.seen = m.seen[:0]
+	look := func(in *keyed, k key) {
+		var one [1]uint32
+		for _, number := range in.find(k, &one) {
+			if !slices.Contains(m.seen, number) {
+				m.seen = append(m.seen, number)
+				m.tryImage(i, number)
+			}
 		}
 	}
 	if k, ok := digestKey(img.manifest); ok {
-		look(&x.manifests, k)
+		look(&x.byManifest, k)
 	}
 	if k, ok := digestKey(img.pinned); ok {
-		look(&x.manifests, k)
-		look(&x.indexes, k)
+		look(&x.byManifest, k)
+		look(&x.byIdx, k)
 	}
 	if img.reference != "" {
-		look(&x.references, stringKey(img.reference))
+		look(&x.byRef, stringKey(img.reference))
 	}
 }
 
-func (m *match) tryImage(i int, at posting) {
+// tryImage holds an image of candidates against one of the request.
+func (m *match) tryImage(i int, number uint32) {
+	img, c := &m.plan.images[i], m.index.images.at(number)
+	exact := img.exactBy(c).Exact()
+	if exact && !img.known {
+		m.plan.items[img.items[0]].learn(c.SizeBytes, 0)
+	}
+	var one [1]uint32
+	for _, slot := range m.index.images.slots(number, &one) {
+		t := &m.touched[m.touch(slot)]
+		if exact { // otherwise a moved tag or another platform: touched, so that the explanation can say so
+			m.exactImage(i, t, c.SizeBytes)
+		}
+	}
+}
+
+func (m *match) exactImage(i int, t *touched, sizeBytes int64) {
 	img := &m.plan.images[i]
-	t := &m.touched[m.touch(at.slot())]
-	c := &m.index.records[at.slot()].images[at.item()]
-	if !img.exactBy(c).Exact() {
-		return // a moved tag or another platform: touched, so that the explanation can say so
-	}
-	if t.lastImage != i {
-		t.lastImage, t.lastBytes = i, 0
-	}
 	if !t.exact.has(i) {
 		t.exact.set(i)
 		t.exactings += img.count
 	}
-	if !img.known {
-		if c.SizeBytes > t.lastBytes {
-			t.imageBytes += c.SizeBytes - t.lastBytes
-			t.lastBytes = c.SizeBytes
-		}
-		t.has.set(img.items[0])
-		m.plan.items[img.items[0]].learn(c.SizeBytes, 0, t.verdict == "")
+	if img.known {
+		return
+	}
+	t.has.set(img.items[0])
+	if t.lastImage != i {
+		t.lastImage, t.lastBytes = i, 0
+	}
+	if sizeBytes > t.lastBytes {
+		t.imageBytes += sizeBytes - t.lastBytes
+		t.lastBytes = sizeBytes
 	}
 }
 
 func (m *match) gatherItem(i int) {
 	it, x := &m.plan.items[i], m.index
-	look := func(p *postings, k key) {
-		var one [1]posting
-		for _, at := range p.find(k, &one) {
-			t := &m.touched[m.touch(at.slot())]
-			t.has.set(i)
-			l := &m.index.records[at.slot()].layers[at.item()]
-			it.learn(l.compressed, l.unpacked, t.verdict == "")
+	look := func(in *keyed, k key, known bool) {
+		if !known {
+			return
+		}
+		var one, other [1]uint32
+		for _, number := range in.find(k, &one) {
+			l := x.layers.at(number)
+			it.learn(l.compressed, l.unpacked)
+			for _, slot := range x.layers.slots(number, &other) {
+				m.touched[m.touch(slot)].has.set(i)
+			}
 		}
 	}
-	if it.hasChain {
-		look(&x.chains, it.chain)
-	}
-	if it.hasDiff {
-		look(&x.diffs, it.diff)
-	}
-	if it.hasBlob {
-		look(&x.blobs, it.blob)
-	}
+	look(&x.byDiff, it.diff, it.hasDiff)
+	look(&x.byChain, it.chain, it.hasChain && !it.hasDiff)
+	look(&x.byBlob, it.blob, it.hasBlob && !it.hasDiff)
+	look(&x.looseChain, it.chain, it.hasChain)
+	look(&x.looseBlob, it.blob, it.hasBlob)
 }
 
 // assumeLayers gives a candidate of which only the images are known all layers of those it has exactly.
 func (m *match) assumeLayers(t *touched) {
-	if len(m.index.records[t.slot].layers) > 0 {
+	if m.index.states[t.slot].hasLayers {
 		return
 	}
 	t.exact.each(func(i int) {

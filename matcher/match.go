@@ -1,8 +1,10 @@
 package matcher
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Match decides which image snapshots to use for the request. An error is ErrInvalidRequest; a rejection by the rules is
@@ -26,7 +28,11 @@ func (x *Index) Match(r Request) (Decision, error) {
 	defer x.mu.RUnlock()
 	s := x.scratch()
 	defer x.putScratch(s)
-	m := &match{scratch: s, index: x, plan: p, now: r.Now, run: newBitset(len(p.items))}
+	m := &match{scratch: s, index: x, plan: p, now: noTime, run: newBitset(len(p.items))}
+	if !r.Now.IsZero() {
+		m.now = r.Now.UnixMicro()
+	}
+	m.platforms = m.wanted()
 	at, refusal := m.resolvePin(rules.Pin)
 	m.gather()
 	for i := range m.touched {
@@ -37,6 +43,9 @@ func (x *Index) Match(r Request) (Decision, error) {
 	m.explain(&d, r.Explain)
 	return d, nil
 }
+
+// noTime is before every time at which a candidate may expire.
+const noTime = -1 << 63
 
 func rejected(code RejectCode, message string) Decision {
 	return Decision{Outcome: OutcomeReject, Reason: message, Rejection: &Rejection{Code: code, Message: message}, Proven: true}
@@ -73,10 +82,10 @@ func (m *match) decide(at int, refusal *Rejection) Decision {
 // usePin takes the pinned one after a look at what automatic matching would take.
 func (m *match) usePin(at int) Decision {
 	rules, t := m.plan.rules, &m.touched[at]
-	r := m.index.records[t.slot]
+	r := &m.index.records[t.slot]
 	d := Decision{
 		Outcome: OutcomeUse, Reason: fmt.Sprintf("image snapshot %q is asked for", r.name), Proven: true, Saved: t.saved,
-		Chosen: []Choice{{Name: r.name, ID: r.id, Attached: r.attached, Pinned: true}},
+		Chosen: []Choice{{Name: r.name, ID: r.id, Attached: m.index.states[t.slot].attached, Pinned: true}},
 	}
 	if t.has.empty() && t.exact.empty() {
 		d.Warnings = append(d.Warnings, fmt.Sprintf("image snapshot %q is asked for but shares no layer with the images", r.name))
@@ -114,20 +123,16 @@ func (m *match) resolvePin(pin Pin) (int, *Rejection) {
 	}
 	// Where several have the name, as while one is replaced, the newest that may be used is meant.
 	best := slices.MinFunc(slots, func(a, b uint32) int {
-		ra, rb := m.index.records[a], m.index.records[b]
-		if ua, ub := m.unusable(ra) == "", m.unusable(rb) == ""; ua != ub {
+		if ua, ub := m.unusable(a) == "", m.unusable(b) == ""; ua != ub {
 			if ua {
 				return -1
 			}
 			return 1
 		}
-		if c := rb.created.Compare(ra.created); c != 0 {
+		if c := cmp.Compare(m.index.states[b].created, m.index.states[a].created); c != 0 {
 			return c
 		}
-		if ra.id < rb.id {
-			return -1
-		}
-		return 1
+		return cmp.Compare(m.index.records[a].id, m.index.records[b].id)
 	})
 	at := m.touch(best)
 	m.touched[at].pinned = true
@@ -164,7 +169,7 @@ func (m *match) pinSlots(pin Pin) []uint32 {
 func (m *match) pinRefusal(t *touched) *Rejection {
 	switch t.verdict {
 	case VerdictNotReady, VerdictExpired, VerdictPlatform, VerdictUnreachable:
-		r := m.index.records[t.slot]
+		r := &m.index.records[t.slot]
 		return &Rejection{
 			Code:    RejectUnavailable,
 			Message: fmt.Sprintf("image snapshot %q cannot be used: %s", r.name, m.unusableText(t)),
@@ -176,19 +181,29 @@ func (m *match) pinRefusal(t *touched) *Rejection {
 
 // unusableText is the sentence to an unusable candidate's verdict.
 func (m *match) unusableText(t *touched) string {
-	r := m.index.records[t.slot]
+	r := &m.index.records[t.slot]
 	switch t.verdict {
 	case VerdictNotReady:
 		return fmt.Sprintf("its state is %.80q, not %q", r.state, StateAvailable)
 	case VerdictExpired:
-		return "it expired at " + r.expires.UTC().Format("2006-01-02 15:04:05 UTC")
+		return "it expired at " + time.UnixMicro(m.index.states[t.slot].expires).UTC().Format("2006-01-02 15:04:05 UTC")
 	case VerdictPlatform:
-		return fmt.Sprintf("it holds images for %s, wanted is %s", platformList(r.platforms), platformList(m.wantedPlatforms()))
+		return fmt.Sprintf("it holds images for %s, wanted is %s", platformList(m.platformsOf(r)), platformList(m.wantedPlatforms()))
 	case VerdictUnreachable:
 		return "this node cannot attach it: " + r.unreachable
 	default:
 		return ""
 	}
+}
+
+func (m *match) platformsOf(r *record) []Platform {
+	var held []Platform
+	for _, number := range r.images {
+		if p := m.index.images.at(number).Platform; !slices.Contains(held, p) {
+			held = append(held, p)
+		}
+	}
+	return held
 }
 
 func (m *match) wantedPlatforms() []Platform {

@@ -32,12 +32,10 @@ type planImage struct {
 type planItem struct {
 	chain, diff, blob          key
 	hasChain, hasDiff, hasBlob bool
-	// The sizes are those of the request where it knows them, otherwise the largest of the candidates that may be used, so
-	// that a layer counts the same whoever has it.
+	// The sizes are those of the request where it knows them, otherwise the largest that a candidate tells, so that a layer
+	// counts the same whoever has it.
 	compressed, unpacked             int64
 	compressedByUser, unpackedByUser bool
-	// rough sizes stem from candidates that may not be used; they serve explanations.
-	roughCompressed, roughUnpacked int64
 }
 
 type imageKey struct {
@@ -127,12 +125,7 @@ func (p *plan) item(stacks map[key]int, l *Layer) int {
 }
 
 // learn takes sizes from a candidate for what the request does not know.
-func (it *planItem) learn(compressed, unpacked int64, usable bool) {
-	it.roughCompressed = max(it.roughCompressed, compressed)
-	it.roughUnpacked = max(it.roughUnpacked, unpacked)
-	if !usable {
-		return
-	}
+func (it *planItem) learn(compressed, unpacked int64) {
 	if !it.compressedByUser {
 		it.compressed = max(it.compressed, compressed)
 	}
@@ -147,13 +140,7 @@ func (p *plan) settle() {
 	for i := range p.items {
 		it := &p.items[i]
 		if it.compressed == 0 {
-			it.compressed = it.roughCompressed
-		}
-		if it.compressed == 0 {
 			it.compressed = p.rules.AttachCostBytes + 1
-		}
-		if it.unpacked == 0 {
-			it.unpacked = it.roughUnpacked
 		}
 		if it.unpacked == 0 {
 			it.unpacked = it.compressed

@@ -35,91 +35,106 @@ func stringKey(s string) key {
 	return key(sum[:len(key{})])
 }
 
-// posting says that an item (an image or a layer, by its position) of the candidate in a slot has some key.
-type posting uint64
+// few is a set of numbers below 1<<31 that mostly has one member: that number itself, or with the top bit set the place of a
+// list. It holds no pointer, so that the garbage collector need not walk over millions of them.
+type few uint32
 
-func newPosting(slot uint32, item int) posting {
-	return posting(uint64(slot)<<32 | uint64(uint32(item)))
+const (
+	listed few = 1 << 31
+	// maxNumber is the first number that does not fit.
+	maxNumber = 1 << 31
+)
+
+// lists are the lists of sets with several members.
+type lists struct {
+	of   [][]uint32
+	free []uint32 // places without a list
 }
 
-func (p posting) slot() uint32 { return uint32(p >> 32) }
-func (p posting) item() int    { return int(uint32(p)) }
-
-// postings finds the items that have a key. Most keys of a large fleet occur once, so a single posting stands in the map
-// itself; neither keys nor values hold pointers, which spares the garbage collector a walk over millions of entries.
-type postings struct {
-	of    map[key]posting // a posting, or with bit listed set the number of a list
-	lists [][]posting
-	free  []uint32 // numbers of empty lists
-}
-
-// listed marks a number of a list. Slots stay below 1<<31, see Index.Put.
-const listed posting = 1 << 63
-
-func newPostings() postings { return postings{of: make(map[key]posting)} }
-
-// find gives all items with the key. The result is valid until the next change; one is used for a single posting.
-func (p *postings) find(k key, one *[1]posting) []posting {
-	v, ok := p.of[k]
-	switch {
-	case !ok:
-		return nil
-	case v&listed != 0:
-		return p.lists[v&^listed]
+// members gives all of a set that is not empty. The result is valid until the next change; one backs a single member.
+func (l *lists) members(f few, one *[1]uint32) []uint32 {
+	if f&listed != 0 {
+		return l.of[f&^listed]
 	}
-	one[0] = v
+	one[0] = uint32(f)
 	return one[:]
 }
 
-func (p *postings) add(k key, v posting) {
-	old, ok := p.of[k]
-	switch {
-	case !ok:
-		p.of[k] = v
-	case old&listed != 0:
-		p.lists[old&^listed] = append(p.lists[old&^listed], v)
-	default:
-		p.of[k] = listed | posting(p.newList(old, v))
+// with adds a member that the set does not have.
+func (l *lists) with(f few, n uint32) few {
+	if f&listed != 0 {
+		at := f &^ listed
+		l.of[at] = append(l.of[at], n)
+		return f
 	}
+	list := []uint32{uint32(f), n}
+	if last := len(l.free) - 1; last >= 0 {
+		at := l.free[last]
+		l.free = l.free[:last]
+		l.of[at] = list
+		return listed | few(at)
+	}
+	l.of = append(l.of, list)
+	return listed | few(len(l.of)-1)
 }
 
-func (p *postings) newList(of ...posting) uint32 {
-	if n := len(p.free); n > 0 {
-		number := p.free[n-1]
-		p.free = p.free[:n-1]
-		p.lists[number] = of
-		return number
+// without takes out a member. The second value tells that the set was left without any.
+func (l *lists) without(f few, n uint32) (few, bool) {
+	if f&listed == 0 {
+		return f, uint32(f) == n
 	}
-	p.lists = append(p.lists, of)
-	return uint32(len(p.lists) - 1)
-}
-
-// remove takes out what add put in.
-func (p *postings) remove(k key, v posting) {
-	old, ok := p.of[k]
-	if !ok {
-		return
-	}
-	if old&listed == 0 {
-		if old == v {
-			delete(p.of, k)
-		}
-		return
-	}
-	number := uint32(old &^ listed)
-	list := p.lists[number]
-	i := slices.Index(list, v)
+	at := f &^ listed
+	list := l.of[at]
+	i := slices.Index(list, n)
 	if i < 0 {
-		return
+		return f, false
 	}
 	last := len(list) - 1
 	list[i] = list[last]
-	list = list[:last]
-	if len(list) > 1 {
-		p.lists[number] = list
+	if last > 1 {
+		l.of[at] = list[:last]
+		return f, false
+	}
+	l.of[at] = nil
+	l.free = append(l.free, uint32(at))
+	return few(list[0]), false
+}
+
+// keyed finds numbers by key.
+type keyed struct {
+	sets  map[key]few
+	lists lists
+}
+
+func (k *keyed) find(by key, one *[1]uint32) []uint32 {
+	f, ok := k.sets[by]
+	if !ok {
+		return nil
+	}
+	return k.lists.members(f, one)
+}
+
+func (k *keyed) add(by key, n uint32) {
+	if k.sets == nil {
+		k.sets = make(map[key]few)
+	}
+	f, ok := k.sets[by]
+	if !ok {
+		k.sets[by] = few(n)
 		return
 	}
-	p.of[k] = list[0]
-	p.lists[number] = nil
-	p.free = append(p.free, number)
+	k.sets[by] = k.lists.with(f, n)
+}
+
+func (k *keyed) remove(by key, n uint32) {
+	f, ok := k.sets[by]
+	if !ok {
+		return
+	}
+	f, empty := k.lists.without(f, n)
+	if empty {
+		delete(k.sets, by)
+		return
+	}
+	k.sets[by] = f
 }

@@ -3,6 +3,7 @@ package matcher
 import (
 	"cmp"
 	"hash/maphash"
+	"slices"
 )
 
 // orderKeys are the orders of requirement 2.5 as data: a new order is a new row.
@@ -23,9 +24,13 @@ type score [maxKeys]int64
 // candidates may share just the base layers.
 func (m *match) rate() {
 	seed := maphash.MakeSeed()
+	last := -1
 	for i := range m.touched {
 		t := &m.touched[i]
-		t.group = m.groupFor(seed, t)
+		if last < 0 || !m.groups[last].of(t) {
+			last = m.groupFor(seed, t)
+		}
+		t.group = last
 		t.saved = m.groups[t.group].saved
 		for k, name := range orderKeys[m.plan.rules.Order] {
 			t.score[k] = m.value(t, name)
@@ -42,7 +47,7 @@ func (m *match) groupFor(seed maphash.Seed, t *touched) int {
 		h = maphash.Comparable(seed, [2]uint64{h, w})
 	}
 	for _, g := range m.groupOf[h] {
-		if equal(m.groups[g].has, t.has) && equal(m.groups[g].exact, t.exact) {
+		if m.groups[g].of(t) {
 			return g
 		}
 	}
@@ -54,20 +59,22 @@ func (m *match) groupFor(seed maphash.Seed, t *touched) int {
 	return g
 }
 
-func equal(a, b bitset) bool { return a.within(b) && b.within(a) }
+func (g *group) of(t *touched) bool {
+	return slices.Equal(g.has, t.has) && slices.Equal(g.exact, t.exact)
+}
 
 func (m *match) value(t *touched, name KeyName) int64 {
-	r := m.index.records[t.slot]
+	s := &m.index.states[t.slot]
 	switch name {
 	case KeySaved:
-		if r.attached {
+		if s.attached {
 			return t.saved.DownloadBytes
 		}
 		return t.saved.DownloadBytes - m.plan.rules.AttachCostBytes
 	case KeyUnpack:
 		return t.saved.UnpackBytes
 	case KeyAttached:
-		if r.attached {
+		if s.attached {
 			return 1
 		}
 		return 0
@@ -76,7 +83,7 @@ func (m *match) value(t *touched, name KeyName) int64 {
 	case KeyBytes:
 		return m.groups[t.group].bytes + t.imageBytes
 	case KeyCreated:
-		return r.created.UnixMicro()
+		return s.created
 	}
 	return 0
 }
@@ -117,7 +124,7 @@ func (m *match) better(a, b *touched) bool {
 	if c, _ := m.compare(a, b); c != 0 {
 		return c > 0
 	}
-	ra, rb := m.index.records[a.slot], m.index.records[b.slot]
+	ra, rb := &m.index.records[a.slot], &m.index.records[b.slot]
 	if ra.name != rb.name {
 		return ra.name < rb.name
 	}

@@ -65,7 +65,7 @@ func (m *match) bestOfGroups(usable []int) (attached, others []int) {
 	best := make([][2]int, len(m.groups)) // 1 + place among the touched
 	for _, i := range usable {
 		t, kind := &m.touched[i], 0
-		if m.index.records[t.slot].attached {
+		if m.index.states[t.slot].attached {
 			kind = 1
 		}
 		b := &best[t.group][kind]
