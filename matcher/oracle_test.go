@@ -27,7 +27,7 @@ func TestOracle(t *testing.T) {
 	}
 	rounds := 3000
 	if testing.Short() {
-		rounds = 300
+		rounds = 1000
 	}
 	outcomes := make(map[string]int)
 	for round := range uint64(rounds) {
