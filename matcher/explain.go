@@ -17,7 +17,7 @@ func (m *match) explain(d *Decision, limit int) {
 	for _, c := range d.Chosen {
 		at := int(m.at[m.index.byID[c.ID]]) - 1
 		e.chosen = append(e.chosen, at)
-		e.covered.or(m.touched[at].has)
+		e.covered.or(m.has(&m.touched[at]))
 	}
 	shown := m.top(limit)
 	for i := range m.touched {
@@ -73,7 +73,7 @@ type explainer struct {
 func (e *explainer) candidate(i int) Explanation {
 	t := &e.touched[i]
 	r := &e.index.records[t.slot]
-	x := Explanation{Name: r.name, ID: r.id, Attached: e.index.states[t.slot].attached, Pinned: t.pinned, Saved: t.saved}
+	x := Explanation{Name: r.name, ID: r.id, Attached: e.index.states[t.slot].attached, Pinned: t.pinned, Saved: e.groups[t.group].saved}
 	x.Verdict, x.Why = e.verdict(i)
 	for k, name := range orderKeys[e.plan.rules.Order] {
 		x.Score = append(x.Score, Key{Name: name, Value: t.score[k]})
@@ -92,7 +92,7 @@ func (e *explainer) verdict(i int) (Verdict, string) {
 		return VerdictChosen, e.chosenText(i)
 	case t.verdict == VerdictGate && e.plan.rules.Pin.IsZero():
 		return VerdictGate, e.gateText(t)
-	case t.verdict == VerdictNoMatch || t.pinned && e.plan.rules.PinNeedsMatch && t.exact.empty() && e.unusableText(t) == "":
+	case t.verdict == VerdictNoMatch || t.pinned && e.plan.rules.PinNeedsMatch && e.exact(t).empty() && e.unusableText(t) == "":
 		return VerdictNoMatch, "it holds none of the images" + e.partsText(t)
 	case e.unusableText(t) != "":
 		return t.verdict, e.unusableText(t)
@@ -108,7 +108,7 @@ func (e *explainer) verdict(i int) (Verdict, string) {
 }
 
 func (e *explainer) partsText(t *touched) string {
-	if t.has.empty() {
+	if e.has(t).empty() {
 		return " and none of their layers"
 	}
 	return ", only single layers of them"
@@ -122,7 +122,7 @@ func (e *explainer) chosenText(i int) string {
 	case e.plan.rules.Order != OrderSaved:
 		return "it is the best by " + keyList(e.plan.rules.Order)
 	}
-	text := "it saves " + savingText(t.saved)
+	text := "it saves " + savingText(e.groups[t.group].saved)
 	if len(e.chosen) > 1 {
 		text += fmt.Sprintf(", the %d chosen ones together %s", len(e.chosen), savingText(e.decision.Saved))
 	}
@@ -133,19 +133,19 @@ func (e *explainer) chosenText(i int) string {
 func (e *explainer) savedVerdict(i int) (Verdict, string) {
 	t := &e.touched[i]
 	cost := e.plan.rules.AttachCostBytes
-	if t.has.within(e.plan.present) {
+	if e.has(t).within(e.plan.present) {
 		return VerdictNotNeeded, "all layers that it has are on the node already"
 	}
-	if t.has.within(e.covered) {
+	if e.has(t).within(e.covered) {
 		for _, c := range e.chosen {
-			if t.has.within(e.touched[c].has) && e.better(&e.touched[c], t) {
+			if e.has(t).within(e.has(&e.touched[c])) && e.better(&e.touched[c], t) {
 				return VerdictLost, e.lostText(i, c)
 			}
 		}
 		return VerdictNotNeeded, "the chosen ones have all layers that it has"
 	}
 	with := slices.Clone(e.covered)
-	with.or(t.has)
+	with.or(e.has(t))
 	saved := e.plan.saving(with, e.run)
 	more := Saving{saved.DownloadBytes - e.decision.Saved.DownloadBytes, saved.UnpackBytes - e.decision.Saved.UnpackBytes}
 	if more.DownloadBytes <= cost && cost > 0 {
@@ -198,10 +198,10 @@ func (e *explainer) image(i int, t *touched, r *record) ImageMatch {
 	x.Layers = len(img.items)
 	gap := false
 	for _, item := range img.items {
-		if t.has.has(item) {
+		if e.has(t).has(item) {
 			x.Hits++
 		}
-		gap = gap || !t.has.has(item) && !e.plan.present.has(item)
+		gap = gap || !e.has(t).has(item) && !e.plan.present.has(item)
 		if !gap {
 			x.Run++
 		}
