@@ -75,7 +75,7 @@ func (e *explainer) candidate(i int) Explanation {
 	r := &e.index.records[t.slot]
 	x := Explanation{Name: r.name, ID: r.id, Attached: e.index.states[t.slot].attached, Pinned: t.pinned, Saved: e.groups[t.group].saved}
 	x.Verdict, x.Why = e.verdict(i)
-	for k, name := range orderKeys[e.plan.rules.Order] {
+	for k, name := range e.keys {
 		x.Score = append(x.Score, Key{Name: name, Value: t.score[k]})
 	}
 	x.Images = make([]ImageMatch, 0, len(e.plan.images))
@@ -120,7 +120,7 @@ func (e *explainer) chosenText(i int) string {
 	case t.pinned && !e.plan.rules.Pin.IsZero():
 		return "it is asked for"
 	case e.plan.rules.Order != OrderSaved:
-		return "it is the best by " + keyList(e.plan.rules.Order)
+		return "it is the best by " + keyList(e.keys)
 	}
 	text := "it saves " + savingText(e.groups[t.group].saved)
 	if len(e.chosen) > 1 {
@@ -168,7 +168,7 @@ func (e *explainer) lostText(loser, winner int) string {
 	if c <= 0 {
 		return fmt.Sprintf("it equals image snapshot %q, whose name is first in the alphabet", name)
 	}
-	k := slices.Index(orderKeys[e.plan.rules.Order], key)
+	k := slices.Index(e.keys, key)
 	return fmt.Sprintf("it lost to image snapshot %q by %s: %s against %s", name, key,
 		keyText(key, l.score[k]), keyText(key, w.score[k]))
 }
@@ -212,9 +212,9 @@ func (e *explainer) image(i int, t *touched, r *record) ImageMatch {
 	return x
 }
 
-func keyList(o Order) string {
+func keyList(keys []KeyName) string {
 	names := make([]string, 0, maxKeys)
-	for _, k := range orderKeys[o] {
+	for _, k := range keys {
 		names = append(names, string(k))
 	}
 	return strings.Join(names, ", ")

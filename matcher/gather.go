@@ -27,8 +27,9 @@ type match struct {
 	*scratch
 	index *Index
 	plan  *plan
-	now   int64  // microseconds since 1970
-	run   bitset // scratch of plan.saving
+	keys  []KeyName // of the order
+	now   int64     // microseconds since 1970
+	run   bitset    // scratch of plan.saving
 	// platforms are the bits of those that are wanted, see state.platforms.
 	platforms uint64
 }

@@ -7,11 +7,17 @@ import (
 )
 
 // orderKeys are the orders of requirement 2.5 as data: a new order is a new row.
-var orderKeys = [...][]KeyName{
-	OrderSaved:    {KeySaved, KeyUnpack, KeyAttached, KeyImages, KeyCreated},
-	OrderSize:     {KeyBytes, KeyCreated},
-	OrderQuantity: {KeyImages, KeyCreated},
-	OrderDegree:   {KeyImages, KeyBytes, KeyCreated},
+func orderKeys(o Order) []KeyName {
+	switch o {
+	case OrderSize:
+		return []KeyName{KeyBytes, KeyCreated}
+	case OrderQuantity:
+		return []KeyName{KeyImages, KeyCreated}
+	case OrderDegree:
+		return []KeyName{KeyImages, KeyBytes, KeyCreated}
+	default:
+		return []KeyName{KeySaved, KeyUnpack, KeyAttached, KeyImages, KeyCreated}
+	}
 }
 
 // maxKeys is the longest row of orderKeys.
@@ -23,7 +29,7 @@ type score [maxKeys]int64
 // rate scores a candidate whose group is known.
 func (m *match) rate(t *touched) {
 	s, g := &m.index.states[t.slot], &m.groups[t.group]
-	for k, name := range orderKeys[m.plan.rules.Order] {
+	for k, name := range m.keys {
 		switch name {
 		case KeySaved:
 			t.score[k] = g.saved.DownloadBytes
@@ -92,7 +98,7 @@ func (m *match) bytesOf(has, exact bitset) int64 {
 
 // compare is positive if a is better than b by the keys of the order alone, and says which key decided.
 func (m *match) compare(a, b *touched) (int, KeyName) {
-	for k, name := range orderKeys[m.plan.rules.Order] {
+	for k, name := range m.keys {
 		if c := cmp.Compare(a.score[k], b.score[k]); c != 0 {
 			return c, name
 		}

@@ -130,12 +130,13 @@ func (s *setSearch) all(from int, set []int, has bitset) {
 	if len(set) == s.limit {
 		return
 	}
+	set = append(set, 0)
 	for at := from; at < len(s.pool); at++ {
 		with := slices.Clone(has)
 		with.or(s.m.has(&s.m.touched[s.pool[at]]))
-		next := append(set, at)
-		s.try(next, with)
-		s.all(at+1, next, with)
+		set[len(set)-1] = at
+		s.try(set, with)
+		s.all(at+1, set, with)
 	}
 }
 
