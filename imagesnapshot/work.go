@@ -1,0 +1,64 @@
+package imagesnapshot
+
+import "time"
+
+// Step is what the life cycle was about to do when it wrote the journal.
+type Step string
+
+// Steps of a build, in their order. Each can be repeated.
+const (
+	// StepPlan: find out which layers the images have and where the disk starts from.
+	StepPlan Step = "Plan"
+	// StepVolume: make the volume VolumeName.
+	StepVolume Step = "Volume"
+	// StepBuild: attach it and build onto it.
+	StepBuild Step = "Build"
+	// StepSnapshot: detach it and make the volume snapshots.
+	StepSnapshot Step = "Snapshot"
+	// StepWait: the snapshots are being completed by the storage.
+	StepWait Step = "Wait"
+	// StepCleanup: take down what is not needed any more. It ends the work.
+	StepCleanup Step = "Cleanup"
+)
+
+// Work is what the life cycle has under way for one image snapshot. Volumes and volume snapshots have names that follow from it
+// and are written here before they are made, so that after a crash everything that exists is found again.
+type Work struct {
+	Step Step `json:"step"`
+	// Attempt counts the builds of this image snapshot; it is part of the names, so that no two builds share anything.
+	Attempt int `json:"attempt"`
+	// Generation of the spec that is being built.
+	Generation int64     `json:"generation"`
+	Deadline   time.Time `json:"deadline,omitzero"`
+	// Failures in a row, and the time before which there is no other try.
+	Failures  int       `json:"failures,omitempty"`
+	NotBefore time.Time `json:"notBefore,omitzero"`
+
+	VolumeName string `json:"volumeName,omitempty"`
+	VolumeID   string `json:"volumeID,omitempty"`
+	// SizeBytes of the volume.
+	SizeBytes int64 `json:"sizeBytes,omitempty"`
+	// BaseSnapshotID is the volume snapshot the volume is made from, BaseName the image snapshot it belongs to.
+	BaseSnapshotID string `json:"baseSnapshotID,omitempty"`
+	BaseName       string `json:"baseName,omitempty"`
+
+	// Built is what the build made, once it has.
+	Built *Built `json:"built,omitempty"`
+	// Snapshots that the work makes: an empty ID is one that may not exist yet.
+	Snapshots []VolumeSnapshot `json:"snapshots,omitempty"`
+	// Garbage is to be deleted in StepCleanup.
+	Garbage []VolumeSnapshot `json:"garbage,omitempty"`
+	// DropIndex is the digest of an index that nothing needs after the work.
+	DropIndex string `json:"dropIndex,omitempty"`
+}
+
+// Built is the outcome of a build.
+type Built struct {
+	Images       []Image `json:"images"`
+	UUID         string  `json:"uuid"`
+	IndexDigest  string  `json:"indexDigest"`
+	DiskBytes    int64   `json:"diskBytes"`
+	Layers       int     `json:"layers"`
+	FetchedBytes int64   `json:"fetchedBytes"`
+	ReusedBytes  int64   `json:"reusedBytes"`
+}
