@@ -132,26 +132,12 @@ type Status struct {
 	// ObservedGeneration is the Generation that Images and Snapshots were built from.
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// Images that are on the disk, one entry for each platform.
-	Images []Image `json:"images,omitempty"`
-	// Identity of the layer disk; its index is kept beside the object, under Identity.IndexDigest.
-	Identity  layerdisk.Identity `json:"identity,omitzero"`
-	DiskBytes int64              `json:"diskBytes,omitempty"`
-	Layers    int                `json:"layers,omitempty"`
-	// Fetched and ReusedBytes say what the last build cost: compressed bytes from registries, and unpacked bytes that it
-	// took over from another image snapshot's disk (BaseName).
-	FetchedBytes int64  `json:"fetchedBytes,omitempty"`
-	ReusedBytes  int64  `json:"reusedBytes,omitempty"`
-	BaseName     string `json:"baseName,omitempty"`
-	// Snapshots of the storage that hold the disk, the standard ones first. SnapshotID and SnapshotName repeat the first
-	// one that can be used.
-	Snapshots    []VolumeSnapshot `json:"snapshots,omitempty"`
-	SnapshotID   string           `json:"snapshotID,omitempty"`
-	SnapshotName string           `json:"snapshotName,omitempty"`
+	Content
 
-	// Started is the beginning of the current or last build, Ready the time when what is there became usable.
+	// Builds counts the builds so far.
+	Builds int `json:"builds,omitempty"`
+	// Started is the beginning of the current or last build.
 	Started time.Time `json:"started,omitzero"`
-	Ready   time.Time `json:"ready,omitzero"`
 	// Expires is when it becomes unavailable or, if Failed or Unavailable, is deleted; zero is never.
 	Expires     time.Time `json:"expires,omitzero"`
 	LastUpdated time.Time `json:"lastUpdated,omitzero"`
@@ -161,6 +147,30 @@ type Status struct {
 
 	// Work is the journal of the life cycle: written before anything is done outside the store.
 	Work *Work `json:"work,omitempty"`
+}
+
+// Content is one layer disk in the storage, and how it came to be.
+type Content struct {
+	// Images that are on the disk, one entry for each platform.
+	Images []Image `json:"images,omitempty"`
+	// Identity of the layer disk; its index is kept beside the object, under Identity.IndexDigest.
+	Identity  layerdisk.Identity `json:"identity,omitzero"`
+	DiskBytes int64              `json:"diskBytes,omitempty"`
+	Layers    int                `json:"layers,omitempty"`
+	// FetchedBytes and ReusedBytes say what the build cost: compressed bytes from registries, and unpacked bytes that it
+	// took over from the disk of another image snapshot, BaseName.
+	FetchedBytes int64  `json:"fetchedBytes,omitempty"`
+	ReusedBytes  int64  `json:"reusedBytes,omitempty"`
+	BaseName     string `json:"baseName,omitempty"`
+	// Snapshots of the storage that hold the disk, all of them ready. SnapshotID and SnapshotName repeat the first one.
+	Snapshots    []VolumeSnapshot `json:"snapshots,omitempty"`
+	SnapshotID   string           `json:"snapshotID,omitempty"`
+	SnapshotName string           `json:"snapshotName,omitempty"`
+	// VolumeID, if not empty, is the volume that was built itself: nodes attach it read-only, and never delete it, until
+	// there is a snapshot (E-23).
+	VolumeID string `json:"volumeID,omitempty"`
+	// Ready is when it became usable.
+	Ready time.Time `json:"ready,omitzero"`
 }
 
 // Image is one image on the disk.
@@ -197,7 +207,7 @@ type VolumeSnapshot struct {
 // Usable says whether a node may use it at the time now: it is Available and not expired (E-26, C-3). During an update the
 // old content serves only if oldDuringUpdate says so (requirements 3.2).
 func (s *ImageSnapshot) Usable(now time.Time, oldDuringUpdate bool) bool {
-	if s.Status.SnapshotID == "" || !s.Status.Expires.IsZero() && !now.Before(s.Status.Expires) {
+	if s.Status.SnapshotID == "" && s.Status.VolumeID == "" || !s.Status.Expires.IsZero() && !now.Before(s.Status.Expires) {
 		return false
 	}
 	switch s.Status.Phase {

@@ -32,9 +32,10 @@ const (
 
 // transitions is the one table of which phase may follow which. Deleting may follow every phase (C-25).
 var transitions = map[Phase][]Phase{
-	PhasePending:      {PhaseCreating, PhaseFailed, PhaseUnavailable, PhaseDeleting},
-	PhaseCreating:     {PhaseAvailable, PhaseFailed, PhaseUnavailable, PhaseDeleting},
-	PhaseAvailable:    {PhaseUpdating, PhaseUnavailable, PhaseDeleting},
+	PhasePending:  {PhaseCreating, PhaseFailed, PhaseUnavailable, PhaseDeleting},
+	PhaseCreating: {PhaseAvailable, PhaseFailed, PhaseUnavailable, PhaseDeleting},
+	// Available is followed by UpdateFailed if an update served from a flash copy and its regular snapshot came to nothing.
+	PhaseAvailable:    {PhaseUpdating, PhaseUpdateFailed, PhaseUnavailable, PhaseDeleting},
 	PhaseUpdating:     {PhaseAvailable, PhaseUpdateFailed, PhaseUnavailable, PhaseDeleting},
 	PhaseUpdateFailed: {PhaseUpdating, PhaseUnavailable, PhaseDeleting},
 	PhaseFailed:       {PhaseDeleting},

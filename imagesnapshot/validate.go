@@ -66,6 +66,30 @@ func (s *ImageSnapshot) Complete(l Limits) {
 	if s.Origin == "" {
 		s.Origin = OriginManual
 	}
+	s.dropEmpty()
+}
+
+// dropEmpty makes equal what is equal once it has been stored and read.
+func (s *ImageSnapshot) dropEmpty() {
+	sp := &s.Spec
+	if len(sp.Platforms) == 0 {
+		sp.Platforms = nil
+	}
+	if len(sp.Registries) == 0 {
+		sp.Registries = nil
+	}
+	if len(sp.Build.DNSServers) == 0 {
+		sp.Build.DNSServers = nil
+	}
+	if len(sp.Build.Parameters) == 0 {
+		sp.Build.Parameters = nil
+	}
+	if len(s.Labels) == 0 {
+		s.Labels = nil
+	}
+	if len(s.Annotations) == 0 {
+		s.Annotations = nil
+	}
 }
 
 // Validate refuses every illegal value by its field. The error joins FieldErrors, in the order of the fields, and its class is

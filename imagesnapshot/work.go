@@ -36,29 +36,33 @@ type Work struct {
 
 	VolumeName string `json:"volumeName,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
+	// Building says that a build onto the volume may have begun. One that finds it set was interrupted and begins anew, on
+	// another volume.
+	Building bool `json:"building,omitempty"`
+	// NoBase says that starting from another disk did not work.
+	NoBase bool `json:"noBase,omitempty"`
 	// SizeBytes of the volume.
 	SizeBytes int64 `json:"sizeBytes,omitempty"`
 	// BaseSnapshotID is the volume snapshot the volume is made from, BaseName the image snapshot it belongs to.
 	BaseSnapshotID string `json:"baseSnapshotID,omitempty"`
 	BaseName       string `json:"baseName,omitempty"`
 
-	// Built is what the build made, once it has.
-	Built *Built `json:"built,omitempty"`
-	// Snapshots that the work makes: an empty ID is one that may not exist yet.
-	Snapshots []VolumeSnapshot `json:"snapshots,omitempty"`
+	// Built is what the build made, once it has. Its Snapshots are those that are being made; one without an ID may not
+	// exist yet.
+	Built *Content `json:"built,omitempty"`
+	// Previous is what was there before, for the time in which Built serves already but is not complete (E-23).
+	Previous *Content `json:"previous,omitempty"`
 	// Garbage is to be deleted in StepCleanup.
-	Garbage []VolumeSnapshot `json:"garbage,omitempty"`
-	// DropIndex is the digest of an index that nothing needs after the work.
-	DropIndex string `json:"dropIndex,omitempty"`
+	Garbage []Leftover `json:"garbage,omitempty"`
 }
 
-// Built is the outcome of a build.
-type Built struct {
-	Images       []Image `json:"images"`
-	UUID         string  `json:"uuid"`
-	IndexDigest  string  `json:"indexDigest"`
-	DiskBytes    int64   `json:"diskBytes"`
-	Layers       int     `json:"layers"`
-	FetchedBytes int64   `json:"fetchedBytes"`
-	ReusedBytes  int64   `json:"reusedBytes"`
+// Leftover is something in the storage that nobody needs any more. Either part may be empty.
+type Leftover struct {
+	VolumeID   string `json:"volumeID,omitempty"`
+	VolumeName string `json:"volumeName,omitempty"`
+	// Attached says that a build may have the volume attached, so that it is to be detached first. Otherwise only nodes can
+	// have it, and it is left alone until they have let go of it.
+	Attached     bool   `json:"attached,omitempty"`
+	SnapshotID   string `json:"snapshotID,omitempty"`
+	SnapshotName string `json:"snapshotName,omitempty"`
 }

@@ -75,7 +75,8 @@ func Example(name string) *imagesnapshot.ImageSnapshot {
 		},
 		Status: imagesnapshot.Status{
 			Phase: imagesnapshot.PhaseCreating, Reason: imagesnapshot.ReasonBuilding, Message: "m", Progress: 3, Started: at,
-			Work: &imagesnapshot.Work{Step: imagesnapshot.StepBuild, Attempt: 2, VolumeName: "v", Snapshots: []imagesnapshot.VolumeSnapshot{{Name: "s"}}},
+			Work: &imagesnapshot.Work{Step: imagesnapshot.StepBuild, Attempt: 2, VolumeName: "v",
+				Garbage: []imagesnapshot.Leftover{{SnapshotName: "s"}}, Built: &imagesnapshot.Content{Snapshots: []imagesnapshot.VolumeSnapshot{{Name: "s"}}}},
 		},
 	}
 	s.AddEvent(at, imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying, "again")
@@ -250,7 +251,8 @@ func noAliasing(t *testing.T, s Full) {
 	spoil := func(obj *imagesnapshot.ImageSnapshot) {
 		obj.Labels["name"], obj.Annotations["a"], obj.Spec.Images[0] = "spoilt", "spoilt", "spoilt"
 		obj.Spec.Build.Parameters["eipID"], obj.Status.Events[0].Message = "spoilt", "spoilt"
-		obj.Status.Work.VolumeName, obj.Status.Work.Snapshots[0].Name = "spoilt", "spoilt"
+		obj.Status.Work.VolumeName, obj.Status.Work.Built.Snapshots[0].Name = "spoilt", "spoilt"
+		obj.Status.Work.Garbage[0].SnapshotName = "spoilt"
 		obj.Spec.Registries[0].Server, obj.Spec.Platforms[0], obj.Spec.Build.DNSServers[0] = "spoilt", "spoilt", "spoilt"
 	}
 	spoil(given)
