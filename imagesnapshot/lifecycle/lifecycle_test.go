@@ -148,27 +148,29 @@ func TestElimination(t *testing.T) {
 }
 
 func TestEliminationSurvivesRestart(t *testing.T) {
-	newWorld(t, func(w *world) {
-		lru := spec(refA)
-		lru.Elimination = imagesnapshot.EliminationLRU
-		w.create("old", lru)
-		w.await("old", imagesnapshot.PhaseAvailable)
-		w.stop()
-		// Accepted, and the process dies before it has begun.
-		w.start(2, false)
-		_, err := w.engine.Create(t.Context(), lifecycle.CreateRequest{Name: "new", Spec: lru})
-		require.NoError(t, err)
-		<-w.gate.died
-		w.restart()
-		w.awaitGone("old")
-		w.await("new", imagesnapshot.PhaseAvailable)
-	}, func(w *world) { w.cfg.Limits.MaxPerOwner = 1 })
+	for at := 1; at <= 12; at++ {
+		newWorld(t, func(w *world) {
+			lru := spec(refA)
+			lru.Elimination = imagesnapshot.EliminationLRU
+			w.create("old", lru)
+			w.await("old", imagesnapshot.PhaseAvailable)
+			w.stop()
+			w.start(at, true)
+			w.ask(func() error {
+				_, err := w.engine.Create(t.Context(), lifecycle.CreateRequest{Name: "new", ClientToken: "new", Spec: lru})
+				return err
+			})
+			s := w.survive("new", imagesnapshot.PhaseAvailable)
+			w.awaitGone("old")
+			w.requireStorage(s)
+		}, func(w *world) { w.cfg.Limits.MaxPerOwner = 1 })
+	}
 }
 
 // TestMaxBuilds also shows that waiting does not count for the timeout.
 func TestMaxBuilds(t *testing.T) {
 	newWorld(t, func(w *world) {
-		w.builder.takes = 20 * time.Minute
+		w.builder.set(20*time.Minute, nil)
 		for i := range 4 {
 			sp := spec(refA)
 			sp.Build.TimeoutMinutes = 30
@@ -213,16 +215,16 @@ func TestDelete(t *testing.T) {
 		},
 		"UpdateFailed": func(w *world) {
 			w.await("one", imagesnapshot.PhaseAvailable)
-			w.builder.err = errdefs.ErrNotFound
+			w.builder.set(0, errdefs.ErrNotFound)
 			update(w)
 			w.await("one", imagesnapshot.PhaseUpdateFailed)
 		},
 		"Failed": func(w *world) {
-			w.builder.err = errdefs.ErrNotFound
+			w.builder.set(0, errdefs.ErrNotFound)
 			w.await("one", imagesnapshot.PhaseFailed)
 		},
 		"Unavailable": func(w *world) {
-			w.builder.takes = 100 * time.Hour
+			w.builder.set(100*time.Hour, nil)
 			w.restart()
 			w.await("one", imagesnapshot.PhaseUnavailable)
 		},
@@ -296,9 +298,7 @@ func TestUpdate(t *testing.T) {
 		require.True(t, errdefs.IsFailedPrecondition(update(spec(refA))), "Updating")
 		w.requireContent(s)
 
-		w.builder.mu.Lock()
-		w.builder.err = fmt.Errorf("pull https://user:secret@registry.example/x?sig=secret: %w", errdefs.ErrUnauthenticated)
-		w.builder.mu.Unlock()
+		w.builder.set(0, fmt.Errorf("pull https://user:secret@registry.example/x?sig=secret: %w", errdefs.ErrUnauthenticated))
 		w.await("one", imagesnapshot.PhaseAvailable) // it had begun with the build that succeeds
 		require.NoError(t, update(spec(refA)))
 		s = w.await("one", imagesnapshot.PhaseUpdateFailed)
@@ -310,9 +310,7 @@ func TestUpdate(t *testing.T) {
 		w.requireStorage(s)
 		w.requireContent(s)
 
-		w.builder.mu.Lock()
-		w.builder.err = nil
-		w.builder.mu.Unlock()
+		w.builder.set(0, nil)
 		require.NoError(t, update(spec(refA)), "the same again is another try")
 		s = w.await("one", imagesnapshot.PhaseAvailable)
 		require.Equal(t, refA, s.Status.Images[0].Reference)
@@ -396,7 +394,7 @@ func TestFailedIsKeptOneDay(t *testing.T) {
 // TestTimeout is C-39 and Q12.
 func TestTimeout(t *testing.T) {
 	newWorld(t, func(w *world) {
-		w.builder.takes = 100 * time.Hour
+		w.builder.set(100*time.Hour, nil)
 		sp := spec(refA)
 		sp.Build.TimeoutMinutes = 30
 		w.create("one", sp)
@@ -417,7 +415,7 @@ func TestTimeoutOfUpdate(t *testing.T) {
 		sp.Build.TimeoutMinutes = 30
 		w.create("one", sp)
 		old := w.await("one", imagesnapshot.PhaseAvailable)
-		w.builder.takes = 100 * time.Hour
+		w.builder.set(100*time.Hour, nil)
 		sp.Images = []string{refC}
 		_, err := w.engine.Update(t.Context(), lifecycle.UpdateRequest{NameOrID: "one", Spec: sp})
 		require.NoError(t, err)
@@ -522,7 +520,7 @@ func TestAsNeeded(t *testing.T) {
 		require.EqualValues(t, 51<<30, s.Status.Snapshots[0].SizeBytes)
 		w.requireStorage(s)
 
-		w.builder.err = &lifecycle.TooSmallError{NeededBytes: 500 << 30, Err: fmt.Errorf("out of space")}
+		w.builder.set(0, &lifecycle.TooSmallError{NeededBytes: 500 << 30, Err: fmt.Errorf("out of space")})
 		w.create("two", sp)
 		two := w.await("two", imagesnapshot.PhaseFailed)
 		require.Equal(t, imagesnapshot.ReasonTooSmall, two.Status.Reason)
@@ -606,7 +604,9 @@ func TestReuse(t *testing.T) {
 		w.requireContent(s)
 
 		// An update starts from what is there.
+		w.builder.mu.Lock()
 		w.builder.layers[refAB] = []string{"base", "a", "b2"}
+		w.builder.mu.Unlock()
 		_, err := w.engine.Update(t.Context(), lifecycle.UpdateRequest{NameOrID: "second", Spec: s.Spec, Rebuild: true})
 		require.NoError(t, err)
 		w.settle(time.Second)

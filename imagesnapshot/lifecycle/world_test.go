@@ -194,6 +194,16 @@ type recorder struct {
 	running, most int
 }
 
+// set how long builds take, 0 to leave that, and what they end with.
+func (r *recorder) set(takes time.Duration, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if takes > 0 {
+		r.takes = takes
+	}
+	r.err = err
+}
+
 func (r *recorder) index(spec imagesnapshot.Spec) (*layerdisk.Index, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
