@@ -14,8 +14,11 @@ import (
 
 // runEROFS streams the layers' data to the disk and puts the metadata behind it.
 func (b *build) runEROFS(ctx context.Context) (*Result, error) {
-	const first = 1 // block 0 is for header and superblock
-	ends, err := b.unpackAll(ctx, b.target, first)
+	first := int64(1) // block 0 is for header and superblock
+	if b.base != nil {
+		first = b.base.end
+	}
+	end, err := b.unpackAll(ctx, b.target, first)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +33,7 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("describe disk: %w", err)
 	}
-	layout, err := b.planEROFS(&ix, encoded, listings, ends)
+	layout, err := b.planEROFS(&ix, encoded, listings, end)
 	if err != nil {
 		return nil, fmt.Errorf("write file system: %w", err)
 	}
@@ -96,22 +99,19 @@ func (b *build) listings(ctx context.Context) (stored [][]byte, digests []string
 	return stored, digests, group.Wait()
 }
 
-func (b *build) planEROFS(ix *layerdisk.Index, encoded []byte, listings [][]byte, ends []int64) (*erofs.Layout, error) {
+func (b *build) planEROFS(ix *layerdisk.Index, encoded []byte, listings [][]byte, end int64) (*erofs.Layout, error) {
 	id, err := uuid.Parse(ix.UUID)
 	if err != nil {
 		return nil, err
 	}
-	img := erofs.Image{UUID: id, DataEnd: 1, Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}}}
+	img := erofs.Image{UUID: id, DataEnd: uint64(end), Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}}}
 	for number, l := range b.plan.layers {
-		first := uint64(1)
-		if l.number > 0 {
-			first = uint64(ends[l.number-1]) //nolint:gosec // not negative
+		first := uint64(l.first) //nolint:gosec // not negative
+		if l.reuse != nil {
+			first = uint64(max(1, l.reuse.first)) //nolint:gosec // not negative
 		}
 		img.Layers = append(img.Layers, erofs.Layer{Path: layerdisk.LayerDir(number), Tree: l.tree, FirstBlock: first})
 		img.Files = append(img.Files, erofs.File{Path: layerdisk.ListingPath(number), Data: listings[number]})
-	}
-	if len(ends) > 0 {
-		img.DataEnd = uint64(ends[len(ends)-1]) //nolint:gosec // not negative
 	}
 	return erofs.Plan(img)
 }

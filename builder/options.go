@@ -41,6 +41,10 @@ type Options struct {
 type Output struct {
 	// Path of a file that is made, or of a block device.
 	Path string
+	// Reuse adds to the layer disk that Path, a block device or a file, holds already: layers that it has are neither fetched
+	// nor written. It has to be an EROFS disk, otherwise the error is ErrBase. If the build fails after it has begun to
+	// write, what was there is lost: give it a copy.
+	Reuse bool
 	// Force replaces an existing file or the content of a device that is not blank.
 	Force bool
 	// SizeBytes limits the disk and is the size of the file; 0 makes it as large as its content, or allows all of the
@@ -65,6 +69,9 @@ func (o *Options) complete() error {
 	}
 	if o.Output.SizeBytes < 0 || o.Output.SizeBytes%blockBytes != 0 {
 		return fmt.Errorf("output size %d is not a multiple of %d bytes: %w", o.Output.SizeBytes, blockBytes, errdefs.ErrInvalidArgument)
+	}
+	if o.Output.Reuse && (o.Output.Force || o.Output.FileSystem == layerdisk.FileSystemExt4) {
+		return fmt.Errorf("output is to be added to: that excludes replacing it and file system %s: %w", layerdisk.FileSystemExt4, errdefs.ErrInvalidArgument)
 	}
 	switch o.Output.FileSystem {
 	case "":
@@ -101,8 +108,12 @@ type Result struct {
 	FetchedBytes  int64 `json:"fetchedBytes"`
 	UnpackedBytes int64 `json:"unpackedBytes"`
 	Inodes        int64 `json:"inodes"`
-	// DiskBytes is the size of all that belongs to the disk.
-	DiskBytes int64 `json:"diskBytes"`
+	// ReusedLayers were on the output before; ReusedBytes are their part of UnpackedBytes.
+	ReusedLayers int   `json:"reusedLayers"`
+	ReusedBytes  int64 `json:"reusedBytes"`
+	// DiskBytes is the size of all that belongs to the disk, WrittenBytes what of it was written.
+	DiskBytes    int64 `json:"diskBytes"`
+	WrittenBytes int64 `json:"writtenBytes"`
 	// Duration of the build in nanoseconds.
 	Duration time.Duration `json:"durationNanoseconds"`
 }

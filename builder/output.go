@@ -32,6 +32,8 @@ type target struct {
 	// full says that there is no more room. Everything written then is only counted, to say at the end how much is
 	// needed.
 	full atomic.Bool
+	// written counts bytes.
+	written atomic.Int64
 	// publish makes the complete disk visible, discard leaves nothing that could be taken for one.
 	publish func(ctx context.Context) error
 	discard func() error
@@ -51,6 +53,7 @@ func (t *target) WriteAt(p []byte, off int64) (int, error) {
 		return len(p), nil
 	}
 	n, err := t.File.WriteAt(p, off)
+	t.written.Add(int64(n))
 	if noSpace(err) {
 		t.full.Store(true)
 		return len(p), nil
@@ -75,6 +78,7 @@ func (t *target) copyFrom(offset int64, src *os.File, n int64) (copied int64, er
 			return copied, nil // other file systems, a block device, an old kernel: the caller copies
 		}
 		copied += int64(done)
+		t.written.Add(int64(done))
 	}
 	return n, nil
 }

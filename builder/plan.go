@@ -117,9 +117,21 @@ func (p *plan) listLayers() {
 	}
 }
 
+// fresh are the jobs with work to do.
+func (p *plan) fresh() []*layerJob {
+	var jobs []*layerJob
+	for _, j := range p.jobs {
+		if j.reuse == nil {
+			jobs = append(jobs, j)
+		}
+	}
+	return jobs
+}
+
+// blobBytes to fetch.
 func (p *plan) blobBytes() int64 {
 	var sum int64
-	for _, j := range p.jobs {
+	for _, j := range p.fresh() {
 		sum += j.blob.Size
 	}
 	return sum
@@ -150,10 +162,14 @@ func (p *plan) index(o *Options, attributes []string) layerdisk.Index {
 		ix.Images = append(ix.Images, img.record)
 	}
 	for i, l := range p.layers {
+		blobs := []layerdisk.Blob{{Digest: l.blob.Digest, MediaType: l.blob.MediaType, Size: l.blob.Size}}
+		if l.reuse != nil {
+			blobs = l.reuse.blobs
+		}
 		ix.Layers = append(ix.Layers, layerdisk.Layer{
 			Number:        i,
 			DiffID:        l.diffID,
-			Blobs:         []layerdisk.Blob{{Digest: l.blob.Digest, MediaType: l.blob.MediaType, Size: l.blob.Size}},
+			Blobs:         blobs,
 			UnpackedBytes: l.tree.UnpackedBytes,
 			Inodes:        l.tree.Inodes,
 			Attributes:    attributes[i],
