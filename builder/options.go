@@ -21,8 +21,10 @@ type Options struct {
 	Images []string
 	// Platforms of each image; none is the platform of this machine.
 	Platforms []ocispec.Platform
-	Registry  RegistryOptions
-	Output    Output
+	// RegistryOnly takes every image for a reference, whatever it looks like, because others chose it.
+	RegistryOnly bool
+	Registry     RegistryOptions
+	Output       Output
 	// Created is the time in the index; zero is the newest creation time of the images.
 	Created time.Time
 	// Parallel is the number of layers in work at once; 0 is 4, or the number of processors if that is less.
@@ -32,6 +34,7 @@ type Options struct {
 	// Progress, if not nil, is told what happens, one event at a time. It must not block for long.
 	Progress func(Event)
 
+	planOnly bool
 	// retry and gzipProgram are varied by tests.
 	retry       *retryPolicy
 	gzipProgram *string
@@ -64,7 +67,7 @@ func (o *Options) complete() error {
 	if len(o.Images) == 0 {
 		return fmt.Errorf("no images to build a disk from: %w", errdefs.ErrInvalidArgument)
 	}
-	if o.Output.Path == "" {
+	if o.Output.Path == "" && !o.planOnly {
 		return fmt.Errorf("no output path: %w", errdefs.ErrInvalidArgument)
 	}
 	if o.Output.SizeBytes < 0 || o.Output.SizeBytes%blockBytes != 0 {
@@ -156,6 +159,22 @@ type PlanEvent struct {
 	Images    int   `json:"images"`
 	Layers    int   `json:"layers"`
 	BlobBytes int64 `json:"blobBytes"`
+}
+
+// Contents is what images consist of, as their manifests and configs say.
+type Contents struct {
+	Images []ImageEvent `json:"images"`
+	// Layers that differ, in the order in which they would lie on the disk.
+	Layers []ContentsLayer `json:"layers"`
+	// Chains are the chain IDs of all stacks of layers, each once.
+	Chains []digest.Digest `json:"chains"`
+}
+
+// ContentsLayer is one layer.
+type ContentsLayer struct {
+	DiffID    digest.Digest `json:"diffID"`
+	Blob      digest.Digest `json:"blob"`
+	BlobBytes int64         `json:"blobBytes"`
 }
 
 // LayerEvent is the state of one layer.

@@ -20,6 +20,18 @@ const blockBytes = 4096
 // ErrTooSmall says that the disk does not fit: into Output.SizeBytes, the block device or the file system of the file.
 var ErrTooSmall = fmt.Errorf("out of space: %w", errdefs.ErrResourceExhausted)
 
+// TooSmallError is an ErrTooSmall that knows how much is needed.
+type TooSmallError struct {
+	// NeededBytes is the size of the whole disk.
+	NeededBytes int64
+	text        string
+}
+
+func (e *TooSmallError) Error() string { return e.text + ": " + ErrTooSmall.Error() }
+
+// Unwrap gives ErrTooSmall.
+func (e *TooSmallError) Unwrap() error { return ErrTooSmall }
+
 // target is where the disk is built: a file that has no name yet, or a block device whose first block is cleared.
 type target struct {
 	*os.File
@@ -95,7 +107,7 @@ func (t *target) checkRoom(needed int64) error {
 	if !t.full.Load() {
 		return nil
 	}
-	return fmt.Errorf("the disk needs %s (%d bytes), %s: %w", units.BytesSize(float64(needed)), needed, t.why, ErrTooSmall)
+	return &TooSmallError{needed, fmt.Sprintf("the disk needs %s (%d bytes), %s", units.BytesSize(float64(needed)), needed, t.why)}
 }
 
 // checkOutput says early whether openTarget would refuse. It changes nothing.
