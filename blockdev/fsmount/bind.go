@@ -3,7 +3,9 @@ package fsmount
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/blockdev"
@@ -23,4 +25,21 @@ func BindDevice(device, target string) error {
 		return fmt.Errorf("bind device %s to %s: %w", device, target, err)
 	}
 	return nil
+}
+
+// Bound lists the targets of BindDevice at which the block device with that number, whose file is at device, appears.
+func Bound(device string, number uint64) ([]string, error) {
+	root := "/" + filepath.Base(device)
+	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) { return info.Root != root, false })
+	if err != nil {
+		return nil, fmt.Errorf("list mounts of device %s: %w", device, err)
+	}
+	var targets []string
+	for _, info := range infos {
+		var st unix.Stat_t
+		if err := unix.Lstat(info.Mountpoint, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number {
+			targets = append(targets, info.Mountpoint)
+		}
+	}
+	return targets, nil
 }

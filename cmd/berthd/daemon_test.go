@@ -94,20 +94,6 @@ func TestSocketLeftBehind(t *testing.T) {
 	require.Equal(t, "precious", string(data))
 }
 
-// TestSocketIsPrivateAtOnce: listen by itself, with a mask that would let others in.
-func TestSocketIsPrivateAtOnce(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "sub", "s")
-	mask := unix.Umask(0)
-	defer unix.Umask(mask)
-	l, err := listen(t.Context(), path)
-	require.NoError(t, err)
-	info, err := os.Stat(path)
-	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
-	require.Equal(t, 0, unix.Umask(0), "the mask is given back")
-	require.NoError(t, l.Close())
-}
-
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	p := newProcess(t, "")
