@@ -214,6 +214,9 @@ func TestNeedsRestart(t *testing.T) {
 		"disk changed":     {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/c"}} }, true},
 		"idle timeout":     {func(c *config.Config) { c.Stage.IdleTimeout = config.Duration(time.Hour) }, true},
 		"metrics address":  {func(c *config.Config) { c.Metrics.Address = "" }, true},
+		"disk's driver":    {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Driver: "x"}} }, true},
+		"disk's snapshot":  {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Snapshot: "x"}} }, true},
+		"driver":           {func(c *config.Config) { c.Drivers.CSI = map[string]config.CSI{"x": {Node: "/n"}} }, true},
 		"loop's directory": {func(c *config.Config) { c.Loop.Directory = "/x" }, true},
 	} {
 		c := base
