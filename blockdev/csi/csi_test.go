@@ -1,7 +1,6 @@
 package csi_test
 
 import (
-	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -42,26 +41,23 @@ func TestSuiteOfBareDriver(t *testing.T) {
 
 func suite(t *testing.T, options loopcsi.Options, as func(*csi.Driver) blockdev.Attacher) {
 	t.Helper()
-	var (
-		p   *plant
-		now *csi.Driver
-	)
+	// One process for all tests, each of which leaves nothing: starting it is what takes time.
+	p := newPlant(t, options)
+	var now *csi.Driver
 	blockdevtest.Suite(t, blockdevtest.Config{
 		New: func(t *testing.T) blockdev.Attacher {
-			p = newPlant(t, options)
-			now = p.open("node")
+			now = openDriver(t, p.config("node"))
 			require.NoError(t, now.Connect(t.Context()))
-			dir := filepath.Join(p.dir, "node")
 			t.Cleanup(func() {
 				if !t.Failed() {
-					require.Empty(t, leftovers(t, dir))
+					p.expectNothing("node")
 				}
 			})
 			return as(now)
 		},
 		Reopen: func(t *testing.T, _ blockdev.Attacher) blockdev.Attacher {
 			require.NoError(t, now.Close())
-			now = p.open("node")
+			now = openDriver(t, p.config("node"))
 			require.NoError(t, now.Connect(t.Context()))
 			return as(now)
 		},
