@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"berth.dev/berth/blockdev"
@@ -23,25 +24,31 @@ type attachment struct {
 }
 
 const (
-	stagingDir = "staging"
-	publishDir = "publish"
 	deviceFile = "device"
 	// undoTimeout bounds undoing an Attach that went wrong, whose own context may have ended.
 	undoTimeout = 30 * time.Second
 )
 
-func (d *Driver) stagingPath(volumeID string) string {
+// attacher has devices appear and disappear.
+type attacher struct {
+	*finder
+	attachments store[attachment]
+	// reserving is held while attachments are counted and one more is written.
+	reserving sync.Mutex
+}
+
+func (d *attacher) stagingPath(volumeID string) string {
 	return filepath.Join(d.config.Directory, stagingDir, hash(volumeID))
 }
 
-func (d *Driver) targetPath(volumeID string) string {
+func (d *attacher) targetPath(volumeID string) string {
 	return filepath.Join(d.config.Directory, publishDir, hash(volumeID), deviceFile)
 }
 
 // Attach goes the steps that the CSI driver has: publish by the controller, stage, publish on the node. A volume that is
 // attached the other way is ErrExists. What the driver refuses is undone; what it did not answer in time stays begun, for
 // Attach to go on with or Detach to undo.
-func (d *Driver) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
+func (d *attacher) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	var dev blockdev.Device
 	err := d.keys.Do(ctx, volumeID, func() (err error) {
 		dev, err = d.attach(ctx, volumeID, opts)
@@ -53,7 +60,7 @@ func (d *Driver) Attach(ctx context.Context, volumeID string, opts blockdev.Atta
 	return dev, nil
 }
 
-func (d *Driver) attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
+func (d *attacher) attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	if volumeID == "" {
 		return blockdev.Device{}, fmt.Errorf("no volume ID: %w", blockdev.ErrInvalid)
 	}
@@ -103,9 +110,9 @@ func (d *Driver) attach(ctx context.Context, volumeID string, opts blockdev.Atta
 
 // reserve writes the record of a new attachment, if the node can have one more. Other users of the CSI driver may have
 // attached volumes too: those the driver counts.
-func (d *Driver) reserve(p *plugin, rec attachment) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+func (d *attacher) reserve(p *plugin, rec attachment) error {
+	d.reserving.Lock()
+	defer d.reserving.Unlock()
 	if p.maxVolumes > 0 {
 		all, err := d.attachments.all()
 		if err != nil {
@@ -119,7 +126,7 @@ func (d *Driver) reserve(p *plugin, rec attachment) error {
 }
 
 // raise has the volume's device appear and protects it. Every step can be repeated.
-func (d *Driver) raise(ctx context.Context, p *plugin, rec *attachment) (blockdev.Device, error) {
+func (d *attacher) raise(ctx context.Context, p *plugin, rec *attachment) (blockdev.Device, error) {
 	volumeContext, err := d.volumeContext(ctx, p, rec.VolumeID)
 	if err != nil {
 		return blockdev.Device{}, err
@@ -149,7 +156,7 @@ func (d *Driver) raise(ctx context.Context, p *plugin, rec *attachment) (blockde
 }
 
 // protect makes the kernel refuse writes to the device if that was asked for, whatever the driver did about it.
-func (d *Driver) protect(rec *attachment) (blockdev.Device, error) {
+func (d *attacher) protect(rec *attachment) (blockdev.Device, error) {
 	target := d.targetPath(rec.VolumeID)
 	readonly, err := device.ReadOnly(target)
 	if err != nil {
@@ -182,7 +189,7 @@ func devicePath(target string, number uint64) string {
 }
 
 // device looks whether the volume's device is there: after a crash in the middle, or a reboot, it is not.
-func (d *Driver) device(rec attachment) (blockdev.Device, bool, error) {
+func (d *attacher) device(rec attachment) (blockdev.Device, bool, error) {
 	target := d.targetPath(rec.VolumeID)
 	number, err := device.Number(target)
 	// A file in place of the device is what a reboot leaves of a bind mount.
@@ -203,7 +210,7 @@ func (d *Driver) device(rec attachment) (blockdev.Device, bool, error) {
 }
 
 // volumeContext is what the driver wants back of what it said when the volume was made.
-func (d *Driver) volumeContext(ctx context.Context, p *plugin, volumeID string) (map[string]string, error) {
+func (d *attacher) volumeContext(ctx context.Context, p *plugin, volumeID string) (map[string]string, error) {
 	rec, found, err := d.recordOf(volumeID)
 	if err != nil || found || !p.getVolume {
 		return rec.Context, err
@@ -213,7 +220,7 @@ func (d *Driver) volumeContext(ctx context.Context, p *plugin, volumeID string) 
 }
 
 // Detach goes the steps of Attach back. A volume whose device is in use is ErrInUse, and stays attached.
-func (d *Driver) Detach(ctx context.Context, volumeID string) error {
+func (d *attacher) Detach(ctx context.Context, volumeID string) error {
 	err := d.keys.Do(ctx, volumeID, func() error {
 		rec, begun, err := d.attachments.get(volumeID)
 		if err != nil || !begun {
@@ -232,7 +239,7 @@ func (d *Driver) Detach(ctx context.Context, volumeID string) error {
 }
 
 // lower undoes raise from wherever it came to.
-func (d *Driver) lower(ctx context.Context, p *plugin, rec attachment) error {
+func (d *attacher) lower(ctx context.Context, p *plugin, rec attachment) error {
 	if err := d.unprotect(rec); err != nil {
 		return err
 	}
@@ -248,7 +255,7 @@ func (d *Driver) lower(ctx context.Context, p *plugin, rec attachment) error {
 }
 
 // unprotect makes sure that nobody uses the device and gives it back as it was.
-func (d *Driver) unprotect(rec attachment) error {
+func (d *attacher) unprotect(rec attachment) error {
 	target := d.targetPath(rec.VolumeID)
 	number, err := device.Number(target)
 	if errors.Is(err, blockdev.ErrNotFound) || errors.Is(err, blockdev.ErrInvalid) {
@@ -275,7 +282,7 @@ func (d *Driver) unprotect(rec attachment) error {
 }
 
 // Attached lists the volumes that were attached here and whose devices are there. The CSI driver is not asked.
-func (d *Driver) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
+func (d *attacher) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

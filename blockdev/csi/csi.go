@@ -60,15 +60,21 @@ const DefaultTimeout = 2 * time.Minute
 // ListVolumes lists all volumes that the CSI driver lists, or those made by this Driver if it lists none; only the latter
 // have names.
 type Driver struct {
+	*shared
+	*finder
+	*attacher
+	*provisioner
+	*snapshotter
+}
+
+// shared is what all parts of a Driver need: the way to the CSI driver, and what it can do.
+type shared struct {
 	config           Config
 	controller, node *service
-	volumes          store[volumeRecord]
-	snapshots        store[snapshotRecord]
-	attachments      store[attachment]
-	keys             keylock.Set
+	// keys of the volumes, by ID and by name, and of the snapshots that an operation is about now.
+	keys keylock.Set
 
-	// mu guards plugin, which is nil until the CSI driver was asked what it can do, and the number of attachments while
-	// one is added.
+	// mu guards plugin, which is nil until the CSI driver was asked what it can do.
 	mu     sync.Mutex
 	plugin *plugin
 }
@@ -95,35 +101,46 @@ func open(config Config) (*Driver, error) {
 	if config.Timeout == 0 {
 		config.Timeout = DefaultTimeout
 	}
-	d := &Driver{config: config}
-	for kind, dir := range map[string]*string{
-		"volumes": &d.volumes.dir, "snapshots": &d.snapshots.dir, "attachments": &d.attachments.dir, "staging": nil, "publish": nil,
-	} {
-		path := filepath.Join(config.Directory, kind)
+	for _, name := range []string{volumesDir, snapshotsDir, attachmentsDir, stagingDir, publishDir} {
 		// 0700: the devices are those of disks with setuid files of images.
-		if err := os.MkdirAll(path, 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(config.Directory, name), 0o700); err != nil {
 			return nil, err
 		}
-		if dir != nil {
-			*dir = path
-		}
 	}
-	var err error
-	if d.node, err = dial(config.Node, config.Timeout); err != nil {
+	node, err := dial(config.Node, config.Timeout)
+	if err != nil {
 		return nil, err
 	}
-	if d.controller, err = dial(config.Controller, config.Timeout); err != nil {
-		return nil, errors.Join(err, d.node.conn.Close())
+	controller, err := dial(config.Controller, config.Timeout)
+	if err != nil {
+		return nil, errors.Join(err, node.conn.Close())
 	}
-	return d, nil
+	sh := &shared{config: config, controller: controller, node: node}
+	attachments := store[attachment]{filepath.Join(config.Directory, attachmentsDir)}
+	find := &finder{sh, store[volumeRecord]{filepath.Join(config.Directory, volumesDir)}}
+	snaps := &snapshotter{sh, store[snapshotRecord]{filepath.Join(config.Directory, snapshotsDir)}}
+	return &Driver{
+		shared: sh, finder: find, snapshotter: snaps,
+		attacher:    &attacher{finder: find, attachments: attachments},
+		provisioner: &provisioner{find, snaps, attachments},
+	}, nil
 }
 
+// Directories of the state.
+const (
+	volumesDir     = "volumes"
+	snapshotsDir   = "snapshots"
+	attachmentsDir = "attachments"
+	stagingDir     = "staging"
+	publishDir     = "publish"
+)
+
 // Close ends the connections. What is attached stays attached.
-func (d *Driver) Close() error { return errors.Join(d.controller.conn.Close(), d.node.conn.Close()) }
+func (d *shared) Close() error { return errors.Join(d.controller.conn.Close(), d.node.conn.Close()) }
 
 // Properties are those of the CSI driver once it was asked, see Connect. Before that, it is taken to have snapshots and no
 // limit.
-func (d *Driver) Properties() blockdev.Properties {
+func (d *shared) Properties() blockdev.Properties {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	// Read-only is our own doing.
@@ -136,12 +153,12 @@ func (d *Driver) Properties() blockdev.Properties {
 }
 
 // Connect asks the CSI driver what it can do. Every operation does that by itself when it is needed.
-func (d *Driver) Connect(ctx context.Context) error {
+func (d *shared) Connect(ctx context.Context) error {
 	_, err := d.connect(ctx)
 	return err
 }
 
-func (d *Driver) connect(ctx context.Context) (*plugin, error) {
+func (d *shared) connect(ctx context.Context) (*plugin, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -162,7 +179,7 @@ func (d *Driver) connect(ctx context.Context) (*plugin, error) {
 }
 
 // forget what the CSI driver can do, because it went away: it may come back as another version.
-func (d *Driver) forget(err error) {
+func (d *shared) forget(err error) {
 	if blockdev.Retryable(err) {
 		d.mu.Lock()
 		defer d.mu.Unlock()

@@ -12,8 +12,14 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
+// finder finds volumes, and the records of those made here.
+type finder struct {
+	*shared
+	volumes store[volumeRecord]
+}
+
 // GetVolume asks the CSI driver for the volume, in the cheapest way that it has.
-func (d *Driver) GetVolume(ctx context.Context, volumeID string) (blockdev.Volume, error) {
+func (d *finder) GetVolume(ctx context.Context, volumeID string) (blockdev.Volume, error) {
 	p, err := d.connect(ctx)
 	var v blockdev.Volume
 	if err == nil {
@@ -25,7 +31,7 @@ func (d *Driver) GetVolume(ctx context.Context, volumeID string) (blockdev.Volum
 	return v, nil
 }
 
-func (d *Driver) findVolume(ctx context.Context, p *plugin, volumeID string) (blockdev.Volume, error) {
+func (d *finder) findVolume(ctx context.Context, p *plugin, volumeID string) (blockdev.Volume, error) {
 	if volumeID == "" {
 		return blockdev.Volume{}, blockdev.ErrNotFound
 	}
@@ -55,7 +61,7 @@ func (d *Driver) findVolume(ctx context.Context, p *plugin, volumeID string) (bl
 	return merge(&csi.Volume{VolumeId: volumeID}, rec), nil
 }
 
-func (d *Driver) askVolume(ctx context.Context, volumeID string) (*csi.Volume, error) {
+func (d *finder) askVolume(ctx context.Context, volumeID string) (*csi.Volume, error) {
 	resp, err := call(ctx, d.controller, asking, "ControllerGetVolume", csi.NewControllerClient(d.controller.conn).ControllerGetVolume,
 		&csi.ControllerGetVolumeRequest{VolumeId: volumeID})
 	d.forget(err)
@@ -64,7 +70,7 @@ func (d *Driver) askVolume(ctx context.Context, volumeID string) (*csi.Volume, e
 
 // validate asks whether a volume can be used as a block device, the one question about volumes that every driver with a
 // controller answers: NotFound if there is none.
-func (d *Driver) validate(ctx context.Context, volumeID string, volumeContext map[string]string) error {
+func (d *finder) validate(ctx context.Context, volumeID string, volumeContext map[string]string) error {
 	secrets, err := readSecrets(d.config.Secrets.Provision)
 	if err != nil {
 		return err
@@ -88,7 +94,7 @@ func merge(v *csi.Volume, rec volumeRecord) blockdev.Volume {
 
 // ListVolumes lists what the CSI driver lists, and if it cannot do that, what was made here. Volumes whose making was
 // interrupted are made for it: only so their IDs can be known.
-func (d *Driver) ListVolumes(ctx context.Context) ([]blockdev.Volume, error) {
+func (d *provisioner) ListVolumes(ctx context.Context) ([]blockdev.Volume, error) {
 	list, err := d.listVolumes(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list volumes: %w", err)
@@ -97,7 +103,7 @@ func (d *Driver) ListVolumes(ctx context.Context) ([]blockdev.Volume, error) {
 	return list, nil
 }
 
-func (d *Driver) listVolumes(ctx context.Context) ([]blockdev.Volume, error) {
+func (d *provisioner) listVolumes(ctx context.Context) ([]blockdev.Volume, error) {
 	p, err := d.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -128,7 +134,7 @@ func (d *Driver) listVolumes(ctx context.Context) ([]blockdev.Volume, error) {
 }
 
 // finish learns the IDs of volumes whose making was interrupted, and returns all records by ID.
-func (d *Driver) finish(ctx context.Context, p *plugin) (map[string]volumeRecord, error) {
+func (d *provisioner) finish(ctx context.Context, p *plugin) (map[string]volumeRecord, error) {
 	all, err := d.volumes.all()
 	if err != nil {
 		return nil, err
@@ -147,7 +153,7 @@ func (d *Driver) finish(ctx context.Context, p *plugin) (map[string]volumeRecord
 	return byID, nil
 }
 
-func (d *Driver) finishOne(ctx context.Context, p *plugin, name string) (rec volumeRecord, err error) {
+func (d *provisioner) finishOne(ctx context.Context, p *plugin, name string) (rec volumeRecord, err error) {
 	err = d.keys.Do(ctx, nameKey(name), func() error {
 		var found bool
 		if rec, found, err = d.volumes.get(name); err != nil || !found || rec.ID != "" {
@@ -168,7 +174,7 @@ func (d *Driver) finishOne(ctx context.Context, p *plugin, name string) (rec vol
 	return rec, nil
 }
 
-func (d *Driver) listAll(ctx context.Context) ([]*csi.Volume, error) {
+func (d *finder) listAll(ctx context.Context) ([]*csi.Volume, error) {
 	client := csi.NewControllerClient(d.controller.conn)
 	var all []*csi.Volume
 	err := pages(func(token string) (string, error) {

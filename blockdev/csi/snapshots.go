@@ -27,10 +27,16 @@ func (r snapshotRecord) snapshot() blockdev.VolumeSnapshot {
 	return blockdev.VolumeSnapshot{ID: r.ID, Name: r.Name, SourceVolumeID: r.SourceVolumeID, SizeBytes: r.SizeBytes, Created: r.Created, ReadyToUse: r.Ready}
 }
 
+// snapshotter makes, finds and deletes volume snapshots.
+type snapshotter struct {
+	*shared
+	snapshots store[snapshotRecord]
+}
+
 func snapshotKey(name string) string { return "snapshot named " + name }
 
 // CreateSnapshot returns as soon as the CSI driver does; whether the snapshot is ready, GetSnapshot tells.
-func (d *Driver) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
+func (d *snapshotter) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
 	var snapshot blockdev.VolumeSnapshot
 	err := checkName("snapshot", name)
 	if err == nil {
@@ -45,7 +51,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, name, sourceVolumeID string
 	return snapshot, nil
 }
 
-func (d *Driver) createSnapshot(ctx context.Context, name, volumeID string) (blockdev.VolumeSnapshot, error) {
+func (d *snapshotter) createSnapshot(ctx context.Context, name, volumeID string) (blockdev.VolumeSnapshot, error) {
 	p, err := d.connect(ctx)
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, err
@@ -86,14 +92,14 @@ func (r snapshotRecord) join(s *csi.Snapshot) blockdev.VolumeSnapshot {
 }
 
 // DeleteSnapshot deletes a volume snapshot of the CSI driver, made here or not.
-func (d *Driver) DeleteSnapshot(ctx context.Context, snapshotID string) error {
+func (d *snapshotter) DeleteSnapshot(ctx context.Context, snapshotID string) error {
 	if err := d.deleteSnapshot(ctx, snapshotID); err != nil {
 		return fmt.Errorf("delete snapshot %s: %w", snapshotID, err)
 	}
 	return nil
 }
 
-func (d *Driver) deleteSnapshot(ctx context.Context, snapshotID string) error {
+func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID string) error {
 	p, err := d.connect(ctx)
 	if err != nil || snapshotID == "" {
 		return err
@@ -116,7 +122,7 @@ func (d *Driver) deleteSnapshot(ctx context.Context, snapshotID string) error {
 
 // GetSnapshot finds a volume snapshot by its ID. A driver that can neither list nor get snapshots can only be asked about
 // those made here, by asking again to make them until they are ready: later that would bring back one that others deleted.
-func (d *Driver) GetSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
+func (d *snapshotter) GetSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
 	p, err := d.connect(ctx)
 	var s blockdev.VolumeSnapshot
 	if err == nil {
@@ -128,7 +134,7 @@ func (d *Driver) GetSnapshot(ctx context.Context, snapshotID string) (blockdev.V
 	return s, nil
 }
 
-func (d *Driver) findSnapshot(ctx context.Context, p *plugin, snapshotID string) (blockdev.VolumeSnapshot, error) {
+func (d *snapshotter) findSnapshot(ctx context.Context, p *plugin, snapshotID string) (blockdev.VolumeSnapshot, error) {
 	rec, found, err := d.snapshots.get(snapshotID)
 	switch {
 	case err != nil:
@@ -166,7 +172,7 @@ func (d *Driver) findSnapshot(ctx context.Context, p *plugin, snapshotID string)
 }
 
 // sizeOf a snapshot that volumes can be made from; 0 if the driver does not tell.
-func (d *Driver) sizeOf(ctx context.Context, p *plugin, snapshotID string) (int64, error) {
+func (d *snapshotter) sizeOf(ctx context.Context, p *plugin, snapshotID string) (int64, error) {
 	s, err := d.findSnapshot(ctx, p, snapshotID)
 	if errors.Is(err, blockdev.ErrUnsupported) {
 		return 0, nil
@@ -180,7 +186,7 @@ func (d *Driver) sizeOf(ctx context.Context, p *plugin, snapshotID string) (int6
 	return s.SizeBytes, nil
 }
 
-func (d *Driver) listSnapshots(ctx context.Context, snapshotID string) ([]*csi.Snapshot, error) {
+func (d *snapshotter) listSnapshots(ctx context.Context, snapshotID string) ([]*csi.Snapshot, error) {
 	secrets, err := readSecrets(d.config.Secrets.Snapshot)
 	if err != nil {
 		return nil, err
@@ -200,7 +206,7 @@ func (d *Driver) listSnapshots(ctx context.Context, snapshotID string) ([]*csi.S
 }
 
 // ListSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here.
-func (d *Driver) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+func (d *snapshotter) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
 	list, err := d.allSnapshots(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
@@ -209,7 +215,7 @@ func (d *Driver) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, 
 	return list, nil
 }
 
-func (d *Driver) allSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+func (d *snapshotter) allSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
 	p, err := d.connect(ctx)
 	if err != nil {
 		return nil, err

@@ -15,7 +15,7 @@ import (
 
 // steps are those of attaching one volume and their reverse. Those that the driver does not have do nothing.
 type steps struct {
-	*Driver
+	*attacher
 	p             *plugin
 	volumeID      string
 	volumeContext map[string]string

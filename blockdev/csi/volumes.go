@@ -26,6 +26,13 @@ func (r volumeRecord) volume() blockdev.Volume {
 	return blockdev.Volume{ID: r.ID, Name: r.Name, SizeBytes: cmp.Or(r.CapacityBytes, r.SizeBytes), SourceSnapshotID: r.SourceSnapshotID}
 }
 
+// provisioner makes, lists and deletes volumes.
+type provisioner struct {
+	*finder
+	snapshots   *snapshotter
+	attachments store[attachment]
+}
+
 // maxNameBytes is the spec's limit.
 const maxNameBytes = 128
 
@@ -40,7 +47,7 @@ func nameKey(name string) string { return "volume named " + name }
 
 // CreateVolume makes a volume for block use on this node. A volume of the name that was made here with other parameters is
 // ErrExists; about others, the CSI driver decides.
-func (d *Driver) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
+func (d *provisioner) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	var volume blockdev.Volume
 	err := checkName("volume", req.Name)
 	if err == nil && (req.SizeBytes < 0 || req.SizeBytes == 0 && req.SourceSnapshotID == "") {
@@ -58,7 +65,7 @@ func (d *Driver) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequ
 	return volume, nil
 }
 
-func (d *Driver) createVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
+func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	p, err := d.connect(ctx)
 	if err != nil {
 		return blockdev.Volume{}, err
@@ -70,7 +77,7 @@ func (d *Driver) createVolume(ctx context.Context, req blockdev.CreateVolumeRequ
 		return blockdev.Volume{}, p.unsupported("it has no volume snapshots")
 	}
 	if req.SourceSnapshotID != "" && req.SizeBytes == 0 {
-		if req.SizeBytes, err = d.sizeOf(ctx, p, req.SourceSnapshotID); err != nil {
+		if req.SizeBytes, err = d.snapshots.sizeOf(ctx, p, req.SourceSnapshotID); err != nil {
 			return blockdev.Volume{}, err
 		}
 	}
@@ -90,7 +97,7 @@ func (d *Driver) createVolume(ctx context.Context, req blockdev.CreateVolumeRequ
 }
 
 // compare says which record holds: the one there is, or the wanted one if there is no volume of the other.
-func (d *Driver) compare(ctx context.Context, p *plugin, have, want volumeRecord) (volumeRecord, error) {
+func (d *provisioner) compare(ctx context.Context, p *plugin, have, want volumeRecord) (volumeRecord, error) {
 	same := have.SizeBytes == want.SizeBytes && have.SourceSnapshotID == want.SourceSnapshotID
 	if same {
 		return have, nil
@@ -114,7 +121,7 @@ func (d *Driver) compare(ctx context.Context, p *plugin, have, want volumeRecord
 }
 
 // makeVolume asks for the volume of a record. An answer that says it was not made forgets the record.
-func (d *Driver) makeVolume(ctx context.Context, p *plugin, rec volumeRecord) (volumeRecord, error) {
+func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecord) (volumeRecord, error) {
 	secrets, err := readSecrets(d.config.Secrets.Provision)
 	if err != nil {
 		return rec, err
@@ -152,7 +159,7 @@ func (d *Driver) makeVolume(ctx context.Context, p *plugin, rec volumeRecord) (v
 
 // checkMade refuses a volume that is not what was asked for. One that lacks the snapshot's content is deleted, because
 // nobody could tell it from an empty one later.
-func (d *Driver) checkMade(ctx context.Context, p *plugin, rec volumeRecord, v *csi.Volume) error {
+func (d *provisioner) checkMade(ctx context.Context, p *plugin, rec volumeRecord, v *csi.Volume) error {
 	if got := v.GetContentSource().GetSnapshot().GetSnapshotId(); got != rec.SourceSnapshotID {
 		err := fmt.Errorf("driver %s made volume %s from snapshot %q instead of %q: %w", p.name, rec.ID, got, rec.SourceSnapshotID, blockdev.ErrUnsupported)
 		return errors.Join(err, d.deleteVolume(ctx, rec.ID))
@@ -165,7 +172,7 @@ func (d *Driver) checkMade(ctx context.Context, p *plugin, rec volumeRecord, v *
 }
 
 // DeleteVolume deletes a volume of the CSI driver, made here or not.
-func (d *Driver) DeleteVolume(ctx context.Context, volumeID string) error {
+func (d *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 	err := d.keys.Do(ctx, volumeID, func() error {
 		if volumeID == "" {
 			return nil // there is none
@@ -192,7 +199,7 @@ func (d *Driver) DeleteVolume(ctx context.Context, volumeID string) error {
 	return nil
 }
 
-func (d *Driver) deleteVolume(ctx context.Context, volumeID string) error {
+func (d *provisioner) deleteVolume(ctx context.Context, volumeID string) error {
 	secrets, err := readSecrets(d.config.Secrets.Provision)
 	if err != nil {
 		return err
@@ -211,7 +218,7 @@ func (d *Driver) deleteVolume(ctx context.Context, volumeID string) error {
 }
 
 // recordOf finds the record of a volume by its ID.
-func (d *Driver) recordOf(volumeID string) (volumeRecord, bool, error) {
+func (d *finder) recordOf(volumeID string) (volumeRecord, bool, error) {
 	all, err := d.volumes.all()
 	if err != nil {
 		return volumeRecord{}, false, err

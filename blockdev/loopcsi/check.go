@@ -55,7 +55,7 @@ func checkCapabilities(capabilities ...*csi.VolumeCapability) error {
 }
 
 // volume finds a volume of the driver. Paths, which the driver would attach, are none.
-func (s *Server) volume(ctx context.Context, id string) (blockdev.Volume, error) {
+func (s *storage) volume(ctx context.Context, id string) (blockdev.Volume, error) {
 	v, err := s.driver.GetVolume(ctx, id)
 	if err != nil {
 		return v, toStatus(err)
@@ -64,7 +64,7 @@ func (s *Server) volume(ctx context.Context, id string) (blockdev.Volume, error)
 }
 
 // fits says whether this node is among those where a volume may be.
-func (s *Server) fits(req *csi.TopologyRequirement) bool {
+func (s *storage) fits(req *csi.TopologyRequirement) bool {
 	wanted := req.GetRequisite()
 	if len(wanted) == 0 {
 		return true

@@ -12,7 +12,7 @@ import (
 )
 
 // ControllerGetCapabilities lists what was not left out.
-func (s *Server) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+func (s *controller) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
 	resp := &csi.ControllerGetCapabilitiesResponse{}
 	add := func(has bool, types ...csi.ControllerServiceCapability_RPC_Type) {
 		for _, t := range types {
@@ -36,7 +36,7 @@ func (s *Server) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	return resp, nil
 }
 
-func (s *Server) describe(v blockdev.Volume) *csi.Volume {
+func (s *controller) describe(v blockdev.Volume) *csi.Volume {
 	out := &csi.Volume{VolumeId: v.ID, CapacityBytes: v.SizeBytes, AccessibleTopology: []*csi.Topology{s.topology()}}
 	if v.SourceSnapshotID != "" {
 		out.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
@@ -47,7 +47,7 @@ func (s *Server) describe(v blockdev.Volume) *csi.Volume {
 }
 
 // CreateVolume makes a sparse file, blank or from a volume snapshot. A volume of the name that fits the request is returned.
-func (s *Server) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+func (s *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
 	if err := require("name", req.GetName()); err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func (s *Server) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest)
 
 // existing finds the volume of the name, whose parameters only have to be compatible with what is asked for: the loop
 // driver wants them to be the same.
-func (s *Server) existing(ctx context.Context, name string, r *csi.CapacityRange, snapshotID string) (blockdev.Volume, error) {
+func (s *controller) existing(ctx context.Context, name string, r *csi.CapacityRange, snapshotID string) (blockdev.Volume, error) {
 	v, err := s.driver.GetVolume(ctx, name)
 	if gone(err) {
 		return blockdev.Volume{}, nil
@@ -111,7 +111,7 @@ func (s *Server) existing(ctx context.Context, name string, r *csi.CapacityRange
 }
 
 // DeleteVolume deletes a volume that is not attached.
-func (s *Server) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+func (s *controller) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
 	if err := require("volume_id", req.GetVolumeId()); err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func (s *Server) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequest)
 }
 
 // ValidateVolumeCapabilities confirms what CreateVolume accepts.
-func (s *Server) ValidateVolumeCapabilities(ctx context.Context, req *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+func (s *controller) ValidateVolumeCapabilities(ctx context.Context, req *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
 	if err := require("volume_id", req.GetVolumeId()); err != nil {
 		return nil, err
 	}
@@ -145,7 +145,7 @@ func (s *Server) ValidateVolumeCapabilities(ctx context.Context, req *csi.Valida
 }
 
 // ListVolumes lists the volumes by name, and where they are attached.
-func (s *Server) ListVolumes(ctx context.Context, req *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
+func (s *controller) ListVolumes(ctx context.Context, req *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
 	if s.without[List] {
 		return nil, status.Error(codes.Unimplemented, "volumes cannot be listed")
 	}
@@ -173,7 +173,7 @@ func (s *Server) ListVolumes(ctx context.Context, req *csi.ListVolumesRequest) (
 }
 
 // ControllerGetVolume is ListVolumes for one.
-func (s *Server) ControllerGetVolume(ctx context.Context, req *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
+func (s *controller) ControllerGetVolume(ctx context.Context, req *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
 	if s.without[Get] {
 		return nil, status.Error(codes.Unimplemented, "single volumes cannot be asked for")
 	}
@@ -199,7 +199,7 @@ func (s *Server) ControllerGetVolume(ctx context.Context, req *csi.ControllerGet
 const readOnlyKey = "readOnly"
 
 // ControllerPublishVolume attaches the volume.
-func (s *Server) ControllerPublishVolume(ctx context.Context, req *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
+func (s *controller) ControllerPublishVolume(ctx context.Context, req *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
 	if s.without[Publish] {
 		return nil, status.Error(codes.Unimplemented, "volumes are attached on the node")
 	}
@@ -220,7 +220,7 @@ func (s *Server) ControllerPublishVolume(ctx context.Context, req *csi.Controlle
 }
 
 // ControllerUnpublishVolume detaches the volume, which must not be published on the node any more.
-func (s *Server) ControllerUnpublishVolume(ctx context.Context, req *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
+func (s *controller) ControllerUnpublishVolume(ctx context.Context, req *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
 	if s.without[Publish] {
 		return nil, status.Error(codes.Unimplemented, "volumes are detached on the node")
 	}

@@ -60,16 +60,34 @@ type Options struct {
 
 // Server has the identity, controller and node services. It is safe for concurrent use.
 type Server struct {
-	csi.UnimplementedIdentityServer
-	csi.UnimplementedControllerServer
-	csi.UnimplementedNodeServer
+	*identity
+	*controller
+	*node
+}
 
+// storage is what the services share.
+type storage struct {
 	driver  *loopdev.Driver
 	options Options
 	without map[Feature]bool
 
 	// attaching is held while volumes are counted and one more is attached.
 	attaching sync.Mutex
+}
+
+type identity struct {
+	csi.UnimplementedIdentityServer
+	version string
+}
+
+type controller struct {
+	csi.UnimplementedControllerServer
+	*storage
+}
+
+type node struct {
+	csi.UnimplementedNodeServer
+	*storage
 }
 
 // New serves the driver, which the caller closes. Options that cannot be are blockdev.ErrInvalid.
@@ -92,16 +110,17 @@ func New(driver *loopdev.Driver, options Options) (*Server, error) {
 		}
 		without[f] = true
 	}
-	return &Server{driver: driver, options: options, without: without}, nil
+	st := &storage{driver: driver, options: options, without: without}
+	return &Server{&identity{version: options.Version}, &controller{storage: st}, &node{storage: st}}, nil
 }
 
 // Register adds the three services to a gRPC server.
 func (s *Server) Register(to grpc.ServiceRegistrar) {
-	csi.RegisterIdentityServer(to, s)
-	csi.RegisterControllerServer(to, s)
-	csi.RegisterNodeServer(to, s)
+	csi.RegisterIdentityServer(to, s.identity)
+	csi.RegisterControllerServer(to, s.controller)
+	csi.RegisterNodeServer(to, s.node)
 }
 
-func (s *Server) topology() *csi.Topology {
+func (s *storage) topology() *csi.Topology {
 	return &csi.Topology{Segments: map[string]string{TopologyKey: s.options.NodeID}}
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // NodeGetCapabilities lists what was not left out.
-func (s *Server) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
+func (s *node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
 	resp := &csi.NodeGetCapabilitiesResponse{}
 	if !s.without[Stage] {
 		resp.Capabilities = []*csi.NodeServiceCapability{{Type: &csi.NodeServiceCapability_Rpc{
@@ -28,12 +28,12 @@ func (s *Server) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRe
 }
 
 // NodeGetInfo says which node this is and how many volumes it can have.
-func (s *Server) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
+func (s *node) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
 	return &csi.NodeGetInfoResponse{NodeId: s.options.NodeID, MaxVolumesPerNode: int64(s.options.MaxVolumes), AccessibleTopology: s.topology()}, nil
 }
 
 // attach attaches a volume, within the limit.
-func (s *Server) attach(ctx context.Context, volumeID string, readonly bool) (blockdev.Device, error) {
+func (s *storage) attach(ctx context.Context, volumeID string, readonly bool) (blockdev.Device, error) {
 	if _, err := s.volume(ctx, volumeID); err != nil {
 		return blockdev.Device{}, err
 	}
@@ -56,7 +56,7 @@ func (s *Server) attach(ctx context.Context, volumeID string, readonly bool) (bl
 }
 
 // detach detaches a volume that appears nowhere any more.
-func (s *Server) detach(ctx context.Context, volumeID string) error {
+func (s *storage) detach(ctx context.Context, volumeID string) error {
 	attached, err := s.driver.Attached(ctx)
 	if err != nil {
 		return toStatus(err)
@@ -83,7 +83,7 @@ func (s *Server) detach(ctx context.Context, volumeID string) error {
 }
 
 // ensure has the volume's device: that which is attached, or, where none is, one attached as the controller wanted it.
-func (s *Server) ensure(ctx context.Context, volumeID string, publishContext map[string]string) (blockdev.Device, error) {
+func (s *storage) ensure(ctx context.Context, volumeID string, publishContext map[string]string) (blockdev.Device, error) {
 	if _, err := s.volume(ctx, volumeID); err != nil {
 		return blockdev.Device{}, err
 	}
@@ -98,7 +98,7 @@ func (s *Server) ensure(ctx context.Context, volumeID string, publishContext map
 }
 
 // NodeStageVolume has the device there. Nothing is put at the staging path: the device is all there is.
-func (s *Server) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
+func (s *node) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
 	if s.without[Stage] {
 		return nil, status.Error(codes.Unimplemented, "volumes are not staged")
 	}
@@ -115,7 +115,7 @@ func (s *Server) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRe
 }
 
 // NodeUnstageVolume detaches the volume if no controller will.
-func (s *Server) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
+func (s *node) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
 	if s.without[Stage] {
 		return nil, status.Error(codes.Unimplemented, "volumes are not staged")
 	}
@@ -131,7 +131,7 @@ func (s *Server) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolu
 }
 
 // NodePublishVolume makes the device appear at the target path.
-func (s *Server) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
+func (s *node) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
 	target := req.GetTargetPath()
 	if err := require("volume_id", req.GetVolumeId(), "target_path", target); err != nil {
 		return nil, err
@@ -184,7 +184,7 @@ func publish(path, target string) error {
 }
 
 // NodeUnpublishVolume takes the device away from the target path, and detaches the volume if nobody else will.
-func (s *Server) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
+func (s *node) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
 	if err := require("volume_id", req.GetVolumeId(), "target_path", req.GetTargetPath()); err != nil {
 		return nil, err
 	}

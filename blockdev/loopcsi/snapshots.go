@@ -18,7 +18,7 @@ func describeSnapshot(v blockdev.VolumeSnapshot) *csi.Snapshot {
 	}
 }
 
-func (s *Server) needSnapshots() error {
+func (s *controller) needSnapshots() error {
 	if s.without[Snapshots] {
 		return status.Error(codes.Unimplemented, "there are no volume snapshots")
 	}
@@ -26,7 +26,7 @@ func (s *Server) needSnapshots() error {
 }
 
 // CreateSnapshot copies a volume that is not attached for writing; the snapshot is ready at once.
-func (s *Server) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
+func (s *controller) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
 	if err := s.needSnapshots(); err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func (s *Server) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 }
 
 // DeleteSnapshot deletes a volume snapshot; volumes made from it stay.
-func (s *Server) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
+func (s *controller) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
 	if err := s.needSnapshots(); err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (s *Server) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequ
 }
 
 // ListSnapshots lists volume snapshots by name, all, or those of an ID or a volume.
-func (s *Server) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
+func (s *controller) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
 	if s.without[Snapshots] || s.without[List] {
 		return nil, status.Error(codes.Unimplemented, "volume snapshots cannot be listed")
 	}
@@ -94,7 +94,7 @@ func (s *Server) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsReques
 }
 
 // GetSnapshot is ListSnapshots for one.
-func (s *Server) GetSnapshot(ctx context.Context, req *csi.GetSnapshotRequest) (*csi.GetSnapshotResponse, error) {
+func (s *controller) GetSnapshot(ctx context.Context, req *csi.GetSnapshotRequest) (*csi.GetSnapshotResponse, error) {
 	if s.without[Snapshots] || s.without[Get] {
 		return nil, status.Error(codes.Unimplemented, "single volume snapshots cannot be asked for")
 	}
