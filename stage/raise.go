@@ -106,7 +106,7 @@ func (s *steps) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (
 		})
 	})
 	if err != nil {
-		return blockdev.Device{}, fmt.Errorf("attach volume %s: %w", volumeID, err)
+		return blockdev.Device{}, err // the driver says which volume
 	}
 	s.mu.Lock()
 	d.device = dev.Path
