@@ -24,6 +24,7 @@ func dialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket's mode says who may connect
 		grpc.WithConnectParams(reconnect),
+		grpc.WithNoProxy(), // a proxy of the environment is for what is elsewhere
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		// Retrying is done here, by the rules of CSI.
 		grpc.WithDisableRetry(),

@@ -215,6 +215,30 @@ func TestLostAnswer(t *testing.T) {
 	require.Empty(t, leftovers(t, filepath.Join(f.dir, "node")))
 }
 
+// TestRepeatedAfterItsSnapshotHasGone: the caller's journal lost the answer, not ours.
+func TestRepeatedAfterItsSnapshotHasGone(t *testing.T) {
+	f := newTap(t, loopcsi.Options{})
+	d := f.open(t, nil)
+	source := f.volume(t, d, "source")
+	s, err := d.CreateSnapshot(t.Context(), "s", source)
+	require.NoError(t, err)
+	req := blockdev.CreateVolumeRequest{Name: "v", SourceSnapshotID: s.ID}
+	v, err := d.CreateVolume(t.Context(), req)
+	require.NoError(t, err)
+	require.NoError(t, d.DeleteSnapshot(t.Context(), s.ID))
+	again, err := d.CreateVolume(t.Context(), req)
+	require.NoError(t, err)
+	require.Equal(t, v, again)
+
+	// Deleted by others, it cannot be made again.
+	require.NoError(t, f.driver.DeleteVolume(t.Context(), v.ID))
+	_, err = d.CreateVolume(t.Context(), req)
+	require.True(t, errdefs.IsNotFound(err), "%v", err)
+	require.NoError(t, d.DeleteVolume(t.Context(), v.ID), "deleting what has gone forgets it")
+	require.NoError(t, d.DeleteVolume(t.Context(), source))
+	require.Empty(t, leftovers(t, filepath.Join(f.dir, "node")))
+}
+
 // TestNeverMade: nobody knows whether the volume was made, and it turns out that it cannot be.
 func TestNeverMade(t *testing.T) {
 	f := newTap(t, loopcsi.Options{})

@@ -76,6 +76,9 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 	if req.SourceSnapshotID != "" && !p.snapshots {
 		return blockdev.Volume{}, p.unsupported("it has no volume snapshots")
 	}
+	if v, err := d.known(ctx, p, req); err != nil || v.ID != "" {
+		return v, err
+	}
 	if req.SourceSnapshotID != "" && req.SizeBytes == 0 {
 		if req.SizeBytes, err = d.snapshots.sizeOf(ctx, p, req.SourceSnapshotID); err != nil {
 			return blockdev.Volume{}, err
@@ -94,6 +97,19 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 	}
 	rec, err = d.makeVolume(ctx, p, rec)
 	return rec.volume(), err
+}
+
+// known finds the volume if it was made here before: its snapshot may have gone since.
+func (d *provisioner) known(ctx context.Context, p *plugin, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
+	have, found, err := d.volumes.get(req.Name)
+	if err != nil || !found || have.ID == "" || have.SourceSnapshotID != req.SourceSnapshotID || req.SizeBytes != 0 && req.SizeBytes != have.SizeBytes {
+		return blockdev.Volume{}, err
+	}
+	v, err := d.findVolume(ctx, p, have.ID)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return blockdev.Volume{}, nil
+	}
+	return v, err
 }
 
 // compare says which record holds: the one there is, or the wanted one if there is no volume of the other.
