@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -23,6 +24,7 @@ type Config struct {
 	Stage       Stage       `toml:"stage"`
 	Snapshotter Snapshotter `toml:"snapshotter"`
 	Loop        Loop        `toml:"loop"`
+	Drivers     Drivers     `toml:"drivers"`
 	Disks       []Disk      `toml:"disk"`
 }
 
@@ -64,10 +66,14 @@ type Loop struct {
 type Disk struct {
 	// Name to show it under and detach it by; unique.
 	Name string `toml:"name"`
-	// Path of a layer disk's file or block device. Either this or Volume.
+	// Driver that attaches it; empty is LoopDriver.
+	Driver string `toml:"driver"`
+	// Path of a layer disk's file or block device, for LoopDriver. Either this, Volume or Snapshot.
 	Path string `toml:"path"`
 	// Volume is the driver's own ID of a volume.
 	Volume string `toml:"volume"`
+	// Snapshot is the driver's own ID of a volume snapshot, of which a volume is made for this node.
+	Snapshot string `toml:"snapshot"`
 	// Expect, if not empty, is the index digest the disk must have: any other disk is refused.
 	Expect digest.Digest `toml:"expect"`
 	// Keep the disk attached while nothing uses it; not set is true.
@@ -77,13 +83,17 @@ type Disk struct {
 // KeepAttached is Keep with its default.
 func (d Disk) KeepAttached() bool { return d.Keep == nil || *d.Keep }
 
-// VolumeID is the name that the driver knows the disk by: its path, or the volume's own ID.
+// VolumeID is the name that the driver knows the disk by: its path, or the volume's own ID; empty for one on a volume
+// snapshot.
 func (d Disk) VolumeID() string {
 	if d.Path != "" {
 		return d.Path
 	}
 	return d.Volume
 }
+
+// DriverName is Driver with its default.
+func (d Disk) DriverName() string { return cmp.Or(d.Driver, LoopDriver) }
 
 // Default is what berthd does without a file. default.toml says the same, with reasons.
 func Default() Config {

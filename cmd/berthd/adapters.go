@@ -84,8 +84,8 @@ func diskOf(s stage.DiskStatus) control.Disk {
 }
 
 func (d disks) Attach(ctx context.Context, spec control.DiskSpec) (control.Disk, error) {
-	s, err := d.stage.Stage(ctx, stage.Spec{Name: spec.Name, Driver: spec.Driver, VolumeID: spec.VolumeID, Keep: spec.Keep,
-		Expect: layerdisk.Identity{IndexDigest: spec.Expect}})
+	s, err := d.stage.Stage(ctx, stage.Spec{Name: spec.Name, Driver: spec.Driver, VolumeID: spec.VolumeID, SnapshotID: spec.SnapshotID,
+		Keep: spec.Keep, Expect: layerdisk.Identity{IndexDigest: spec.Expect}})
 	if err != nil {
 		return control.Disk{}, err
 	}

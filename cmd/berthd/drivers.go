@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/csi"
 	"berth.dev/berth/blockdev/loopdev"
 	"berth.dev/berth/config"
 )
@@ -24,7 +25,22 @@ func openDrivers(c config.Config) (*drivers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open driver loop: %w", err)
 	}
-	return &drivers{map[string]blockdev.Attacher{"loop": loop}, []io.Closer{loop}}, nil
+	d := &drivers{map[string]blockdev.Attacher{config.LoopDriver: loop}, []io.Closer{loop}}
+	for name, cfg := range c.Drivers.CSI {
+		driver, err := csi.Open(csiConfig(cfg, filepath.Join(c.Root, "csi", name)))
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open driver %s: %w", name, err), d.Close())
+		}
+		d.attachers[name], d.closers = driver, append(d.closers, driver)
+	}
+	return d, nil
+}
+
+func csiConfig(c config.CSI, directory string) csi.Config {
+	return csi.Config{
+		Node: c.Node, Controller: c.Controller, Directory: cmp.Or(c.Directory, directory), Timeout: c.Timeout.Std(),
+		Parameters: c.Parameters, SnapshotParameters: c.SnapshotParameters, Topology: c.Topology, Secrets: csi.Secrets(c.Secrets),
+	}
 }
 
 // Close leaves attached what is attached.

@@ -40,8 +40,8 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 func diskSpecs(c config.Config) []control.DiskSpec {
 	var specs []control.DiskSpec
 	for _, d := range c.Disks {
-		specs = append(specs, control.DiskSpec{Name: d.Name, Driver: control.DefaultDriver, VolumeID: d.VolumeID(),
-			Keep: d.KeepAttached(), Expect: d.Expect})
+		specs = append(specs, control.DiskSpec{Name: d.Name, Driver: d.DriverName(), VolumeID: d.VolumeID(),
+			SnapshotID: d.Snapshot, Keep: d.KeepAttached(), Expect: d.Expect})
 	}
 	return specs
 }
@@ -116,10 +116,10 @@ func needsRestart(old, c config.Config) bool {
 	}
 	for _, d := range old.Disks {
 		got, ok := now[d.Name]
-		if !ok || got.VolumeID() != d.VolumeID() || got.Expect != d.Expect || got.KeepAttached() != d.KeepAttached() {
+		if !ok || got.DriverName() != d.DriverName() || got.VolumeID() != d.VolumeID() || got.Snapshot != d.Snapshot || got.Expect != d.Expect || got.KeepAttached() != d.KeepAttached() {
 			return true
 		}
 	}
 	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
-		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop
+		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop || !old.Drivers.Equal(c.Drivers)
 }
