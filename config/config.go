@@ -23,6 +23,7 @@ type Config struct {
 	Stage       Stage       `toml:"stage"`
 	Snapshotter Snapshotter `toml:"snapshotter"`
 	Loop        Loop        `toml:"loop"`
+	Discover    Discover    `toml:"discover"`
 	Disks       []Disk      `toml:"disk"`
 }
 
@@ -60,6 +61,16 @@ type Loop struct {
 	Directory string `toml:"directory"`
 }
 
+// Discover is about layer disks among the node's block devices that nobody names.
+type Discover struct {
+	// Enabled looks for them and serves from them. Off, because it trusts whoever can attach a disk to the node.
+	Enabled bool `toml:"enabled"`
+	// Expect, if not empty, are the index digests of the only disks that are used.
+	Expect []digest.Digest `toml:"expect"`
+	// LoopsBelow are directories whose files are looked at too where others have made loop devices of them.
+	LoopsBelow []string `toml:"loops_below"`
+}
+
 // Disk is a layer disk to attach at every start.
 type Disk struct {
 	// Name to show it under and detach it by; unique.
@@ -68,6 +79,8 @@ type Disk struct {
 	Path string `toml:"path"`
 	// Volume is the driver's own ID of a volume.
 	Volume string `toml:"volume"`
+	// Driver that attaches the volume; empty is the one for files and block devices.
+	Driver string `toml:"driver"`
 	// Expect, if not empty, is the index digest the disk must have: any other disk is refused.
 	Expect digest.Digest `toml:"expect"`
 	// Keep the disk attached while nothing uses it; not set is true.
@@ -98,5 +111,6 @@ func Default() Config {
 			RestoreTimeout: Duration(30 * time.Second),
 		},
 		Snapshotter: Snapshotter{Protocol: ProtocolAuto},
+		Discover:    Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
 	}
 }

@@ -110,7 +110,7 @@ func suggest(key []string) string {
 // sectionKeys are the sorted keys of a section ("" is the top), read from default.toml so that there is one list.
 func sectionKeys(section string) []string {
 	if section == "disk" {
-		return []string{"name", "path", "volume", "expect", "keep"} // default.toml has them in a comment only
+		return []string{"name", "path", "volume", "driver", "expect", "keep"} // default.toml has them in a comment only
 	}
 	var all map[string]any
 	if err := toml.Unmarshal(defaultTOML, &all); err != nil {

@@ -143,9 +143,12 @@ func (d *Driver) attach(ctx context.Context, id string, opts blockdev.AttachOpti
 
 // attachNow does not wait for a device.
 func (d *Driver) attachNow(ctx context.Context, v volumeID, id string, opts blockdev.AttachOptions) (blockdev.Device, error) {
-	dev, ok, err := d.attachedAlready(ctx, v, id, opts)
-	if err != nil || ok {
+	dev, ok, err := d.attachedAlready(ctx, id, opts)
+	if err != nil {
 		return dev, err
+	}
+	if ok {
+		return d.move(ctx, v, id, dev)
 	}
 	// Reading devices may take time, so it is done without the key.
 	candidates, err := d.scanner.find(ctx, v)
@@ -157,7 +160,7 @@ func (d *Driver) attachNow(ctx context.Context, v volumeID, id string, opts bloc
 	}
 	defer d.unlock()
 	// Another call may have been faster.
-	if dev, ok, err := d.attachment(v, id, opts); err != nil || ok {
+	if dev, ok, err := d.attachment(id, opts); err != nil || ok {
 		return dev, err
 	}
 	var errs []error
@@ -171,12 +174,12 @@ func (d *Driver) attachNow(ctx context.Context, v volumeID, id string, opts bloc
 	return blockdev.Device{}, errors.Join(errs...)
 }
 
-func (d *Driver) attachedAlready(ctx context.Context, v volumeID, id string, opts blockdev.AttachOptions) (blockdev.Device, bool, error) {
+func (d *Driver) attachedAlready(ctx context.Context, id string, opts blockdev.AttachOptions) (blockdev.Device, bool, error) {
 	if err := d.lock(ctx); err != nil {
 		return blockdev.Device{}, false, err
 	}
 	defer d.unlock()
-	return d.attachment(v, id, opts)
+	return d.attachment(id, opts)
 }
 
 // changes is closed when devices may have changed, if anybody watches.

@@ -177,6 +177,44 @@ func TestLeft(t *testing.T) {
 	require.NoError(t, d.Detach(t.Context(), volume))
 }
 
+// TestMove: the device is there, but gives errors while it is in use.
+func TestMove(t *testing.T) {
+	dir := realDir(t)
+	d := open(t, dir, attached.Config{Options: attached.Options{LoopsBelow: []string{dir}}, Wait: 50 * time.Millisecond})
+	file, copied := filepath.Join(dir, "disk"), filepath.Join(dir, "copy")
+	id := makeDisk(t, file, "app")
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	volume := attached.VolumeID(id.IndexDigest)
+	old := plug(t, file, false)
+	before, err := d.Attach(t.Context(), volume, blockdev.AttachOptions{ReadOnly: true})
+	require.NoError(t, err)
+	user, err := os.OpenFile(old.Path, os.O_RDONLY|os.O_EXCL, 0)
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(file, 0))
+	got, err := d.Attach(t.Context(), volume, blockdev.AttachOptions{ReadOnly: true})
+	require.NoError(t, err)
+	require.Equal(t, before, got, "there is no other")
+
+	require.NoError(t, os.WriteFile(copied, data, 0o600))
+	other := plug(t, copied, false)
+	claim, err := os.OpenFile(other.Path, os.O_RDONLY|os.O_EXCL, 0)
+	require.NoError(t, err)
+	got, err = d.Attach(t.Context(), volume, blockdev.AttachOptions{ReadOnly: true})
+	require.NoError(t, err)
+	require.Equal(t, before, got, "the other is somebody's")
+	require.NoError(t, claim.Close())
+	got, err = d.Attach(t.Context(), volume, blockdev.AttachOptions{ReadOnly: true})
+	require.NoError(t, err)
+	require.Equal(t, blockdev.Device{Path: other.Path, ReadOnly: true}, got)
+	all, err := d.Attached(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, map[string]blockdev.Device{volume: got}, all)
+	require.NoError(t, user.Close())
+	require.NoError(t, d.Detach(t.Context(), volume))
+	require.False(t, readOnly(t, other.Path))
+}
+
 // TestAttachWaits for a device that comes later, without anybody who watches.
 func TestAttachWaits(t *testing.T) {
 	dir := realDir(t)

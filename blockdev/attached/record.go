@@ -144,7 +144,7 @@ func (d *Driver) present(r record) (sysblock.Device, bool, error) {
 }
 
 // attachment says whether and how the volume is attached, and forgets attachments whose device has left. The key is held.
-func (d *Driver) attachment(v volumeID, id string, opts blockdev.AttachOptions) (blockdev.Device, bool, error) {
+func (d *Driver) attachment(id string, opts blockdev.AttachOptions) (blockdev.Device, bool, error) {
 	r, ok, err := d.read(d.path(id))
 	if err != nil || !ok {
 		return blockdev.Device{}, false, err
@@ -152,10 +152,6 @@ func (d *Driver) attachment(v volumeID, id string, opts blockdev.AttachOptions) 
 	dev, ok, err := d.current(r)
 	if err != nil {
 		return blockdev.Device{}, false, err
-	}
-	if ok && d.scanner.holdsOther(v, r) {
-		// It was written to since, or the medium was changed.
-		ok = false
 	}
 	if !ok {
 		return blockdev.Device{}, false, d.release(r)
@@ -177,17 +173,6 @@ func (d *Driver) current(r record) (blockdev.Device, bool, error) {
 		return blockdev.Device{}, false, nil
 	}
 	return blockdev.Device{Path: dev.Path, ReadOnly: r.ReadOnly}, readonly || !r.ReadOnly, err
-}
-
-// holdsOther says whether it is known already that the device holds another disk than the index that the volume ID names.
-func (s *scanner) holdsOther(v volumeID, r record) bool {
-	if v.scheme != schemeIndex {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f, ok := s.known[r.Name]
-	return ok && r.of(f.device) && (f.none || f.err == nil && f.header.IndexDigest.String() != v.id)
 }
 
 // Detach lets the device go: it is writable again if Attach made it read-only. It stays attached to the node.

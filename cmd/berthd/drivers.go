@@ -6,16 +6,20 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"time"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/attached"
 	"berth.dev/berth/blockdev/loopdev"
 	"berth.dev/berth/config"
+	"berth.dev/berth/control"
 )
 
 // drivers are the block storage drivers by the name that disks name them by, and what has to be closed at the end.
 type drivers struct {
 	attachers map[string]blockdev.Attacher
 	closers   []io.Closer
+	attached  *attached.Driver
 }
 
 // openDrivers is the one list of drivers.
@@ -24,7 +28,22 @@ func openDrivers(c config.Config) (*drivers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open driver loop: %w", err)
 	}
-	return &drivers{map[string]blockdev.Attacher{"loop": loop}, []io.Closer{loop}}, nil
+	found, err := attached.Open(attached.Config{Options: discoverOptions(c.Discover), Dir: filepath.Join(c.Root, "attached"), Wait: deviceWait})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open driver %s: %w", attachedDriver, err), loop.Close())
+	}
+	return &drivers{map[string]blockdev.Attacher{control.DefaultDriver: loop, attachedDriver: found}, []io.Closer{loop}, found}, nil
+}
+
+// attachedDriver finds devices that are there already.
+const attachedDriver = "attached"
+
+// deviceWait is how long that driver waits for a device: clouds need 2 to 20 seconds to attach one, but whoever wants the
+// disk asks again, and detaching it has to wait for an attempt to end.
+const deviceWait = 10 * time.Second
+
+func discoverOptions(d config.Discover) attached.Options {
+	return attached.Options{Expect: d.Expect, LoopsBelow: d.LoopsBelow}
 }
 
 // Close leaves attached what is attached.
