@@ -49,7 +49,7 @@ type Discovery struct {
 	mu    sync.Mutex
 	found map[string]FoundDisk
 
-	// taken are the volumes that were attached, in this way or another, since they were there. Only Run uses it.
+	// taken are the volumes that are there and were begun to attach, or are attached in another way. Only Run uses it.
 	taken map[string]bool
 }
 
@@ -156,9 +156,10 @@ func (d *Discovery) take(ctx context.Context, f FoundDisk, list []Disk) {
 		}
 		return
 	}
-	if d.taken[f.VolumeID] || d.waiting.tried(spec.Name) {
+	if d.taken[f.VolumeID] {
 		return
 	}
+	d.taken[f.VolumeID] = true
 	entry := log.G(ctx).WithFields(log.Fields{"disk": spec.Name, "uuid": f.UUID, "index": f.IndexDigest, "device": f.Device})
 	if len(f.Others) > 0 {
 		entry.WithField("others", f.Others).Warn("several devices have the same layer disk, one of them is used")

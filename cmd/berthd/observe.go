@@ -75,6 +75,7 @@ func (o observer) StepDone(step stage.Step, took time.Duration, err error) {
 }
 
 func (o observer) DiskFailed(name string, holders int, err error) {
+	o.metrics.DiskFailed()
 	o.ledger.DiskFailed(name, holders, err)
 }
 
