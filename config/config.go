@@ -61,6 +61,9 @@ type Loop struct {
 	Directory string `toml:"directory"`
 }
 
+// AttachedDriver is the name of the driver of disks that are attached already.
+const AttachedDriver = "attached"
+
 // Discover is about layer disks among the node's block devices that nobody names.
 type Discover struct {
 	// Enabled looks for them and serves from them. Off, because it trusts whoever can attach a disk to the node.

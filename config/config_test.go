@@ -116,7 +116,7 @@ func TestParseRefuses(t *testing.T) {
 		"discover digest":   {"[discover]\nexpect = [\"sha256:12\"]", []string{"discover.expect", "berth inspect"}},
 		"discover dir":      {"[discover]\nloops_below = [\"srv\"]", []string{"discover.loops_below", "absolute"}},
 		"discover key":      {"[discover]\nexpected = []", []string{`did you mean "expect"?`}},
-		"driver of a path":  {disk("path = \"/x\"\ndriver = \"attached\""), []string{"path and driver"}},
+		"driver of a path":  {disk("path = \"/x\"\ndriver = \"attached\""), []string{"path: driver attached attaches volumes"}},
 		"disk without name": {"[[disk]]\npath = \"/x\"", []string{"disk 1", "name"}},
 		"disk name":         {"[[disk]]\nname = \"A/b\"\npath = \"/x\"", []string{"disk 1", "no disk name"}},
 		"disk twice":        {disk("path = \"/x\"\n") + disk("path = \"/y\""), []string{"disk 2 (a)", "used by another"}},

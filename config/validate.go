@@ -117,8 +117,8 @@ func checkDisks(disks []Disk) []error {
 			refuse("path and volume exclude each other")
 		case d.Path != "" && !cleanAbs(d.Path):
 			refuse("path: %q is not a clean absolute path", d.Path)
-		case d.Path != "" && d.Driver != "":
-			refuse("path and driver exclude each other: a driver is for a volume")
+		case d.Path != "" && d.Driver == AttachedDriver:
+			refuse("path: driver %s attaches volumes, name one as volume", d.Driver)
 		case d.Volume != "" && filepath.IsAbs(d.Volume):
 			refuse("volume: %q is a path, write it as path", d.Volume)
 		}

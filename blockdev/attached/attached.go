@@ -21,6 +21,9 @@ import (
 	"berth.dev/berth/blockdev/sysblock"
 )
 
+// Name of the driver.
+const Name = "attached"
+
 // Config of a Driver.
 type Config struct {
 	Options

@@ -308,7 +308,8 @@ func partition(t *testing.T, path string, offset, length int64) string {
 		require.NoError(t, err)
 		defer again.Close()
 		f = again
-		require.NoError(t, call(unix.BLKPG_DEL_PARTITION))
+		// Somebody may be looking at it just now.
+		require.Eventually(t, func() bool { return call(unix.BLKPG_DEL_PARTITION) == nil }, patience, 10*time.Millisecond)
 	})
 	return path + "p1"
 }
@@ -439,4 +440,13 @@ func TestWatch(t *testing.T) {
 	require.NoError(t, f.Close())
 	d.Rescan()
 	next("a disk that was written in place", oneID, twoID)
+
+	// A partition that is made later.
+	three := filepath.Join(dir, "three")
+	threeID := makeDisk(t, three, "three")
+	data, err = os.ReadFile(three)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(three, append(make([]byte, mib), data...), 0o600))
+	partition(t, plug(t, three, false).Path, mib, int64(len(data)))
+	next("a partition", oneID, twoID, threeID)
 }

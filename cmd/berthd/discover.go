@@ -39,7 +39,7 @@ func logRefused(ctx context.Context, before map[string]string, refused []attache
 func foundDisks(v attached.View) []control.FoundDisk {
 	found := make([]control.FoundDisk, 0, len(v.Disks))
 	for _, d := range v.Disks {
-		f := control.FoundDisk{Driver: attachedDriver, VolumeID: d.VolumeID, UUID: d.Identity.UUID, IndexDigest: d.Identity.IndexDigest,
+		f := control.FoundDisk{Driver: attached.Name, VolumeID: d.VolumeID, UUID: d.Identity.UUID, IndexDigest: d.Identity.IndexDigest,
 			Device: d.Device.Path}
 		for _, o := range d.Others {
 			f.Others = append(f.Others, o.Path)

@@ -30,15 +30,12 @@ func openDrivers(c config.Config) (*drivers, error) {
 	}
 	found, err := attached.Open(attached.Config{Options: discoverOptions(c.Discover), Dir: filepath.Join(c.Root, "attached"), Wait: deviceWait})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open driver %s: %w", attachedDriver, err), loop.Close())
+		return nil, errors.Join(fmt.Errorf("open driver %s: %w", attached.Name, err), loop.Close())
 	}
-	return &drivers{map[string]blockdev.Attacher{control.DefaultDriver: loop, attachedDriver: found}, []io.Closer{loop}, found}, nil
+	return &drivers{map[string]blockdev.Attacher{control.DefaultDriver: loop, attached.Name: found}, []io.Closer{loop}, found}, nil
 }
 
-// attachedDriver finds devices that are there already.
-const attachedDriver = "attached"
-
-// deviceWait is how long that driver waits for a device: clouds need 2 to 20 seconds to attach one, but whoever wants the
+// deviceWait is how long the driver of attached disks waits for a device: clouds need 2 to 20 seconds to attach one, but whoever wants the
 // disk asks again, and detaching it has to wait for an attempt to end.
 const deviceWait = 10 * time.Second
 
