@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -86,6 +87,8 @@ type found struct {
 type scanner struct {
 	opts   Options
 	expect map[digest.Digest]bool
+	// loopsBelow is Options.LoopsBelow as the kernel calls them.
+	loopsBelow []string
 	// read reads a header; tests without real devices have their own.
 	read func(sysblock.Device) (layerdisk.Header, error)
 
@@ -108,6 +111,14 @@ func newScanner(opts Options) *scanner {
 		known: make(map[string]found), reading: make(map[string]*reading)}
 	for _, d := range opts.Expect {
 		s.expect[d] = true
+	}
+	for _, dir := range opts.LoopsBelow {
+		// The kernel names a loop device's file without symbolic links.
+		if real, err := filepath.EvalSymlinks(dir); err == nil {
+			s.loopsBelow = append(s.loopsBelow, real)
+		} else {
+			s.loopsBelow = append(s.loopsBelow, filepath.Clean(dir))
+		}
 	}
 	return s
 }
@@ -212,7 +223,7 @@ func (s *scanner) skip(d sysblock.Device, written map[uint64]bool) string {
 }
 
 func (s *scanner) wantsLoop(d sysblock.Device) bool {
-	for _, dir := range s.opts.LoopsBelow {
+	for _, dir := range s.loopsBelow {
 		if strings.HasPrefix(d.Kind.Loop, strings.TrimSuffix(dir, "/")+"/") {
 			return true
 		}

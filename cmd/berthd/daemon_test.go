@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -228,6 +229,8 @@ func TestNeedsRestart(t *testing.T) {
 		"disk changed":     {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/c"}} }, true},
 		"idle timeout":     {func(c *config.Config) { c.Stage.IdleTimeout = config.Duration(time.Hour) }, true},
 		"metrics address":  {func(c *config.Config) { c.Metrics.Address = "" }, true},
+		"discovery":        {func(c *config.Config) { c.Discover.Enabled = true }, true},
+		"expected disks":   {func(c *config.Config) { c.Discover.Expect = []digest.Digest{digest.FromString("x")} }, true},
 		"loop's directory": {func(c *config.Config) { c.Loop.Directory = "/x" }, true},
 	} {
 		c := base
