@@ -25,6 +25,7 @@ type Config struct {
 	Snapshotter Snapshotter `toml:"snapshotter"`
 	Loop        Loop        `toml:"loop"`
 	Drivers     Drivers     `toml:"drivers"`
+	Discover    Discover    `toml:"discover"`
 	Disks       []Disk      `toml:"disk"`
 }
 
@@ -60,6 +61,19 @@ type Snapshotter struct {
 type Loop struct {
 	// Directory of volumes and volume snapshots; empty is <root>/volumes.
 	Directory string `toml:"directory"`
+}
+
+// AttachedDriver is the name of the driver of disks that are attached already.
+const AttachedDriver = "attached"
+
+// Discover is about layer disks among the node's block devices that nobody names.
+type Discover struct {
+	// Enabled looks for them and serves from them. Off, because it trusts whoever can attach a disk to the node.
+	Enabled bool `toml:"enabled"`
+	// Expect, if not empty, are the index digests of the only disks that are used.
+	Expect []digest.Digest `toml:"expect"`
+	// LoopsBelow are directories whose files are looked at too where others have made loop devices of them.
+	LoopsBelow []string `toml:"loops_below"`
 }
 
 // Disk is a layer disk to attach at every start.
@@ -108,5 +122,6 @@ func Default() Config {
 			RestoreTimeout: Duration(30 * time.Second),
 		},
 		Snapshotter: Snapshotter{Protocol: ProtocolAuto},
+		Discover:    Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
 	}
 }

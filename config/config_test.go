@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/config"
@@ -111,12 +112,17 @@ address = ""
 idle_timeout = "0s"
 [snapshotter]
 protocol = "staged"
+[discover]
+enabled = true
+expect = ["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
+loops_below = ["/srv"]
 [[disk]]
 name = "one"
 path = "/dev/sdb"
 [[disk]]
 name = "two"
 volume = "v-2"
+driver = "attached"
 expect = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 keep = false
 `))
@@ -124,10 +130,12 @@ keep = false
 	want := config.Default()
 	want.Root, want.Log, want.Metrics.Address = "/b", config.Log{Level: config.LogDebug, Format: config.LogJSON}, ""
 	want.Stage.IdleTimeout, want.Snapshotter.Protocol = 0, config.ProtocolStaged
+	want.Discover = config.Discover{Enabled: true, LoopsBelow: []string{"/srv"},
+		Expect: []digest.Digest{"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}}
 	keep := false
 	want.Disks = []config.Disk{
 		{Name: "one", Path: "/dev/sdb"},
-		{Name: "two", Volume: "v-2", Expect: "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", Keep: &keep},
+		{Name: "two", Volume: "v-2", Driver: "attached", Expect: "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", Keep: &keep},
 	}
 	require.Equal(t, want, got)
 	require.Equal(t, 5*time.Second, got.Stage.AttachWait.Std())
@@ -165,6 +173,10 @@ func TestParseRefuses(t *testing.T) {
 		"metrics no port":   {"[metrics]\naddress = \"localhost\"", []string{"metrics.address", "host:port"}},
 		"metrics port":      {"[metrics]\naddress = \":99999\"", []string{"metrics.address", "65535"}},
 		"loop dir":          {"[loop]\ndirectory = \"v\"", []string{"loop.directory"}},
+		"discover digest":   {"[discover]\nexpect = [\"sha256:12\"]", []string{"discover.expect", "berth inspect"}},
+		"discover dir":      {"[discover]\nloops_below = [\"srv\"]", []string{"discover.loops_below", "absolute"}},
+		"discover key":      {"[discover]\nexpected = []", []string{`did you mean "expect"?`}},
+		"driver of a path":  {disk("path = \"/x\"\ndriver = \"attached\""), []string{"path: driver attached attaches volumes"}},
 		"disk without name": {"[[disk]]\npath = \"/x\"", []string{"disk 1", "name"}},
 		"disk name":         {"[[disk]]\nname = \"A/b\"\npath = \"/x\"", []string{"disk 1", "no disk name"}},
 		"disk twice":        {disk("path = \"/x\"\n") + disk("path = \"/y\""), []string{"disk 2 (a)", "used by another"}},
@@ -183,7 +195,7 @@ func TestParseRefuses(t *testing.T) {
 		"no node socket":    {"[drivers.csi.c]\ncontroller = \"/n\"", []string{"drivers.csi.c: node"}},
 		"relative socket":   {"[drivers.csi.c]\nnode = \"n\"", []string{"drivers.csi.c: node", "absolute"}},
 		"long node socket":  {"[drivers.csi.c]\nnode = \"/" + strings.Repeat("n", 107) + "\"", []string{"drivers.csi.c: node", "at most 107"}},
-		"driver is loop":    {"[drivers.csi.loop]\nnode = \"/n\"", []string{"embedded driver"}},
+		"driver is loop":    {"[drivers.csi.loop]\nnode = \"/n\"", []string{"driver of berth's own"}},
 		"driver name":       {"[drivers.csi.A]\nnode = \"/n\"", []string{"drivers.csi.A: name"}},
 		"relative secrets":  {"[drivers.csi.c]\nnode = \"/n\"\n[drivers.csi.c.secrets]\nprovision = \"p\"", []string{"secrets.provision"}},
 		"driver timeout":    {"[drivers.csi.c]\nnode = \"/n\"\ntimeout = \"-1s\"", []string{"timeout", "negative"}},

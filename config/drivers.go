@@ -51,12 +51,12 @@ func (c CSI) equal(o CSI) bool {
 
 func (d Drivers) has(name string) bool {
 	_, ok := d.CSI[name]
-	return ok || name == LoopDriver
+	return ok || name == LoopDriver || name == AttachedDriver
 }
 
 // names of all drivers.
 func (d Drivers) names() []string {
-	return append([]string{LoopDriver}, slices.Sorted(maps.Keys(d.CSI))...)
+	return append([]string{LoopDriver, AttachedDriver}, slices.Sorted(maps.Keys(d.CSI))...)
 }
 
 func (d Drivers) check() []error {
@@ -72,8 +72,8 @@ func (d Drivers) check() []error {
 func (c CSI) check(name string) []error {
 	var errs []error
 	refuse := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if name == LoopDriver {
-		refuse("%q is the embedded driver, take another name", name)
+	if name == LoopDriver || name == AttachedDriver {
+		refuse("%q is a driver of berth's own, take another name", name)
 	}
 	if err := checkDiskName(name); err != nil {
 		refuse("name: %w", err)

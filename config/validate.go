@@ -76,12 +76,28 @@ func (c *Config) Validate() error {
 	if d := c.Loop.Directory; d != "" && !cleanAbs(d) {
 		refuse("loop.directory: %q is not a clean absolute path; \"\" is <root>/volumes", d)
 	}
+	errs = append(errs, checkDiscover(c.Discover)...)
 	errs = append(errs, c.Drivers.check()...)
 	errs = append(errs, checkDisks(c.Disks, c.Drivers)...)
 	if len(errs) > 0 {
 		return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+func checkDiscover(d Discover) []error {
+	var errs []error
+	for _, e := range d.Expect {
+		if err := e.Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("discover.expect: %q: %w; \"berth inspect\" prints the index digest", e, err))
+		}
+	}
+	for _, dir := range d.LoopsBelow {
+		if !cleanAbs(dir) {
+			errs = append(errs, fmt.Errorf("discover.loops_below: %q is not a clean absolute path", dir))
+		}
+	}
+	return errs
 }
 
 func checkDisks(disks []Disk, drivers Drivers) []error {

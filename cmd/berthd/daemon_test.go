@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -217,6 +218,8 @@ func TestNeedsRestart(t *testing.T) {
 		"disk's driver":    {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Driver: "x"}} }, true},
 		"disk's snapshot":  {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Snapshot: "x"}} }, true},
 		"driver":           {func(c *config.Config) { c.Drivers.CSI = map[string]config.CSI{"x": {Node: "/n"}} }, true},
+		"discovery":        {func(c *config.Config) { c.Discover.Enabled = true }, true},
+		"expected disks":   {func(c *config.Config) { c.Discover.Expect = []digest.Digest{digest.FromString("x")} }, true},
 		"loop's directory": {func(c *config.Config) { c.Loop.Directory = "/x" }, true},
 	} {
 		c := base
