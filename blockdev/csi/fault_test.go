@@ -2,6 +2,7 @@ package csi_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -213,6 +214,72 @@ func TestLostAnswer(t *testing.T) {
 	require.True(t, errdefs.IsUnavailable(d.DeleteVolume(t.Context(), list[0].ID)))
 	require.NoError(t, d.DeleteVolume(t.Context(), list[0].ID))
 	require.Empty(t, leftovers(t, filepath.Join(f.dir, "node")))
+}
+
+// TestCrashAtEveryStep loses each request once, before and after the driver has done it, and goes on in a new process:
+// forward with the same call, or back.
+func TestCrashAtEveryStep(t *testing.T) {
+	steps := []string{
+		"CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume",
+		"NodeUnpublishVolume", "NodeUnstageVolume", "ControllerUnpublishVolume", "DeleteVolume",
+	}
+	for _, step := range steps {
+		for _, done := range []bool{false, true} {
+			for _, back := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s done %t back %t", step, done, back), func(t *testing.T) {
+					t.Parallel()
+					crashAt(t, step, done, back)
+				})
+			}
+		}
+	}
+}
+
+func crashAt(t *testing.T, step string, done, back bool) {
+	t.Helper()
+	f := newTap(t, loopcsi.Options{})
+	lost := failing(step, 1, codes.DeadlineExceeded)
+	if done {
+		f.set(nil, lost)
+	} else {
+		f.set(lost, nil)
+	}
+	crashes := 0
+	// again repeats what was lost with a new client, as after a crash.
+	again := func(do func(*csi.Driver) error) {
+		d := f.open(t, nil)
+		err := do(d)
+		if err != nil {
+			crashes++
+			require.True(t, errdefs.IsUnavailable(err), "%v", err)
+			require.NoError(t, d.Close())
+			d = f.open(t, nil)
+			err = do(d)
+		}
+		require.NoError(t, err)
+		require.NoError(t, d.Close())
+	}
+	var id string
+	again(func(d *csi.Driver) error {
+		v, err := d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "v", SizeBytes: mib})
+		id = v.ID
+		return err
+	})
+	again(func(d *csi.Driver) error {
+		if crashes > 0 && back {
+			return nil // given up, whatever of it is done
+		}
+		dev, err := d.Attach(t.Context(), id, blockdev.AttachOptions{ReadOnly: true})
+		require.Equal(t, err == nil, dev.ReadOnly)
+		return err
+	})
+	again(func(d *csi.Driver) error { return d.Detach(t.Context(), id) })
+	again(func(d *csi.Driver) error { return d.DeleteVolume(t.Context(), id) })
+	require.Equal(t, 1, crashes)
+	require.Empty(t, leftovers(t, filepath.Join(f.dir, "node")))
+	volumes, err := f.driver.ListVolumes(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, volumes)
 }
 
 // TestRepeatedAfterItsSnapshotHasGone: the caller's journal lost the answer, not ours.
