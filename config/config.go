@@ -24,6 +24,8 @@ type Config struct {
 	Snapshotter Snapshotter `toml:"snapshotter"`
 	Loop        Loop        `toml:"loop"`
 	Disks       []Disk      `toml:"disk"`
+	// ImageSnapshots that this berthd makes and keeps.
+	ImageSnapshots ImageSnapshots `toml:"image_snapshots"`
 }
 
 // Log says what is written to standard error.
@@ -97,6 +99,7 @@ func Default() Config {
 			AttachWait:     Duration(5 * time.Second),
 			RestoreTimeout: Duration(30 * time.Second),
 		},
-		Snapshotter: Snapshotter{Protocol: ProtocolAuto},
+		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
+		ImageSnapshots: defaultImageSnapshots(),
 	}
 }

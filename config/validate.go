@@ -75,6 +75,7 @@ func (c *Config) Validate() error {
 		refuse("loop.directory: %q is not a clean absolute path; \"\" is <root>/volumes", d)
 	}
 	errs = append(errs, checkDisks(c.Disks)...)
+	errs = append(errs, c.ImageSnapshots.check()...)
 	if len(errs) > 0 {
 		return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -48,12 +49,18 @@ type ImageSnapshots struct {
 	reader    SnapshotReader
 	fleet     Fleet
 	matching  Matching
+	// closed ends all watches.
+	closed chan struct{}
+	once   sync.Once
 }
 
 // NewImageSnapshots serves the image snapshots of one store.
 func NewImageSnapshots(l Lifecycle, r SnapshotReader, f Fleet, m Matching) *ImageSnapshots {
-	return &ImageSnapshots{lifecycle: l, reader: r, fleet: f, matching: m}
+	return &ImageSnapshots{lifecycle: l, reader: r, fleet: f, matching: m, closed: make(chan struct{})}
 }
+
+// Close ends all watches, now and later; everything else goes on.
+func (s *ImageSnapshots) Close() { s.once.Do(func() { close(s.closed) }) }
 
 // SnapshotFilter chooses image snapshots; empty fields choose all.
 type SnapshotFilter struct {

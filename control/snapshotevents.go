@@ -31,8 +31,8 @@ func (s *ImageSnapshots) Events(ctx context.Context, f SnapshotFilter) ([]Snapsh
 	return events[max(0, len(events)-MaxListedEvents):], nil
 }
 
-// Watch sends every image snapshot that the filter lets through, then each change, until ctx ends, send fails or the store closes. One
-// that is named must exist, else it is errdefs.ErrNotFound, and its deletion ends the watch without an error.
+// Watch sends every image snapshot that the filter lets through, then each change, until ctx ends, send fails or Close is called. One
+// that is named must exist, else it is errdefs.ErrNotFound, and its deletion ends the watch without an error, as Close does.
 func (s *ImageSnapshots) Watch(ctx context.Context, f SnapshotFilter, send func(store.Change) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -41,33 +41,49 @@ func (s *ImageSnapshots) Watch(ctx context.Context, f SnapshotFilter, send func(
 	if err != nil {
 		return err
 	}
-	var one *imagesnapshot.ImageSnapshot
+	w := snapshotWatch{filter: f.store(), send: send}
 	if f.NameOrID != "" {
-		if one, err = s.Get(ctx, f.NameOrID); err != nil {
+		if w.one, err = s.Get(ctx, f.NameOrID); err != nil {
 			return err
 		}
 	}
-	for c := range changes {
-		if one != nil && c.Object.Name != one.Name {
-			continue
-		}
-		if one != nil && c.Object.ID != one.ID {
-			// Another one has the name: the deletion was left out.
-			return send(store.Change{Object: one, Deleted: true})
-		}
-		if one != nil {
-			one = c.Object
-		}
-		if f.store().Match(c.Object) {
-			if err := send(c); err != nil {
+	for {
+		select {
+		case c, ok := <-changes:
+			if !ok {
+				return ctx.Err()
+			}
+			if last, err := w.take(c); last || err != nil {
 				return err
 			}
-		}
-		if one != nil && c.Deleted {
+		case <-s.closed:
 			return nil
 		}
 	}
-	return ctx.Err()
+}
+
+type snapshotWatch struct {
+	filter store.Filter
+	send   func(store.Change) error
+	// one, if not nil, is the only one that is watched, as it was last.
+	one *imagesnapshot.ImageSnapshot
+}
+
+// take a change; last says that nothing can follow.
+func (w *snapshotWatch) take(c store.Change) (last bool, err error) {
+	switch {
+	case w.one != nil && c.Object.Name != w.one.Name:
+		return false, nil
+	case w.one != nil && c.Object.ID != w.one.ID:
+		// Another one has the name: the deletion was left out.
+		return true, w.send(store.Change{Object: w.one, Deleted: true})
+	case w.one != nil:
+		w.one = c.Object
+	}
+	if w.filter.Match(c.Object) {
+		err = w.send(c)
+	}
+	return w.one != nil && c.Deleted, err
 }
 
 // WatchEvents sends what happened so far, then each event as it happens. It ends as Watch does.

@@ -15,7 +15,9 @@ import (
 // drivers are the block storage drivers by the name that disks name them by, and what has to be closed at the end.
 type drivers struct {
 	attachers map[string]blockdev.Attacher
-	closers   []io.Closer
+	// backend makes and keeps the volumes of image snapshots.
+	backend backend
+	closers []io.Closer
 }
 
 // openDrivers is the one list of drivers.
@@ -24,7 +26,14 @@ func openDrivers(c config.Config) (*drivers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open driver loop: %w", err)
 	}
-	return &drivers{map[string]blockdev.Attacher{"loop": loop}, []io.Closer{loop}}, nil
+	return &drivers{map[string]blockdev.Attacher{"loop": loop}, loop, []io.Closer{loop}}, nil
+}
+
+// backend is a driver that plays all roles.
+type backend interface {
+	blockdev.Attacher
+	blockdev.Provisioner
+	blockdev.Snapshotter
 }
 
 // Close leaves attached what is attached.

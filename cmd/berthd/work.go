@@ -25,6 +25,7 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 	n.waiting.Attach(ctx, diskSpecs(c))
 	wg.Go(func() { n.serveMetrics(ctx, c.Metrics.Address) })
 	wg.Go(func() { feedWatchdog(ctx, n.answersItself) })
+	wg.Go(func() { n.snapshots.run(ctx) })
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	wg.Go(func() {
@@ -121,5 +122,5 @@ func needsRestart(old, c config.Config) bool {
 		}
 	}
 	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
-		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop
+		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop || old.ImageSnapshots != c.ImageSnapshots
 }
