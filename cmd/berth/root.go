@@ -19,6 +19,8 @@ func newRoot() *cobra.Command {
 		newEvents(),
 		newExplain(),
 		newInspect(),
+		newMatch(),
+		newSnapshot(),
 		newStatus(),
 		newVerify(),
 		newVersion(),
