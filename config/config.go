@@ -27,6 +27,8 @@ type Config struct {
 	Drivers     Drivers     `toml:"drivers"`
 	Discover    Discover    `toml:"discover"`
 	Disks       []Disk      `toml:"disk"`
+	// ImageSnapshots that this berthd makes and keeps.
+	ImageSnapshots ImageSnapshots `toml:"image_snapshots"`
 }
 
 // Log says what is written to standard error.
@@ -121,7 +123,8 @@ func Default() Config {
 			AttachWait:     Duration(5 * time.Second),
 			RestoreTimeout: Duration(30 * time.Second),
 		},
-		Snapshotter: Snapshotter{Protocol: ProtocolAuto},
-		Discover:    Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
+		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
+		Discover:       Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
+		ImageSnapshots: defaultImageSnapshots(),
 	}
 }

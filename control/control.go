@@ -1,5 +1,6 @@
-// Package control has the use cases behind the control API and the berth command: look at a node's layer disks, attach
-// and detach them, and explain how layers are found. grpc.go is its thin gRPC adapter; everything else knows no gRPC.
+// Package control has the use cases behind the APIs and the berth command: look at a node's layer disks, attach
+// and detach them, explain how layers are found, and keep image snapshots. grpc.go, snapshotgrpc.go and the messages beside
+// them are its thin gRPC adapter; everything else knows no gRPC.
 package control
 
 import (

@@ -54,6 +54,8 @@ type fakeDaemon struct {
 	disks    []*controlv1.Disk
 	hits     map[string]bool
 	image    *controlv1.FindImageResponse
+	// snapshots, if not nil, is the other service.
+	snapshots *fakeSnapshots
 }
 
 func (f *fakeDaemon) Status(context.Context, *controlv1.StatusRequest) (*controlv1.StatusResponse, error) {
@@ -141,6 +143,9 @@ func start(t *testing.T, f *fakeDaemon) string {
 	require.NoError(t, err)
 	server := grpc.NewServer()
 	controlv1.RegisterControlServiceServer(server, f)
+	if f.snapshots != nil {
+		controlv1.RegisterImageSnapshotServiceServer(server, f.snapshots)
+	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	t.Cleanup(func() {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -38,8 +39,17 @@ func (f *daemonFlags) register(cmd *cobra.Command) {
 		"berthd's unix `socket`; the environment's BERTH_SOCKET is the default")
 }
 
-// call talks to berthd; what goes wrong is told in words of this command, not of gRPC.
+// call talks to the control service of berthd.
 func (f *daemonFlags) call(ctx context.Context, use func(context.Context, controlv1.ControlServiceClient) error) error {
+	return f.dial(ctx, func(ctx context.Context, conn connection) error {
+		return use(ctx, controlv1.NewControlServiceClient(conn))
+	})
+}
+
+type connection = grpc.ClientConnInterface
+
+// dial talks to berthd; what goes wrong is told in words of this command, not of gRPC.
+func (f *daemonFlags) dial(ctx context.Context, use func(context.Context, connection) error) error {
 	if err := f.reachable(ctx); err != nil {
 		return err
 	}
@@ -49,8 +59,10 @@ func (f *daemonFlags) call(ctx context.Context, use func(context.Context, contro
 		return fmt.Errorf("connect to berthd: %w", err)
 	}
 	defer conn.Close()
-	return answered(use(ctx, controlv1.NewControlServiceClient(conn)))
+	return answered(use(ctx, conn))
 }
+
+func isNotFound(err error) bool { return errdefs.IsNotFound(errgrpc.ToNative(err)) }
 
 // answer is an error of a server: its words as they are, and its class. errgrpc.ToNative adds the class to the words
 // again, on a line of its own.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"time"
 
@@ -57,11 +56,7 @@ manifest and the config are read, and nothing is changed.`,
 	}
 	daemon.register(cmd)
 	f := cmd.Flags()
-	f.StringVar(&r.platform, "platform", "", "`os/arch` of the image, the node's if not given")
-	f.StringSliceVar(&r.plainHTTP, "plain-http", nil, "`registries` to ask over http; * is all")
-	f.StringSliceVar(&r.skipVerify, "insecure-skip-verify", nil, "`registries` whose certificate is not checked; * is all")
-	f.StringVar(&r.address, "containerd-address", "/run/containerd/containerd.sock", "containerd's `socket`")
-	f.StringVarP(&r.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"), "containerd `namespace` to look in, all if not given")
+	r.register(f)
 	f.StringVar(&snapshotter, "snapshotter", "berth", "`name` of the proxy plugin in containerd")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

@@ -27,6 +27,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -50,6 +51,14 @@ type resolver struct {
 	// plainHTTP and skipVerify name registries; "*" is all.
 	plainHTTP, skipVerify []string
 	address, namespace    string
+}
+
+func (r *resolver) register(f *pflag.FlagSet) {
+	f.StringVar(&r.platform, "platform", "", "`os/arch` of the image, the node's if not given")
+	f.StringSliceVar(&r.plainHTTP, "plain-http", nil, "`registries` to ask over http; * is all")
+	f.StringSliceVar(&r.skipVerify, "insecure-skip-verify", nil, "`registries` whose certificate is not checked; * is all")
+	f.StringVar(&r.address, "containerd-address", "/run/containerd/containerd.sock", "containerd's `socket`")
+	f.StringVarP(&r.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"), "containerd `namespace` to look in, all if not given")
 }
 
 func (r *resolver) find(ctx context.Context, ref string, control controlv1.ControlServiceClient) (*imageLayers, error) {

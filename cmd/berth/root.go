@@ -20,6 +20,8 @@ func newRoot() *cobra.Command {
 		newEvents(),
 		newExplain(),
 		newInspect(),
+		newMatch(),
+		newSnapshot(),
 		newStatus(),
 		newVerify(),
 		newVersion(),

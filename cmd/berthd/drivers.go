@@ -18,8 +18,10 @@ import (
 // drivers are the block storage drivers by the name that disks name them by, and what has to be closed at the end.
 type drivers struct {
 	attachers map[string]blockdev.Attacher
-	closers   []io.Closer
-	attached  *attached.Driver
+	// backend makes and keeps the volumes of image snapshots.
+	backend  backend
+	closers  []io.Closer
+	attached *attached.Driver
 }
 
 // openDrivers is the one list of drivers.
@@ -32,7 +34,7 @@ func openDrivers(c config.Config) (*drivers, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open driver %s: %w", attached.Name, err), loop.Close())
 	}
-	d := &drivers{map[string]blockdev.Attacher{config.LoopDriver: loop, attached.Name: found}, []io.Closer{loop}, found}
+	d := &drivers{map[string]blockdev.Attacher{config.LoopDriver: loop, attached.Name: found}, loop, []io.Closer{loop}, found}
 	for name, cfg := range c.Drivers.CSI {
 		driver, err := csi.Open(csiConfig(cfg, filepath.Join(c.Root, "csi", name)))
 		if err != nil {
@@ -56,6 +58,13 @@ const deviceWait = 10 * time.Second
 
 func discoverOptions(d config.Discover) attached.Options {
 	return attached.Options{Expect: d.Expect, LoopsBelow: d.LoopsBelow}
+}
+
+// backend is a driver that plays all roles.
+type backend interface {
+	blockdev.Attacher
+	blockdev.Provisioner
+	blockdev.Snapshotter
 }
 
 // Close leaves attached what is attached.

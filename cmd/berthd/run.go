@@ -41,6 +41,8 @@ type node struct {
 	waiting  *control.Waiting
 	registry *prometheus.Registry
 	metrics  *metrics.Metrics
+	// snapshots are image snapshots.
+	snapshots *imageSnapshots
 }
 
 // run serves until ctx ends. It leaves mounts and containers alone.
@@ -78,6 +80,7 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
 	control.Register(server, service)
+	control.RegisterImageSnapshots(server, n.snapshots.service)
 	alive := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, alive)
 
@@ -106,6 +109,9 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	}
 	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{Root: c.Root, Source: layerSource{n.stage}, Observer: watch, Protocol: protocol})
 	if err != nil {
+		return err
+	}
+	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backend, n.stage); err != nil {
 		return err
 	}
 	missing, err := reconcile(ctx, n.snaps, n.stage)
@@ -149,6 +155,7 @@ func (n *node) serve(ctx context.Context, c config.Config, load func() (config.C
 	log.G(stopping).Info("berthd stops, containers go on")
 	alive.Shutdown()
 	n.ledger.Close()
+	n.snapshots.service.Close()
 	drain(stopping, server)
 	stopWork()
 	background()
@@ -176,6 +183,9 @@ func drain(ctx context.Context, server *grpc.Server) {
 // Close closes what was opened, the last first; disks stay mounted.
 func (n *node) Close() error {
 	var errs []error
+	if n.snapshots != nil {
+		errs = append(errs, n.snapshots.Close())
+	}
 	if n.snaps != nil {
 		errs = append(errs, n.snaps.Close())
 	}

@@ -32,6 +32,7 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 		wg.Go(func() { discover(ctx, n.drivers.attached, discovery) })
 	}
 	wg.Go(func() { feedWatchdog(ctx, n.answersItself) })
+	wg.Go(func() { n.snapshots.run(ctx) })
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	wg.Go(func() {
@@ -129,7 +130,8 @@ func needsRestart(old, c config.Config) bool {
 		}
 	}
 	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
-		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop || !old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover)
+		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop || !old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover) ||
+		old.ImageSnapshots != c.ImageSnapshots
 }
 
 func sameDiscover(a, b config.Discover) bool {

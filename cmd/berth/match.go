@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+func newMatch() *cobra.Command {
+	var (
+		daemon      daemonFlags
+		r           resolver
+		req         controlv1.MatchImagesRequest
+		namesOnly   bool
+		noAutoMatch bool
+		asJSON      bool
+	)
+	cmd := &cobra.Command{
+		Use:   "match IMAGE...",
+		Short: "Show which image snapshots would be chosen for images, and why",
+		Long: `match shows which image snapshots would be used for a pod with these images, and why, candidate by candidate. It changes
+nothing.
+
+Annotations are those of a pod, in any dialect that berthd knows (berth.dev/…, and those of the clouds). Without any that
+speak of it, automatic matching is asked for; --no-auto-match leaves it off, as nodes do.
+
+The images' layers are looked up on the attached disks, in containerd, and at the registry. With --names-only, or for an image
+that is not found, only names and tags are compared.`,
+		Example: "  berth match nginx:1.27 redis:7\n" +
+			"  berth match nginx:1.27 --annotation berth.dev/snapshot=nightly --annotation berth.dev/reject-if-unavailable=true\n" +
+			"  berth match nginx:1.27 --annotation cci.io/image-snapshot-auto-match=true --order quantity",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.AutoMatch = !noAutoMatch
+			return daemon.dial(cmd.Context(), func(ctx context.Context, conn connection) error {
+				for _, ref := range args {
+					img := &controlv1.MatchImage{Reference: ref, Platform: r.platform}
+					if !namesOnly {
+						found, err := r.find(ctx, ref, controlv1.NewControlServiceClient(conn))
+						if err != nil {
+							cmd.PrintErrf("%s: only its name is compared: %s\n", ref, strings.ReplaceAll(err.Error(), "\n", "; "))
+						}
+						img.Layers = matchLayers(found)
+					}
+					req.Images = append(req.Images, img)
+				}
+				resp, err := controlv1.NewImageSnapshotServiceClient(conn).MatchImages(ctx, &req)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return writeMessage(cmd.OutOrStdout(), resp)
+				}
+				return writeMatch(cmd.OutOrStdout(), resp)
+			})
+		},
+	}
+	daemon.register(cmd)
+	r.register(cmd.Flags())
+	f := cmd.Flags()
+	f.StringToStringVar(&req.Annotations, "annotation", nil, "`key=value` of the pod; may be repeated")
+	f.StringToStringVar(&req.Labels, "pod-label", nil, "label of the pod, `key=value`; may be repeated")
+	f.StringVar(&req.Order, "order", "", "compare by saved, size, quantity or degree, whatever the annotations say")
+	f.Int32Var(&req.Explain, "explain", 0, "`number` of candidates to explain (default 20); -1 for the chosen ones only")
+	f.BoolVar(&noAutoMatch, "no-auto-match", false, "leave automatic matching off unless an annotation asks for it")
+	f.BoolVar(&namesOnly, "names-only", false, "do not look up the images' layers")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func matchLayers(l *imageLayers) []*controlv1.MatchLayer {
+	if l == nil {
+		return nil
+	}
+	var layers []*controlv1.MatchLayer
+	for i, d := range l.DiffIDs {
+		layers = append(layers, &controlv1.MatchLayer{DiffId: d.String(), BlobDigest: l.Blobs[i].Digest.String(), BlobBytes: l.Blobs[i].Size})
+	}
+	return layers
+}
+
+func writeMatch(w io.Writer, m *controlv1.MatchImagesResponse) error {
+	var b strings.Builder
+	outcome := strings.ToLower(strings.TrimPrefix(m.GetOutcome().String(), "MATCH_OUTCOME_"))
+	if code := m.GetRejectCode(); code != "" {
+		outcome += " (" + code + ")"
+	}
+	fmt.Fprintf(&b, "%s: %s\n", outcome, m.GetReason())
+	for _, c := range m.GetChosen() {
+		state := "to be attached"
+		if c.GetAttached() {
+			state = "attached"
+		}
+		fmt.Fprintf(&b, "  %s, ID %s, %s\n", c.GetName(), c.GetId(), state)
+	}
+	if m.GetSavedDownloadBytes()+m.GetSavedUnpackBytes() > 0 {
+		fmt.Fprintf(&b, "saves %s of download and %s more of unpacking\n", units.BytesSize(float64(m.GetSavedDownloadBytes())), units.BytesSize(float64(m.GetSavedUnpackBytes())))
+	}
+	if m.GetNothingMatched() && m.GetCreateIfMissing() {
+		b.WriteString("an image snapshot of these images would be made\n")
+	}
+	for _, warning := range m.GetWarnings() {
+		fmt.Fprintf(&b, "warning: %s\n", warning)
+	}
+	if len(m.GetDialects()) > 0 {
+		fmt.Fprintf(&b, "annotations read as %s\n", strings.Join(m.GetDialects(), ", "))
+	}
+	fmt.Fprintf(&b, "\n%d candidates, compared by %s\n", m.GetConsidered(), m.GetOrder())
+	for i, c := range m.GetCandidates() {
+		fmt.Fprintf(&b, "\n%d. %s: %s, %s\n", i+1, c.GetName(), c.GetVerdict(), c.GetWhy())
+		var keys []string
+		for _, k := range c.GetScore() {
+			keys = append(keys, k.GetName()+" "+strconv.FormatInt(k.GetValue(), 10))
+		}
+		if len(keys) > 0 {
+			fmt.Fprintf(&b, "   %s\n", strings.Join(keys, ", "))
+		}
+		for _, img := range c.GetImages() {
+			fmt.Fprintf(&b, "   %s: %s\n", img.GetReference(), hasOf(img))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// hasOf says what a candidate has of an image.
+func hasOf(img *controlv1.MatchedImage) string {
+	has := "nothing"
+	switch img.GetMatchedBy() {
+	case "digest":
+		has = "the whole image, by digest"
+	case "name":
+		has = "the whole image, by name"
+	case "layers":
+		has = "some layers"
+	}
+	if img.GetLayers() > 0 && img.GetMatchedBy() != "" {
+		has += fmt.Sprintf(" (%d of %d layers, the lowest %d without a gap)", img.GetHits(), img.GetLayers(), img.GetRun())
+	}
+	if d := img.GetMovedTagDigest(); d != "" {
+		has += ", under this name it has " + d
+	}
+	return has
+}

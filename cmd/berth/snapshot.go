@@ -1,0 +1,309 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+func newSnapshot() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot",
+		Short: "Create, look at, change and delete image snapshots",
+		Long: `An image snapshot is a set of container images, unpacked once onto a layer disk and kept as a volume snapshot. Nodes
+attach it and run the images, and all others that share layers with them, without pulling and unpacking.
+
+berthd builds image snapshots in the background: "create" returns at once, or with --wait when it is usable. Every command
+takes a name or an ID.`,
+	}
+	cmd.AddCommand(newSnapshotCreate(), newSnapshotList(), newSnapshotGet(), newSnapshotUpdate(), newSnapshotDelete(), newSnapshotEvents())
+	return cmd
+}
+
+type snapshots = controlv1.ImageSnapshotServiceClient
+
+func newSnapshotList() *cobra.Command {
+	var (
+		daemon daemonFlags
+		owner  string
+		labels map[string]string
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List image snapshots",
+		Example: "  berth snapshot list --label env=prod\n  berth snapshot list --json | jq '.image_snapshots[].name'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			filter := &controlv1.ImageSnapshotFilter{Labels: labels}
+			if cmd.Flags().Changed("owner") {
+				filter.Owner = &owner
+			}
+			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+				all, err := listSnapshots(ctx, c, filter)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return writeMessage(cmd.OutOrStdout(), &controlv1.ListImageSnapshotsResponse{ImageSnapshots: all})
+				}
+				return writeSnapshots(cmd.OutOrStdout(), all, time.Now())
+			})
+		},
+	}
+	daemon.register(cmd)
+	cmd.Flags().StringVar(&owner, "owner", "", "only those of this `tenant`")
+	cmd.Flags().StringToStringVarP(&labels, "label", "l", nil, "only those with this label, `key=value`; may be repeated")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// listSnapshots gets all pages.
+func listSnapshots(ctx context.Context, c snapshots, filter *controlv1.ImageSnapshotFilter) ([]*controlv1.ImageSnapshot, error) {
+	var all []*controlv1.ImageSnapshot
+	for token := ""; ; {
+		resp, err := c.ListImageSnapshots(ctx, &controlv1.ListImageSnapshotsRequest{Filter: filter, PageToken: token})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, resp.GetImageSnapshots()...)
+		if token = resp.GetNextPageToken(); token == "" {
+			return all, nil
+		}
+	}
+}
+
+func writeSnapshots(w io.Writer, all []*controlv1.ImageSnapshot, now time.Time) error {
+	if len(all) == 0 {
+		_, err := fmt.Fprintln(w, `no image snapshots: make one with "berth snapshot create"`)
+		return err
+	}
+	rows := [][]string{{"NAME", "PHASE", "PROGRESS", "IMAGES", "SIZE", "MATCHES", "EXPIRES", "AGE"}}
+	for _, s := range all {
+		st := s.GetStatus()
+		rows = append(rows, []string{s.GetName(), phaseWord(st.GetPhase()), fmt.Sprintf("%d%%", st.GetProgress()),
+			strconv.Itoa(len(s.GetSpec().GetImages())), humanSize(st.GetDiskBytes()), strconv.FormatInt(st.GetMatchCount(), 10),
+			until(st.GetExpires(), now), units.HumanDuration(now.Sub(s.GetCreated().AsTime()))})
+	}
+	return writeTable(w, rows)
+}
+
+func newSnapshotGet() *cobra.Command {
+	var (
+		daemon daemonFlags
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:     "get NAME|ID",
+		Aliases: []string{"show"},
+		Short:   "Show one image snapshot: what is wanted, what there is, what happened",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+				resp, err := c.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: args[0]})
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return writeMessage(cmd.OutOrStdout(), resp.GetImageSnapshot())
+				}
+				return writeSnapshot(cmd.OutOrStdout(), resp.GetImageSnapshot())
+			})
+		},
+	}
+	daemon.register(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// writeSnapshot shows one in full.
+func writeSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
+	st, spec := s.GetStatus(), s.GetSpec()
+	var b strings.Builder
+	line := func(key, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "%-12s %s\n", key, value)
+		}
+	}
+	line("name", s.GetName())
+	line("id", s.GetId())
+	line("owner", s.GetOwner())
+	line("origin", originWord(s.GetOrigin()))
+	line("phase", fmt.Sprintf("%s (%s), %d%%", phaseWord(st.GetPhase()), orDash(st.GetReason()), st.GetProgress()))
+	line("message", st.GetMessage())
+	line("created", stamp(s.GetCreated()))
+	line("usable since", stamp(st.GetReady()))
+	line("expires", stamp(st.GetExpires()))
+	line("matched", fmt.Sprintf("%d times, last %s", st.GetMatchCount(), orDash(stamp(st.GetLastMatched()))))
+	line("wanted", specLine(spec))
+	line("labels", pairs(s.GetLabels()))
+	line("snapshot", st.GetVolumeSnapshotId())
+	if st.GetDiskBytes() > 0 {
+		line("disk", fmt.Sprintf("%s, %d layers, index %s", humanSize(st.GetDiskBytes()), st.GetLayers(), st.GetIndexDigest()))
+		line("build", fmt.Sprintf("fetched %s, took over %s from %s", humanSize(st.GetFetchedBytes()), humanSize(st.GetReusedBytes()), orDash(st.GetBaseName())))
+	}
+	if _, err := io.WriteString(w, b.String()+"\n"); err != nil {
+		return err
+	}
+	if err := writeTable(w, imageRows(s)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(w); err != nil {
+		return err
+	}
+	return writeTable(w, eventRows(st.GetEvents(), false))
+}
+
+func imageRows(s *controlv1.ImageSnapshot) [][]string {
+	rows := [][]string{{"IMAGE", "PLATFORM", "SIZE", "LAYERS", "DIGEST"}}
+	for _, img := range s.GetStatus().GetImages() {
+		rows = append(rows, []string{img.GetReference(), img.GetPlatform(), humanSize(img.GetSizeBytes()), strconv.Itoa(int(img.GetLayers())), img.GetDigest()})
+	}
+	if len(rows) == 1 {
+		for _, ref := range s.GetSpec().GetImages() {
+			rows = append(rows, []string{ref, "-", "-", "-", "-"})
+		}
+	}
+	return rows
+}
+
+func specLine(spec *controlv1.ImageSnapshotSpec) string {
+	size := "size as needed"
+	if !spec.GetSizeAsNeeded() {
+		size = fmt.Sprintf("%d GiB", spec.GetSizeGib())
+	}
+	keep := "kept for ever"
+	if d := spec.GetRetentionDays(); d > 0 {
+		keep = fmt.Sprintf("kept %d days", d)
+	}
+	parts := []string{size, keep}
+	if spec.GetReuseLayers() {
+		parts = append(parts, "layers reused")
+	}
+	if spec.GetFlash() {
+		parts = append(parts, "flash")
+	}
+	if spec.GetElimination() == controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU {
+		parts = append(parts, "makes room for others (LRU)")
+	}
+	return strings.Join(parts, ", ")
+}
+
+func newSnapshotDelete() *cobra.Command {
+	var (
+		daemon daemonFlags
+		req    controlv1.DeleteImageSnapshotRequest
+		pre    controlv1.Preconditions
+		wait   bool
+	)
+	cmd := &cobra.Command{
+		Use:     "delete NAME|ID",
+		Aliases: []string{"rm"},
+		Short:   "Delete an image snapshot; a build under way is aborted",
+		Long: `delete takes an image snapshot down in every phase; a build under way is aborted first. Running containers go on: nodes
+that have the disk attached keep it until nothing uses it.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.NameOrId, req.Preconditions = args[0], &pre
+			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+				resp, err := c.DeleteImageSnapshot(ctx, &req)
+				if err != nil {
+					return err
+				}
+				name := resp.GetImageSnapshot().GetName()
+				switch {
+				case req.GetDryRun():
+					_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: would be deleted\n", name)
+				case wait:
+					if err := awaitGone(ctx, c, resp.GetImageSnapshot().GetId()); err != nil {
+						return err
+					}
+					_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: deleted\n", name)
+				default:
+					_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: being deleted\n", name)
+				}
+				return err
+			})
+		},
+	}
+	daemon.register(cmd)
+	f := cmd.Flags()
+	f.BoolVarP(&wait, "wait", "w", false, "return when nothing is left of it")
+	f.BoolVar(&req.DryRun, "dry-run", false, "check, and do nothing")
+	f.StringVar(&pre.Id, "if-id", "", "only if it has this `ID`")
+	f.StringVar(&pre.ResourceVersion, "if-version", "", "only if it is at this resource `version`")
+	return cmd
+}
+
+// snapshots talks to the image snapshot service of berthd.
+func (f *daemonFlags) snapshots(ctx context.Context, use func(context.Context, snapshots) error) error {
+	return f.dial(ctx, func(ctx context.Context, conn connection) error {
+		return use(ctx, controlv1.NewImageSnapshotServiceClient(conn))
+	})
+}
+
+// phaseWord is the phase as everybody writes it, such as UpdateFailed.
+func phaseWord(p controlv1.ImageSnapshotPhase) string {
+	if p == controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNSPECIFIED {
+		return "other"
+	}
+	return camel(strings.TrimPrefix(p.String(), "IMAGE_SNAPSHOT_PHASE_"))
+}
+
+func originWord(o controlv1.ImageSnapshotOrigin) string {
+	return strings.ToLower(strings.TrimPrefix(o.String(), "IMAGE_SNAPSHOT_ORIGIN_"))
+}
+
+// camel makes UPDATE_FAILED UpdateFailed.
+func camel(s string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(strings.ToLower(s), "_") {
+		if word != "" {
+			b.WriteString(strings.ToUpper(word[:1]) + word[1:])
+		}
+	}
+	return b.String()
+}
+
+// stamp is a time, empty if there is none.
+func stamp(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return t.AsTime().Format(time.RFC3339)
+}
+
+func until(t *timestamppb.Timestamp, now time.Time) string {
+	switch {
+	case t == nil:
+		return "never"
+	case t.AsTime().Before(now):
+		return "now"
+	}
+	return "in " + units.HumanDuration(t.AsTime().Sub(now))
+}
+
+func pairs(m map[string]string) string {
+	var list []string
+	for _, k := range sortedKeys(m) {
+		list = append(list, k+"="+m[k])
+	}
+	return strings.Join(list, ", ")
+}
+
+// showsProgress tells whether somebody looks at standard error.
+func showsProgress(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && isTerminal(f)
+}

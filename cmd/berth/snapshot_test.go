@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+// fakeSnapshots answers like a berthd with one image snapshot.
+type fakeSnapshots struct {
+	controlv1.UnimplementedImageSnapshotServiceServer
+	created *controlv1.CreateImageSnapshotRequest
+	updated *controlv1.UpdateImageSnapshotRequest
+	deleted *controlv1.DeleteImageSnapshotRequest
+	match   *controlv1.MatchImagesRequest
+	// fails makes builds fail.
+	fails bool
+}
+
+func at(seconds int64) *timestamppb.Timestamp {
+	return timestamppb.New(time.Unix(1700000000+seconds, 0))
+}
+
+func nightly() *controlv1.ImageSnapshot {
+	return &controlv1.ImageSnapshot{
+		Name: "nightly", Id: "6f1c", ResourceVersion: "7", Created: at(0), Origin: controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL,
+		Labels: map[string]string{"env": "prod", "app": "web"},
+		Spec:   &controlv1.ImageSnapshotSpec{Images: []string{"docker.io/library/nginx:1.27"}, SizeGib: 20, RetentionDays: 7, ReuseLayers: true},
+		Status: &controlv1.ImageSnapshotStatus{
+			Phase: controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, Reason: "Ready", Message: "usable", Progress: 100, Ready: at(60),
+			Expires: at(604860), MatchCount: 3, LastMatched: at(90), VolumeSnapshotId: "snap-1", DiskBytes: 3 << 30, Layers: 7, IndexDigest: "sha256:12",
+			FetchedBytes: 1 << 30, ReusedBytes: 2 << 30, BaseName: "weekly",
+			Images: []*controlv1.SnapshottedImage{{Reference: "docker.io/library/nginx:1.27", Platform: "linux/amd64", Digest: "sha256:34", SizeBytes: 3 << 30, Layers: 7}},
+			Events: []*controlv1.ImageSnapshotEvent{event("Accepted", 0), event("Ready", 60)},
+		},
+	}
+}
+
+func event(reason string, seconds int64) *controlv1.ImageSnapshotEvent {
+	return &controlv1.ImageSnapshotEvent{ImageSnapshotName: "nightly", Type: controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_NORMAL,
+		Reason: reason, Message: "it is so", Count: 1, First: at(seconds), Last: at(seconds)}
+}
+
+func (f *fakeSnapshots) CreateImageSnapshot(_ context.Context, req *controlv1.CreateImageSnapshotRequest) (*controlv1.CreateImageSnapshotResponse, error) {
+	f.created = req
+	s := nightly()
+	s.Status.Phase = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING
+	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: s, Warnings: []string{"a little small"}}, nil
+}
+
+func (f *fakeSnapshots) GetImageSnapshot(_ context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
+	if req.GetNameOrId() != "nightly" {
+		return nil, status.Error(codes.NotFound, `there is no image snapshot "none"`)
+	}
+	return &controlv1.GetImageSnapshotResponse{ImageSnapshot: nightly()}, nil
+}
+
+func (f *fakeSnapshots) ListImageSnapshots(_ context.Context, req *controlv1.ListImageSnapshotsRequest) (*controlv1.ListImageSnapshotsResponse, error) {
+	if req.GetPageToken() == "" {
+		return &controlv1.ListImageSnapshotsResponse{NextPageToken: "more"}, nil
+	}
+	return &controlv1.ListImageSnapshotsResponse{ImageSnapshots: []*controlv1.ImageSnapshot{nightly()}}, nil
+}
+
+func (f *fakeSnapshots) UpdateImageSnapshot(_ context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
+	f.updated = req
+	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: nightly()}, nil
+}
+
+func (f *fakeSnapshots) DeleteImageSnapshot(_ context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
+	f.deleted = req
+	return &controlv1.DeleteImageSnapshotResponse{ImageSnapshot: nightly()}, nil
+}
+
+func (f *fakeSnapshots) ListImageSnapshotEvents(context.Context, *controlv1.ListImageSnapshotEventsRequest) (*controlv1.ListImageSnapshotEventsResponse, error) {
+	return &controlv1.ListImageSnapshotEventsResponse{Events: nightly().GetStatus().GetEvents()}, nil
+}
+
+func (f *fakeSnapshots) WatchImageSnapshotEvents(_ *controlv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotEventsResponse]) error {
+	return stream.Send(&controlv1.WatchImageSnapshotEventsResponse{Event: event("Accepted", 0)})
+}
+
+func (f *fakeSnapshots) WatchImageSnapshots(_ *controlv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotsResponse]) error {
+	building, last := nightly(), nightly()
+	building.Status.Phase, building.Status.Progress = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_CREATING, 40
+	if f.deleted != nil {
+		return stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: last, Deleted: true})
+	}
+	if f.fails {
+		last.Status.Phase, last.Status.Reason, last.Status.Message = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, "TooSmall", "it needs 30 GiB"
+	}
+	return errOr(stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: building}), stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: last}))
+}
+
+func (f *fakeSnapshots) MatchImages(_ context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
+	f.match = req
+	return &controlv1.MatchImagesResponse{
+		Outcome: controlv1.MatchOutcome_MATCH_OUTCOME_USE, Reason: "it saves most", SavedDownloadBytes: 1 << 30, Considered: 2, Order: "saved",
+		Dialects: []string{"berth"}, Warnings: []string{"annotation berth.dev/x is unknown and has no effect"},
+		Chosen: []*controlv1.MatchChoice{{Name: "nightly", Id: "6f1c", Attached: true}},
+		Candidates: []*controlv1.MatchCandidate{
+			{Name: "nightly", Id: "6f1c", Verdict: "chosen", Why: "it saves 1.0 GiB", Score: []*controlv1.MatchKey{{Name: "saved-bytes", Value: 1 << 30}},
+				Images: []*controlv1.MatchedImage{{Reference: "nginx:1.27", MatchedBy: "digest", Layers: 7, Hits: 7, Run: 7}}},
+			{Name: "old", Id: "77", Verdict: "expired", Why: "it expired", Images: []*controlv1.MatchedImage{{Reference: "nginx:1.27", MovedTagDigest: "sha256:56"}}},
+		},
+	}, nil
+}
+
+func TestSnapshotCreate(t *testing.T) {
+	f := &fakeSnapshots{}
+	socket := start(t, &fakeDaemon{snapshots: f})
+	out, err := berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--image", "redis:7", "--retention-days", "7",
+		"--size", "40", "--plain-http", "r:5000", "--registry-secret", "r:5000=team", "--elimination", "lru", "-l", "env=prod", "--build-timeout", "60",
+		"--client-token", "t", "--owner", "a", "--dry-run")
+	require.NoError(t, err)
+	require.Equal(t, "nightly: would be accepted, Pending, ID 6f1c\n", out)
+	spec := f.created.GetSpec()
+	require.Equal(t, []string{"nginx:1.27", "redis:7"}, spec.GetImages())
+	require.EqualValues(t, 40, spec.GetSizeGib())
+	require.EqualValues(t, 7, spec.GetRetentionDays())
+	require.EqualValues(t, 60, spec.GetBuild().GetTimeoutMinutes())
+	require.True(t, spec.GetReuseLayers())
+	require.Equal(t, controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU, spec.GetElimination())
+	require.Len(t, spec.GetRegistries(), 1)
+	require.True(t, spec.GetRegistries()[0].GetPlainHttp())
+	require.Equal(t, "team", spec.GetRegistries()[0].GetSecret())
+	require.True(t, f.created.GetDryRun())
+
+	out, err = berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx", "--size", "auto", "--wait")
+	require.NoError(t, err)
+	require.Equal(t, "nightly: usable, Available, ID 6f1c\n", out)
+	require.True(t, f.created.GetSpec().GetSizeAsNeeded())
+	f.fails = true
+	_, err = berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx", "--wait")
+	require.ErrorContains(t, err, "image snapshot nightly is Failed (TooSmall): it needs 30 GiB")
+
+	for want, args := range map[string][]string{
+		`"image" not set`: {}, "neither a number": {"--image", "x", "--size", "huge"}, "neither none nor lru": {"--image", "x", "--elimination", "all"},
+	} {
+		_, err := berth(t, append([]string{"snapshot", "create", "n", "--socket", socket}, args...)...)
+		require.ErrorContains(t, err, want)
+	}
+}
+
+func TestSnapshotUpdate(t *testing.T) {
+	f := &fakeSnapshots{}
+	socket := start(t, &fakeDaemon{snapshots: f})
+	_, err := berth(t, "snapshot", "update", "nightly", "--socket", socket, "--retention-days", "30")
+	require.NoError(t, err)
+	want := nightly().GetSpec()
+	want.RetentionDays, want.Build = 30, &controlv1.BuildSpec{}
+	require.Equal(t, want.String(), f.updated.GetSpec().String(), "only what was given is changed")
+	require.Equal(t, "7", f.updated.GetPreconditions().GetResourceVersion())
+	require.Nil(t, f.updated.GetLabels())
+	_, err = berth(t, "snapshot", "update", "nightly", "--socket", socket, "--rebuild", "-l", "a=b", "--if-version", "6", "--wait")
+	require.NoError(t, err)
+	require.True(t, f.updated.GetRebuild())
+	require.Equal(t, map[string]string{"a": "b"}, f.updated.GetLabels().GetEntries())
+	require.Equal(t, "6", f.updated.GetPreconditions().GetResourceVersion())
+	_, err = berth(t, "snapshot", "update", "none", "--socket", socket)
+	require.ErrorContains(t, err, `no image snapshot "none"`)
+	require.NotContains(t, err.Error(), "rpc error")
+}
+
+func TestSnapshotViews(t *testing.T) {
+	f := &fakeSnapshots{}
+	socket := start(t, &fakeDaemon{snapshots: f})
+	out, err := berth(t, "snapshot", "get", "nightly", "--socket", socket)
+	require.NoError(t, err)
+	golden(t, "snapshot-get", out)
+	out, err = berth(t, "snapshot", "events", "nightly", "--socket", socket)
+	require.NoError(t, err)
+	golden(t, "snapshot-events", out)
+	out, err = berth(t, "snapshot", "events", "--watch", "--socket", socket)
+	require.NoError(t, err)
+	require.Equal(t, "2023-11-14T22:13:20Z nightly Normal Accepted: it is so\n", out)
+	out, err = berth(t, "snapshot", "list", "--socket", socket)
+	require.NoError(t, err)
+	require.Regexp(t, `nightly +Available +100% +1 +3GiB +3 +now`, out)
+	out, err = berth(t, "snapshot", "list", "--json", "--socket", socket)
+	require.NoError(t, err)
+	require.Contains(t, out, `"phase": "IMAGE_SNAPSHOT_PHASE_AVAILABLE"`)
+
+	out, err = berth(t, "match", "nginx:1.27", "--names-only", "--annotation", "berth.dev/auto-match=true", "--order", "saved", "--socket", socket)
+	require.NoError(t, err)
+	golden(t, "match", out)
+	require.Equal(t, map[string]string{"berth.dev/auto-match": "true"}, f.match.GetAnnotations())
+	require.True(t, f.match.GetAutoMatch())
+
+	out, err = berth(t, "snapshot", "delete", "nightly", "--wait", "--if-id", "6f1c", "--socket", socket)
+	require.NoError(t, err)
+	require.Equal(t, "nightly: deleted\n", out)
+	require.Equal(t, "6f1c", f.deleted.GetPreconditions().GetId())
+}

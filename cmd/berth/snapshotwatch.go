@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+// awaitUsable returns when the image snapshot is Available. One that will not be is an error, together with its last state.
+// Progress goes to w: phases and percent on lines, or on one line if w is a terminal.
+func awaitUsable(ctx context.Context, c snapshots, id string, w io.Writer) (*controlv1.ImageSnapshot, error) {
+	stream, err := c.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: id}})
+	if err != nil {
+		return nil, err
+	}
+	terminal, shown := showsProgress(w), ""
+	if terminal {
+		defer fmt.Fprintln(w)
+	}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("berthd stopped; it goes on when it is back: %q shows how far it is", "berth snapshot get "+id)
+		}
+		if err != nil {
+			return nil, err
+		}
+		s, st := m.GetImageSnapshot(), m.GetImageSnapshot().GetStatus()
+		if now := fmt.Sprintf("%s %d%%", phaseWord(st.GetPhase()), st.GetProgress()); now != shown {
+			shown = now
+			if terminal {
+				_, err = fmt.Fprintf(w, "\r%s: %-20s", s.GetName(), now)
+			} else {
+				_, err = fmt.Fprintf(w, "%s: %s\n", s.GetName(), now)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		if m.GetDeleted() {
+			return s, fmt.Errorf("image snapshot %s was deleted", s.GetName())
+		}
+		switch st.GetPhase() {
+		case controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE:
+			return s, nil
+		case controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNAVAILABLE,
+			controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATE_FAILED, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING:
+			return s, fmt.Errorf("image snapshot %s is %s (%s): %s", s.GetName(), phaseWord(st.GetPhase()), st.GetReason(), st.GetMessage())
+		default:
+		}
+	}
+}
+
+// awaitGone returns when nothing is left of the image snapshot with this ID.
+func awaitGone(ctx context.Context, c snapshots, id string) error {
+	stream, err := c.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: id}})
+	for err == nil {
+		var m *controlv1.WatchImageSnapshotsResponse
+		if m, err = stream.Recv(); err == nil && m.GetDeleted() {
+			return nil
+		}
+	}
+	if isNotFound(err) {
+		return nil // gone before anybody looked
+	}
+	if errors.Is(err, io.EOF) {
+		return errors.New("berthd stopped; it goes on deleting when it is back")
+	}
+	return err
+}
+
+func newSnapshotEvents() *cobra.Command {
+	var (
+		daemon        daemonFlags
+		watch, asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:     "events [NAME|ID]",
+		Short:   "Show what happened to image snapshots",
+		Long:    "events shows what happened to one image snapshot, or to all, oldest first; with --watch also what happens from now on.",
+		Example: "  berth snapshot events nightly --watch",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			filter := &controlv1.ImageSnapshotFilter{NameOrId: strings.Join(args, "")}
+			err := daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+				if watch {
+					return watchSnapshotEvents(ctx, c, filter, cmd.OutOrStdout(), asJSON)
+				}
+				resp, err := c.ListImageSnapshotEvents(ctx, &controlv1.ListImageSnapshotEventsRequest{Filter: filter})
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return writeMessage(cmd.OutOrStdout(), resp)
+				}
+				return writeTable(cmd.OutOrStdout(), eventRows(resp.GetEvents(), true))
+			})
+			if cmd.Context().Err() != nil {
+				err = nil // interrupted, which is how a watch is meant to end
+			}
+			return err
+		},
+	}
+	daemon.register(cmd)
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what happens from now on")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func watchSnapshotEvents(ctx context.Context, c snapshots, filter *controlv1.ImageSnapshotFilter, w io.Writer, asJSON bool) error {
+	stream, err := c.WatchImageSnapshotEvents(ctx, &controlv1.WatchImageSnapshotEventsRequest{Filter: filter})
+	if err != nil {
+		return err
+	}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		e := m.GetEvent()
+		if asJSON {
+			err = writeMessage(w, e)
+		} else {
+			_, err = fmt.Fprintf(w, "%s %s %s %s: %s\n", stamp(e.GetLast()), e.GetImageSnapshotName(), snapshotEventWord(e.GetType()), e.GetReason(), e.GetMessage())
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func eventRows(events []*controlv1.ImageSnapshotEvent, names bool) [][]string {
+	rows := [][]string{{"LAST", "TYPE", "REASON", "COUNT", "MESSAGE"}}
+	if names {
+		rows[0] = append([]string{"NAME"}, rows[0]...)
+	}
+	for _, e := range events {
+		row := []string{stamp(e.GetLast()), snapshotEventWord(e.GetType()), e.GetReason(), strconv.FormatInt(e.GetCount(), 10), e.GetMessage()}
+		if names {
+			row = append([]string{e.GetImageSnapshotName()}, row...)
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func snapshotEventWord(t controlv1.ImageSnapshotEventType) string {
+	return camel(strings.TrimPrefix(t.String(), "IMAGE_SNAPSHOT_EVENT_TYPE_"))
+}

@@ -1,0 +1,462 @@
+package control_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"berth.dev/berth/control"
+	"berth.dev/berth/dialect"
+	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/lifecycle"
+	"berth.dev/berth/imagesnapshot/store/boltstore"
+	"berth.dev/berth/matcher"
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+// snapshotWorld is the service over a real store and a real engine that does not run: image snapshots stay as they are put.
+type snapshotWorld struct {
+	controlv1.ImageSnapshotServiceClient
+	t     *testing.T
+	store *boltstore.Store
+	fleet *matcher.Index
+}
+
+func newSnapshotWorld(t *testing.T) *snapshotWorld {
+	t.Helper()
+	s, err := boltstore.Open(filepath.Join(t.TempDir(), "s.db"))
+	require.NoError(t, err)
+	limits := imagesnapshot.DefaultLimits()
+	limits.MaxPerOwner = 5
+	engine, err := lifecycle.New(lifecycle.Config{Store: s, Watcher: s, Indexes: s, Installation: "0123456789abcdef", Limits: limits})
+	require.NoError(t, err)
+	w := &snapshotWorld{t: t, store: s, fleet: matcher.NewIndex()}
+
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	control.RegisterImageSnapshots(server, control.NewImageSnapshots(engine, s, w.fleet, control.Matching{Dialects: dialect.Builtin()}))
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	w.ImageSnapshotServiceClient = controlv1.NewImageSnapshotServiceClient(conn)
+	t.Cleanup(func() {
+		require.NoError(t, conn.Close())
+		server.Stop()
+		require.NoError(t, <-done)
+		require.NoError(t, s.Close())
+	})
+	return w
+}
+
+func (w *snapshotWorld) create(name string, change ...func(*controlv1.CreateImageSnapshotRequest)) *controlv1.ImageSnapshot {
+	w.t.Helper()
+	req := &controlv1.CreateImageSnapshotRequest{Name: name, Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}}
+	for _, c := range change {
+		c(req)
+	}
+	resp, err := w.CreateImageSnapshot(w.t.Context(), req)
+	require.NoError(w.t, err)
+	return resp.GetImageSnapshot()
+}
+
+// put changes an object as a running engine would.
+func (w *snapshotWorld) put(name string, change func(*imagesnapshot.ImageSnapshot)) *imagesnapshot.ImageSnapshot {
+	w.t.Helper()
+	o, err := w.store.Get(w.t.Context(), name)
+	require.NoError(w.t, err)
+	change(o)
+	o, err = w.store.Update(w.t.Context(), o)
+	require.NoError(w.t, err)
+	return o
+}
+
+func fullSpec() *controlv1.ImageSnapshotSpec {
+	return &controlv1.ImageSnapshotSpec{
+		Images: []string{"docker.io/library/nginx:1.27", "registry.example:5000/app:1"}, Platforms: []string{"linux/arm64"},
+		SizeGib: 40, RetentionDays: 7,
+		Registries: []*controlv1.RegistryAccess{{Server: "registry.example:5000", Secret: "team:pull", PlainHttp: true},
+			{Server: "other.example", InsecureSkipVerify: true}},
+		Build:       &controlv1.BuildSpec{TimeoutMinutes: 60, DnsServers: []string{"10.0.0.1"}, Parameters: map[string]string{"subnet": "s-1"}},
+		ReuseLayers: true, Flash: true, Elimination: controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU,
+		StandardCopies: 3, FlashCopies: 2,
+	}
+}
+
+func TestImageSnapshotOverTheWire(t *testing.T) {
+	w := newSnapshotWorld(t)
+	ctx := t.Context()
+	spec := fullSpec()
+	created := w.create("nightly", func(r *controlv1.CreateImageSnapshotRequest) {
+		r.Owner, r.ClientToken, r.Spec = "team-a", "token-1", spec
+		r.Labels, r.Annotations = map[string]string{"env": "prod"}, map[string]string{"note": "n"}
+	})
+	require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING, created.GetStatus().GetPhase())
+	require.Equal(t, controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL, created.GetOrigin())
+	require.Equal(t, spec.String(), created.GetSpec().String(), "every field of the spec comes back")
+	require.Equal(t, "Accepted", created.GetStatus().GetEvents()[0].GetReason())
+
+	now := time.Unix(1700000000, 0).UTC()
+	w.put("nightly", func(o *imagesnapshot.ImageSnapshot) {
+		o.Status.Phase, o.Status.Reason, o.Status.Progress, o.Status.MatchCount = imagesnapshot.PhaseAvailable, imagesnapshot.ReasonReady, 100, 4
+		o.Status.Content = imagesnapshot.Content{
+			Images:    []imagesnapshot.Image{{Reference: "docker.io/library/nginx:1.27", Platform: "linux/arm64", Digest: digest.FromString("m"), SizeBytes: 9, Layers: 2}},
+			DiskBytes: 5, Layers: 2, FetchedBytes: 3, ReusedBytes: 1, BaseName: "base", SnapshotID: "snap-1", SnapshotName: "n-1", Ready: now,
+			Snapshots: []imagesnapshot.VolumeSnapshot{{ID: "snap-1", Name: "n-1", Kind: imagesnapshot.SnapshotFlash, SizeBytes: 7, Ready: true}},
+		}
+		o.Status.Identity.IndexDigest = digest.FromString("i")
+		o.Status.Expires, o.Status.LastMatched = now.Add(time.Hour), now
+	})
+	for _, nameOrID := range []string{"nightly", created.GetId()} {
+		got, err := w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: nameOrID})
+		require.NoError(t, err)
+		st := got.GetImageSnapshot().GetStatus()
+		require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, st.GetPhase())
+		require.Equal(t, digest.FromString("m").String(), st.GetImages()[0].GetDigest())
+		require.EqualValues(t, 9, st.GetImages()[0].GetSizeBytes())
+		require.Equal(t, "snap-1", st.GetVolumeSnapshotId())
+		require.True(t, st.GetVolumeSnapshots()[0].GetFlash())
+		require.Equal(t, digest.FromString("i").String(), st.GetIndexDigest())
+		require.Equal(t, now.Add(time.Hour), st.GetExpires().AsTime())
+		require.EqualValues(t, 4, st.GetMatchCount())
+		require.Nil(t, got.GetImageSnapshot().GetDeletionRequested())
+		require.NotEmpty(t, st.GetEvents())
+	}
+}
+
+// C-22: preconditions and dry run; E-28: the phases in which an update is taken; C-25: delete works in every phase.
+func TestChangeImageSnapshot(t *testing.T) {
+	w := newSnapshotWorld(t)
+	ctx := t.Context()
+	created := w.create("nightly", func(r *controlv1.CreateImageSnapshotRequest) { r.Labels = map[string]string{"a": "1"} })
+	update := func(change func(*controlv1.UpdateImageSnapshotRequest)) (*controlv1.UpdateImageSnapshotResponse, error) {
+		spec := created.GetSpec()
+		spec.RetentionDays = 30
+		req := &controlv1.UpdateImageSnapshotRequest{NameOrId: "nightly", Spec: spec}
+		change(req)
+		return w.UpdateImageSnapshot(ctx, req)
+	}
+	nothing := func(*controlv1.UpdateImageSnapshotRequest) {}
+	_, err := update(nothing)
+	require.Equal(t, codes.FailedPrecondition, status.Code(err))
+	require.ErrorContains(t, err, "it is Pending")
+
+	w.put("nightly", func(o *imagesnapshot.ImageSnapshot) { o.Status.Phase = imagesnapshot.PhaseAvailable })
+	_, err = update(func(r *controlv1.UpdateImageSnapshotRequest) {
+		r.Preconditions = &controlv1.Preconditions{ResourceVersion: created.GetResourceVersion()}
+	})
+	require.Equal(t, codes.Aborted, status.Code(err), "%v", err)
+	dry, err := update(func(r *controlv1.UpdateImageSnapshotRequest) { r.DryRun, r.Labels = true, &controlv1.StringMap{} })
+	require.NoError(t, err)
+	require.EqualValues(t, 30, dry.GetImageSnapshot().GetSpec().GetRetentionDays())
+	require.Empty(t, dry.GetImageSnapshot().GetLabels())
+	still, err := w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: "nightly"})
+	require.NoError(t, err)
+	require.Zero(t, still.GetImageSnapshot().GetSpec().GetRetentionDays(), "a dry run changes nothing")
+
+	done, err := update(nothing)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"a": "1"}, done.GetImageSnapshot().GetLabels(), "labels that are not given stay")
+	require.EqualValues(t, 2, done.GetImageSnapshot().GetGeneration())
+	require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, done.GetImageSnapshot().GetStatus().GetPhase())
+	rebuilt, err := update(func(r *controlv1.UpdateImageSnapshotRequest) { r.Rebuild = true })
+	require.NoError(t, err)
+	require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATING, rebuilt.GetImageSnapshot().GetStatus().GetPhase())
+
+	_, err = w.DeleteImageSnapshot(ctx, &controlv1.DeleteImageSnapshotRequest{NameOrId: "nightly", Preconditions: &controlv1.Preconditions{Id: "another"}})
+	require.Equal(t, codes.Aborted, status.Code(err))
+	for i := range 2 {
+		gone, err := w.DeleteImageSnapshot(ctx, &controlv1.DeleteImageSnapshotRequest{NameOrId: "nightly", Preconditions: &controlv1.Preconditions{Id: created.GetId()}})
+		require.NoError(t, err, i)
+		require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING, gone.GetImageSnapshot().GetStatus().GetPhase())
+		require.NotNil(t, gone.GetImageSnapshot().GetDeletionRequested())
+	}
+}
+
+func TestImageSnapshotRefusals(t *testing.T) {
+	w := newSnapshotWorld(t)
+	ctx := t.Context()
+	bad := &controlv1.ImageSnapshotSpec{Images: []string{"UPPER"}, SizeGib: 19, RetentionDays: 10001,
+		Build: &controlv1.BuildSpec{TimeoutMinutes: 29}, Registries: []*controlv1.RegistryAccess{{Server: "https://x"}}}
+	_, err := w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "Nightly", Spec: bad})
+	require.Equal(t, codes.InvalidArgument, status.Code(err))
+	fields := violations(t, err)
+	for _, want := range []string{"name", "spec.images[0]", "spec.size.gib", "spec.retentionDays", "spec.build.timeoutMinutes", "spec.registries[0].server"} {
+		require.Contains(t, fields, want)
+		require.ErrorContains(t, err, want, "the message says it too")
+	}
+	require.Contains(t, fields["spec.size.gib"], "20 to 400")
+	require.NotContains(t, status.Convert(err).Message(), "\n")
+
+	_, err = w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "a", Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}, Elimination: 9}})
+	require.Contains(t, violations(t, err), "spec.elimination")
+	w.create("a", func(r *controlv1.CreateImageSnapshotRequest) { r.ClientToken = "t" })
+	_, err = w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "a", Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
+	require.Equal(t, codes.AlreadyExists, status.Code(err))
+	_, err = w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "b", ClientToken: "t", Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
+	require.Equal(t, codes.Aborted, status.Code(err))
+	for i := range 4 {
+		w.create(fmt.Sprintf("more-%d", i))
+	}
+	_, err = w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "sixth", Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
+	require.Equal(t, codes.ResourceExhausted, status.Code(err)) // A-3
+
+	for _, call := range []func() error{
+		func() error {
+			_, err := w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: "none"})
+			return err
+		},
+		func() error {
+			_, err := w.UpdateImageSnapshot(ctx, &controlv1.UpdateImageSnapshotRequest{NameOrId: "none"})
+			return err
+		},
+		func() error {
+			_, err := w.DeleteImageSnapshot(ctx, &controlv1.DeleteImageSnapshotRequest{NameOrId: "none"})
+			return err
+		},
+		func() error {
+			s, err := w.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "none"}})
+			if err == nil {
+				_, err = s.Recv()
+			}
+			return err
+		},
+	} {
+		err := call()
+		require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
+		require.ErrorContains(t, err, `no image snapshot "none"`)
+	}
+	_, err = w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{})
+	require.Equal(t, codes.InvalidArgument, status.Code(err))
+	_, err = w.ListImageSnapshots(ctx, &controlv1.ListImageSnapshotsRequest{PageSize: 1001})
+	require.Contains(t, violations(t, err), "pageSize")
+}
+
+func violations(t *testing.T, err error) map[string]string {
+	t.Helper()
+	fields := make(map[string]string)
+	for _, d := range status.Convert(err).Details() {
+		if bad, ok := d.(*errdetails.BadRequest); ok {
+			for _, v := range bad.GetFieldViolations() {
+				fields[v.GetField()] = v.GetDescription()
+			}
+		}
+	}
+	require.NotEmpty(t, fields, "%v", err)
+	return fields
+}
+
+func TestListImageSnapshots(t *testing.T) {
+	w := newSnapshotWorld(t)
+	ctx := t.Context()
+	for i := range 5 {
+		w.create(fmt.Sprintf("s-%d", i), func(r *controlv1.CreateImageSnapshotRequest) {
+			r.Labels = map[string]string{"odd": fmt.Sprint(i%2 == 1)}
+		})
+	}
+	w.create("other", func(r *controlv1.CreateImageSnapshotRequest) { r.Owner = "team-b" })
+	names := func(f *controlv1.ImageSnapshotFilter, size int32) (all []string) {
+		for token := ""; ; {
+			resp, err := w.ListImageSnapshots(ctx, &controlv1.ListImageSnapshotsRequest{Filter: f, PageSize: size, PageToken: token})
+			require.NoError(t, err)
+			for _, o := range resp.GetImageSnapshots() {
+				require.Empty(t, o.GetStatus().GetEvents())
+				all = append(all, o.GetName())
+			}
+			if size > 0 {
+				require.LessOrEqual(t, len(resp.GetImageSnapshots()), int(size))
+			}
+			if token = resp.GetNextPageToken(); token == "" {
+				return all
+			}
+		}
+	}
+	everything := []string{"other", "s-0", "s-1", "s-2", "s-3", "s-4"}
+	for size := range int32(8) {
+		require.Equal(t, everything, names(nil, size), size)
+	}
+	nobody := ""
+	require.Equal(t, everything[1:], names(&controlv1.ImageSnapshotFilter{Owner: &nobody}, 2))
+	require.Equal(t, []string{"s-1", "s-3"}, names(&controlv1.ImageSnapshotFilter{Labels: map[string]string{"odd": "true"}}, 1))
+	require.Equal(t, []string{"s-1"}, names(&controlv1.ImageSnapshotFilter{NameOrId: "s-1"}, 1))
+	require.Empty(t, names(&controlv1.ImageSnapshotFilter{NameOrId: "s-1", Labels: map[string]string{"odd": "false"}}, 1))
+}
+
+func TestWatchImageSnapshots(t *testing.T) {
+	w := newSnapshotWorld(t)
+	w.create("other")
+	created := w.create("nightly")
+	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: created.GetId()}})
+	require.NoError(t, err)
+	m, err := stream.Recv()
+	require.NoError(t, err)
+	require.Equal(t, "nightly", m.GetImageSnapshot().GetName())
+	w.put("other", func(o *imagesnapshot.ImageSnapshot) { o.Status.Progress = 1 })
+	o := w.put("nightly", func(o *imagesnapshot.ImageSnapshot) { o.Status.Progress = 40 })
+	m, err = stream.Recv()
+	require.NoError(t, err)
+	require.EqualValues(t, 40, m.GetImageSnapshot().GetStatus().GetProgress())
+	require.NoError(t, w.store.Delete(t.Context(), "nightly", o.ResourceVersion))
+	m, err = stream.Recv()
+	require.NoError(t, err)
+	require.True(t, m.GetDeleted())
+	_, err = stream.Recv()
+	require.ErrorIs(t, err, io.EOF, "the deletion of what was named ends the stream")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err = w.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{})
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	require.NoError(t, err)
+	cancel()
+	_, err = stream.Recv()
+	require.Equal(t, codes.Canceled, status.Code(err))
+}
+
+// The name may be another one's by the time the watch looks.
+func TestWatchSeesReplacement(t *testing.T) {
+	w := newSnapshotWorld(t)
+	first := w.create("nightly")
+	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "nightly"}})
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	require.NoError(t, err)
+	require.NoError(t, w.store.Delete(t.Context(), "nightly", first.GetResourceVersion()))
+	w.create("nightly")
+	m, err := stream.Recv()
+	require.NoError(t, err)
+	require.True(t, m.GetDeleted())
+	require.Equal(t, first.GetId(), m.GetImageSnapshot().GetId())
+	_, err = stream.Recv()
+	require.ErrorIs(t, err, io.EOF)
+}
+
+func TestImageSnapshotEvents(t *testing.T) {
+	w := newSnapshotWorld(t)
+	ctx := t.Context()
+	w.create("nightly")
+	stream, err := w.WatchImageSnapshotEvents(ctx, &controlv1.WatchImageSnapshotEventsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "nightly"}})
+	require.NoError(t, err)
+	next := func() *controlv1.ImageSnapshotEvent {
+		m, err := stream.Recv()
+		require.NoError(t, err)
+		return m.GetEvent()
+	}
+	require.Equal(t, "Accepted", next().GetReason())
+	later := time.Now().Add(time.Hour).UTC()
+	warn := func(at time.Time) {
+		w.put("nightly", func(o *imagesnapshot.ImageSnapshot) {
+			o.AddEvent(at, imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying, "again")
+		})
+	}
+	warn(later)
+	e := next()
+	require.Equal(t, "nightly", e.GetImageSnapshotName())
+	require.Equal(t, controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_WARNING, e.GetType())
+	require.EqualValues(t, 1, e.GetCount())
+	w.put("nightly", func(o *imagesnapshot.ImageSnapshot) { o.Status.Progress++ }) // no event
+	warn(later.Add(time.Second))
+	e = next()
+	require.EqualValues(t, 2, e.GetCount(), "the same again is told again, with its count")
+	require.Equal(t, later, e.GetFirst().AsTime())
+
+	w.create("other")
+	list, err := w.ListImageSnapshotEvents(ctx, &controlv1.ListImageSnapshotEventsRequest{})
+	require.NoError(t, err)
+	require.Len(t, list.GetEvents(), 3)
+	require.Equal(t, "other", list.GetEvents()[1].GetImageSnapshotName(), "by time, not by name")
+	require.Equal(t, "Retrying", list.GetEvents()[2].GetReason())
+	_, err = w.ListImageSnapshotEvents(ctx, &controlv1.ListImageSnapshotEventsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "none"}})
+	require.Equal(t, codes.NotFound, status.Code(err))
+}
+
+func TestMatchImages(t *testing.T) {
+	w := newSnapshotWorld(t)
+	ctx := t.Context()
+	layer := matcher.Layer{DiffID: digest.FromString("d0"), CompressedBytes: 1 << 30}
+	require.NoError(t, w.fleet.Put(matcher.Candidate{Name: "nightly", ID: "id-1", State: matcher.StateAvailable,
+		Images: []matcher.CandidateImage{{Reference: "docker.io/library/nginx:1.27", Platform: matcher.Platform{OS: "linux", Architecture: "arm64"}, ManifestDigest: digest.FromString("m")}},
+		Layers: []matcher.Layer{{DiffID: layer.DiffID, ChainID: layer.DiffID, CompressedBytes: layer.CompressedBytes}}}))
+	require.NoError(t, w.fleet.Put(matcher.Candidate{Name: "building", ID: "id-2", State: "Creating",
+		Images: []matcher.CandidateImage{{Reference: "docker.io/library/nginx:1.27", Platform: matcher.Platform{OS: "linux", Architecture: "arm64"}}}}))
+	ask := func(change func(*controlv1.MatchImagesRequest)) (*controlv1.MatchImagesResponse, error) {
+		req := &controlv1.MatchImagesRequest{AutoMatch: true, Images: []*controlv1.MatchImage{{Reference: "nginx:1.27", Platform: "linux/arm64",
+			ManifestDigest: digest.FromString("m").String(), Layers: []*controlv1.MatchLayer{{DiffId: layer.DiffID.String(), BlobBytes: layer.CompressedBytes}}}}}
+		change(req)
+		return w.MatchImages(ctx, req)
+	}
+	got, err := ask(func(*controlv1.MatchImagesRequest) {})
+	require.NoError(t, err)
+	require.Equal(t, controlv1.MatchOutcome_MATCH_OUTCOME_USE, got.GetOutcome())
+	require.Equal(t, "id-1", got.GetChosen()[0].GetId())
+	require.EqualValues(t, 1<<30, got.GetSavedDownloadBytes())
+	require.Equal(t, "saved", got.GetOrder())
+	require.Equal(t, "chosen", got.GetCandidates()[0].GetVerdict())
+	require.Equal(t, "digest", got.GetCandidates()[0].GetImages()[0].GetMatchedBy())
+	require.EqualValues(t, 1, got.GetCandidates()[0].GetImages()[0].GetRun())
+	require.Equal(t, "not-ready", got.GetCandidates()[1].GetVerdict()) // C-3
+	require.NotEmpty(t, got.GetCandidates()[0].GetScore())
+
+	// Off is the default without a dialect that says otherwise (C-7).
+	got, err = ask(func(r *controlv1.MatchImagesRequest) { r.AutoMatch = false })
+	require.NoError(t, err)
+	require.Equal(t, controlv1.MatchOutcome_MATCH_OUTCOME_PULL, got.GetOutcome())
+	got, err = ask(func(r *controlv1.MatchImagesRequest) {
+		r.Annotations = map[string]string{"cci.io/image-snapshot-auto-match": "true"}
+	})
+	require.NoError(t, err)
+	require.Equal(t, "size", got.GetOrder())
+	require.Equal(t, []string{"cci"}, got.GetDialects())
+	got, err = ask(func(r *controlv1.MatchImagesRequest) { r.Order = "quantity" })
+	require.NoError(t, err)
+	require.Equal(t, "quantity", got.GetOrder())
+	got, err = ask(func(r *controlv1.MatchImagesRequest) {
+		r.Annotations = map[string]string{"berth.dev/snapshot": "none", "berth.dev/reject-if-unavailable": "true"}
+	})
+	require.NoError(t, err)
+	require.Equal(t, controlv1.MatchOutcome_MATCH_OUTCOME_REJECT, got.GetOutcome())
+	require.Equal(t, "SnapshotNotFound", got.GetRejectCode())
+
+	for field, change := range map[string]func(*controlv1.MatchImagesRequest){
+		"order":              func(r *controlv1.MatchImagesRequest) { r.Order = "best" },
+		"images[0].platform": func(r *controlv1.MatchImagesRequest) { r.Images[0].Platform = "a/b/c/d" },
+		"annotations[berth.dev/auto-match]": func(r *controlv1.MatchImagesRequest) {
+			r.Annotations = map[string]string{"berth.dev/auto-match": "yes"} // C-14
+		},
+	} {
+		_, err := ask(change)
+		require.Contains(t, violations(t, err), field)
+	}
+	for _, change := range []func(*controlv1.MatchImagesRequest){
+		func(r *controlv1.MatchImagesRequest) { r.Images = nil },
+		func(r *controlv1.MatchImagesRequest) { r.Images[0].Reference = "UPPER" },
+		func(r *controlv1.MatchImagesRequest) { r.Images[0].ManifestDigest = "sha256:1" },
+		func(r *controlv1.MatchImagesRequest) { r.Images[0].Layers[0].BlobBytes = -1 },
+	} {
+		_, err := ask(change)
+		require.Equal(t, codes.InvalidArgument, status.Code(err), "%v", err)
+	}
+}
+
+func TestWatchNeedsTheStore(t *testing.T) {
+	w := newSnapshotWorld(t)
+	require.NoError(t, w.store.Close())
+	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{})
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+}

@@ -1,0 +1,185 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"berth.dev/berth/dialect"
+	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/lifecycle"
+	"berth.dev/berth/imagesnapshot/store"
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+// RegisterImageSnapshots serves the use cases of image snapshots on a gRPC server.
+func RegisterImageSnapshots(registrar grpc.ServiceRegistrar, s *ImageSnapshots) {
+	controlv1.RegisterImageSnapshotServiceServer(registrar, &snapshotServer{snapshots: s})
+}
+
+// snapshotServer translates between messages and use cases.
+type snapshotServer struct {
+	controlv1.UnimplementedImageSnapshotServiceServer
+	snapshots *ImageSnapshots
+}
+
+var _ controlv1.ImageSnapshotServiceServer = (*snapshotServer)(nil)
+
+// CreateImageSnapshot accepts one.
+func (s *snapshotServer) CreateImageSnapshot(ctx context.Context, req *controlv1.CreateImageSnapshotRequest) (*controlv1.CreateImageSnapshotResponse, error) {
+	spec, err := specOf(req.GetSpec())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	r, err := s.snapshots.Create(ctx, lifecycle.CreateRequest{
+		Name: req.GetName(), Owner: req.GetOwner(), ClientToken: req.GetClientToken(),
+		Labels: req.GetLabels(), Annotations: req.GetAnnotations(), Spec: spec, DryRun: req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: snapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
+}
+
+// GetImageSnapshot gives one.
+func (s *snapshotServer) GetImageSnapshot(ctx context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
+	o, err := s.snapshots.Get(ctx, req.GetNameOrId())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &controlv1.GetImageSnapshotResponse{ImageSnapshot: snapshotMessage(o, true)}, nil
+}
+
+// ListImageSnapshots gives a page.
+func (s *snapshotServer) ListImageSnapshots(ctx context.Context, req *controlv1.ListImageSnapshotsRequest) (*controlv1.ListImageSnapshotsResponse, error) {
+	list, next, err := s.snapshots.List(ctx, filterOf(req.GetFilter()), int(req.GetPageSize()), req.GetPageToken())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	resp := &controlv1.ListImageSnapshotsResponse{NextPageToken: next}
+	for _, o := range list {
+		resp.ImageSnapshots = append(resp.ImageSnapshots, snapshotMessage(o, false))
+	}
+	return resp, nil
+}
+
+// UpdateImageSnapshot takes a new spec.
+func (s *snapshotServer) UpdateImageSnapshot(ctx context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
+	spec, err := specOf(req.GetSpec())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	r, err := s.snapshots.Update(ctx, lifecycle.UpdateRequest{
+		NameOrID: req.GetNameOrId(), Spec: spec, Labels: mapOf(req.GetLabels()), Annotations: mapOf(req.GetAnnotations()),
+		Rebuild: req.GetRebuild(), Preconditions: preconditionsOf(req.GetPreconditions()), DryRun: req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: snapshotMessage(r.Object, true), Warnings: r.Warnings}, nil
+}
+
+// DeleteImageSnapshot marks one for being taken down.
+func (s *snapshotServer) DeleteImageSnapshot(ctx context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
+	o, err := s.snapshots.Delete(ctx, lifecycle.DeleteRequest{
+		NameOrID: req.GetNameOrId(), Preconditions: preconditionsOf(req.GetPreconditions()), DryRun: req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &controlv1.DeleteImageSnapshotResponse{ImageSnapshot: snapshotMessage(o, true)}, nil
+}
+
+// ListImageSnapshotEvents gives what happened.
+func (s *snapshotServer) ListImageSnapshotEvents(ctx context.Context, req *controlv1.ListImageSnapshotEventsRequest) (*controlv1.ListImageSnapshotEventsResponse, error) {
+	events, err := s.snapshots.Events(ctx, filterOf(req.GetFilter()))
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	resp := &controlv1.ListImageSnapshotEventsResponse{}
+	for _, e := range events {
+		resp.Events = append(resp.Events, snapshotEventMessage(e))
+	}
+	return resp, nil
+}
+
+// WatchImageSnapshots streams objects.
+func (s *snapshotServer) WatchImageSnapshots(req *controlv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotsResponse]) error {
+	return statusOf(s.snapshots.Watch(stream.Context(), filterOf(req.GetFilter()), func(c store.Change) error {
+		return stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: snapshotMessage(c.Object, true), Deleted: c.Deleted})
+	}))
+}
+
+// WatchImageSnapshotEvents streams events.
+func (s *snapshotServer) WatchImageSnapshotEvents(req *controlv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotEventsResponse]) error {
+	return statusOf(s.snapshots.WatchEvents(stream.Context(), filterOf(req.GetFilter()), func(e SnapshotEvent) error {
+		return stream.Send(&controlv1.WatchImageSnapshotEventsResponse{Event: snapshotEventMessage(e)})
+	}))
+}
+
+// MatchImages explains a choice.
+func (s *snapshotServer) MatchImages(ctx context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
+	r, err := matchRequestOf(req)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	a, err := s.snapshots.Match(ctx, r)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return matchMessage(a), nil
+}
+
+// statusOf an error: its class as a code, and each field that is wrong among the details. ErrConflict is ABORTED, which tells a
+// precondition that no longer holds (read again) from a phase that does not allow something (wait).
+func statusOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	st, ok := status.FromError(errgrpc.ToGRPC(err))
+	if !ok {
+		return errgrpc.ToGRPC(err)
+	}
+	if errdefs.IsConflict(err) {
+		st = status.New(codes.Aborted, st.Message())
+	}
+	violations := violationsIn(err)
+	if len(violations) == 0 {
+		return st.Err()
+	}
+	// A line for each field would break up the one line that a message is.
+	st = status.New(st.Code(), strings.ReplaceAll(st.Message(), "\n", "; "))
+	detailed, detailErr := st.WithDetails(&errdetails.BadRequest{FieldViolations: violations})
+	if detailErr != nil {
+		return st.Err()
+	}
+	return detailed.Err()
+}
+
+// violationsIn finds the illegal values that an error joins.
+func violationsIn(err error) []*errdetails.BadRequest_FieldViolation {
+	var violations []*errdetails.BadRequest_FieldViolation
+	//nolint:errorlint // errors.As finds one, wanted are all
+	switch e := err.(type) {
+	case *imagesnapshot.FieldError:
+		return []*errdetails.BadRequest_FieldViolation{{Field: e.Field, Description: e.Detail}}
+	case *dialect.Error:
+		return []*errdetails.BadRequest_FieldViolation{{Field: "annotations[" + e.Key + "]", Description: e.Problem}}
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			violations = append(violations, violationsIn(inner)...)
+		}
+		return violations
+	}
+	if inner := errors.Unwrap(err); inner != nil {
+		return violationsIn(inner)
+	}
+	return nil
+}

@@ -1,0 +1,170 @@
+package control
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/lifecycle"
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+func filterOf(m *controlv1.ImageSnapshotFilter) SnapshotFilter {
+	f := SnapshotFilter{NameOrID: m.GetNameOrId(), Labels: m.GetLabels()}
+	if m != nil {
+		f.Owner = m.Owner
+	}
+	return f
+}
+
+func preconditionsOf(m *controlv1.Preconditions) lifecycle.Preconditions {
+	return lifecycle.Preconditions{ID: m.GetId(), ResourceVersion: m.GetResourceVersion()}
+}
+
+// mapOf gives nil only for a map that is absent.
+func mapOf(m *controlv1.StringMap) map[string]string {
+	if m == nil {
+		return nil
+	}
+	entries := maps.Clone(m.GetEntries())
+	if entries == nil {
+		entries = map[string]string{}
+	}
+	return entries
+}
+
+// specOf refuses only what the resource cannot express; it checks the rest itself.
+func specOf(m *controlv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
+	sp := imagesnapshot.Spec{
+		Images: m.GetImages(), Platforms: m.GetPlatforms(),
+		Size:          imagesnapshot.Size{GiB: int(m.GetSizeGib()), AsNeeded: m.GetSizeAsNeeded()},
+		RetentionDays: int(m.GetRetentionDays()),
+		Build: imagesnapshot.Build{
+			TimeoutMinutes: int(m.GetBuild().GetTimeoutMinutes()), DNSServers: m.GetBuild().GetDnsServers(),
+			Parameters: m.GetBuild().GetParameters(),
+		},
+		ReuseLayers: m.GetReuseLayers(), Flash: m.GetFlash(),
+		Copies: imagesnapshot.Copies{Standard: int(m.GetStandardCopies()), Flash: int(m.GetFlashCopies())},
+	}
+	for _, r := range m.GetRegistries() {
+		sp.Registries = append(sp.Registries, imagesnapshot.Registry{
+			Server: r.GetServer(), Secret: r.GetSecret(), PlainHTTP: r.GetPlainHttp(), InsecureSkipVerify: r.GetInsecureSkipVerify(),
+		})
+	}
+	switch m.GetElimination() {
+	case controlv1.EliminationStrategy_ELIMINATION_STRATEGY_UNSPECIFIED:
+	case controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU:
+		sp.Elimination = imagesnapshot.EliminationLRU
+	default:
+		return sp, &imagesnapshot.FieldError{Field: "spec.elimination", Detail: fmt.Sprintf("%d is unknown here; allowed are 0 (none) and 1 (LRU)", m.GetElimination())}
+	}
+	return sp, nil
+}
+
+// snapshotMessage shares the maps and lists of o, which is the caller's.
+func snapshotMessage(o *imagesnapshot.ImageSnapshot, events bool) *controlv1.ImageSnapshot {
+	m := &controlv1.ImageSnapshot{
+		Name: o.Name, Id: o.ID, ResourceVersion: o.ResourceVersion, Generation: o.Generation,
+		Created: timestamp(o.Created), DeletionRequested: timestamp(o.DeletionRequested), Owner: o.Owner, ClientToken: o.ClientToken,
+		Labels: o.Labels, Annotations: o.Annotations, Spec: specMessage(&o.Spec), Status: statusMessage(&o.Status),
+	}
+	switch o.Origin {
+	case imagesnapshot.OriginManual:
+		m.Origin = controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL
+	case imagesnapshot.OriginAutomatic:
+		m.Origin = controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_AUTOMATIC
+	}
+	if events {
+		for _, e := range o.Status.Events {
+			m.Status.Events = append(m.Status.Events, snapshotEventMessage(SnapshotEvent{o.Name, o.ID, e}))
+		}
+	}
+	return m
+}
+
+func specMessage(sp *imagesnapshot.Spec) *controlv1.ImageSnapshotSpec {
+	m := &controlv1.ImageSnapshotSpec{
+		Images: sp.Images, Platforms: sp.Platforms, SizeGib: int32(sp.Size.GiB), SizeAsNeeded: sp.Size.AsNeeded,
+		RetentionDays: int32(sp.RetentionDays),
+		Build: &controlv1.BuildSpec{
+			TimeoutMinutes: int32(sp.Build.TimeoutMinutes), DnsServers: sp.Build.DNSServers, Parameters: sp.Build.Parameters,
+		},
+		ReuseLayers: sp.ReuseLayers, Flash: sp.Flash,
+		StandardCopies: int32(sp.Copies.Standard), FlashCopies: int32(sp.Copies.Flash),
+	}
+	for _, r := range sp.Registries {
+		m.Registries = append(m.Registries, &controlv1.RegistryAccess{
+			Server: r.Server, Secret: r.Secret, PlainHttp: r.PlainHTTP, InsecureSkipVerify: r.InsecureSkipVerify,
+		})
+	}
+	if sp.Elimination == imagesnapshot.EliminationLRU {
+		m.Elimination = controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU
+	}
+	return m
+}
+
+func statusMessage(st *imagesnapshot.Status) *controlv1.ImageSnapshotStatus {
+	m := &controlv1.ImageSnapshotStatus{
+		Phase: phaseMessage(st.Phase), Reason: string(st.Reason), Message: st.Message, Progress: int32(st.Progress),
+		ObservedGeneration: st.ObservedGeneration,
+		VolumeSnapshotId:   st.SnapshotID, VolumeSnapshotName: st.SnapshotName, IndexDigest: st.Identity.IndexDigest.String(),
+		DiskBytes: st.DiskBytes, Layers: int32(st.Layers), FetchedBytes: st.FetchedBytes, ReusedBytes: st.ReusedBytes, BaseName: st.BaseName,
+		Builds: int32(st.Builds), Started: timestamp(st.Started), Ready: timestamp(st.Ready), Expires: timestamp(st.Expires),
+		LastUpdated: timestamp(st.LastUpdated), LastMatched: timestamp(st.LastMatched), MatchCount: st.MatchCount,
+	}
+	for _, img := range st.Images {
+		m.Images = append(m.Images, &controlv1.SnapshottedImage{
+			Reference: img.Reference, Platform: img.Platform, Digest: img.Digest.String(), SizeBytes: img.SizeBytes, Layers: int32(img.Layers),
+		})
+	}
+	for _, v := range st.Snapshots {
+		m.VolumeSnapshots = append(m.VolumeSnapshots, &controlv1.VolumeSnapshot{
+			Id: v.ID, Name: v.Name, Flash: v.Kind == imagesnapshot.SnapshotFlash, SizeBytes: v.SizeBytes, Ready: v.Ready,
+		})
+	}
+	return m
+}
+
+func phaseMessage(p imagesnapshot.Phase) controlv1.ImageSnapshotPhase {
+	switch p {
+	case imagesnapshot.PhasePending:
+		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING
+	case imagesnapshot.PhaseCreating:
+		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_CREATING
+	case imagesnapshot.PhaseAvailable:
+		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE
+	case imagesnapshot.PhaseUpdating:
+		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATING
+	case imagesnapshot.PhaseUpdateFailed:
+		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATE_FAILED
+	case imagesnapshot.PhaseFailed:
+		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED
+	case imagesnapshot.PhaseUnavailable:
+		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNAVAILABLE
+	case imagesnapshot.PhaseDeleting:
+		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING
+	}
+	return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNSPECIFIED
+}
+
+func snapshotEventMessage(e SnapshotEvent) *controlv1.ImageSnapshotEvent {
+	kinds := map[imagesnapshot.EventType]controlv1.ImageSnapshotEventType{
+		imagesnapshot.EventNormal:  controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_NORMAL,
+		imagesnapshot.EventWarning: controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_WARNING,
+	}
+	return &controlv1.ImageSnapshotEvent{
+		ImageSnapshotName: e.Name, ImageSnapshotId: e.ID, Type: kinds[e.Type], Reason: string(e.Reason), Message: e.Message,
+		Count: e.Count, First: timestamp(e.First), Last: timestamp(e.Last),
+	}
+}
+
+// timestamp is nil for the zero time.
+func timestamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
