@@ -1,0 +1,208 @@
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"berth.dev/berth/imagesnapshot"
+)
+
+// Preconditions must hold, or the request is refused with errdefs.ErrConflict (C-22). Empty fields demand nothing.
+type Preconditions struct {
+	ID, ResourceVersion string
+}
+
+func (p Preconditions) check(s *imagesnapshot.ImageSnapshot) error {
+	if p.ID != "" && p.ID != s.ID {
+		return fmt.Errorf("image snapshot %s has ID %s, not %s: %w", s.Name, s.ID, p.ID, errdefs.ErrConflict)
+	}
+	if p.ResourceVersion != "" && p.ResourceVersion != s.ResourceVersion {
+		return fmt.Errorf("image snapshot %s is at resource version %s, not %s: %w", s.Name, s.ResourceVersion, p.ResourceVersion, errdefs.ErrConflict)
+	}
+	return nil
+}
+
+// DeleteRequest asks to take an image snapshot down.
+type DeleteRequest struct {
+	// NameOrID of the image snapshot.
+	NameOrID      string
+	Preconditions Preconditions
+	DryRun        bool
+}
+
+// Delete marks an image snapshot; Run takes it down, and first aborts what is being built (C-25). It works in every phase, and doing it
+// again is no error. It returns the object as it is now. Errors: NotFound, Conflict.
+func (e *Engine) Delete(ctx context.Context, req DeleteRequest) (*imagesnapshot.ImageSnapshot, error) {
+	return e.change(ctx, req.NameOrID, req.DryRun, func(s *imagesnapshot.ImageSnapshot) error {
+		if err := req.Preconditions.check(s); err != nil {
+			return fmt.Errorf("delete: %w", err)
+		}
+		return e.markDeleted(s, imagesnapshot.ReasonDeleteRequested, "deletion was asked for")
+	})
+}
+
+func (e *Engine) markDeleted(s *imagesnapshot.ImageSnapshot, reason imagesnapshot.Reason, message string) error {
+	if s.Status.Phase == imagesnapshot.PhaseDeleting {
+		return nil
+	}
+	now := time.Now().UTC()
+	s.DeletionRequested, s.Status.LastUpdated = now, now
+	s.AddEvent(now, imagesnapshot.EventNormal, reason, message)
+	return s.SetPhase(imagesnapshot.PhaseDeleting, reason, message)
+}
+
+// UpdateRequest asks for another spec.
+type UpdateRequest struct {
+	// NameOrID of the image snapshot.
+	NameOrID string
+	Spec     imagesnapshot.Spec
+	// Labels and Annotations replace what is there, unless nil.
+	Labels, Annotations map[string]string
+	// Rebuild builds even if the new spec would not make it necessary: to take up what a tag means by now.
+	Rebuild       bool
+	Preconditions Preconditions
+	DryRun        bool
+}
+
+// Update takes a new spec, in phases Available and UpdateFailed only (E-28). If that changes what is on the disk, Run builds anew
+// and switches when that has succeeded. Errors: NotFound, Conflict, imagesnapshot.FieldError (InvalidArgument),
+// FailedPrecondition for other phases.
+func (e *Engine) Update(ctx context.Context, req UpdateRequest) (CreateResult, error) {
+	var warnings []string
+	s, err := e.change(ctx, req.NameOrID, req.DryRun, func(s *imagesnapshot.ImageSnapshot) error {
+		if err := req.Preconditions.check(s); err != nil {
+			return fmt.Errorf("update: %w", err)
+		}
+		if !s.Status.Phase.CanUpdate() {
+			return fmt.Errorf("update image snapshot %s: it is %s; an update is possible when it is %s or %s: %w", s.Name, s.Status.Phase,
+				imagesnapshot.PhaseAvailable, imagesnapshot.PhaseUpdateFailed, errdefs.ErrFailedPrecondition)
+		}
+		if w := s.Status.Work; w != nil && w.Step != imagesnapshot.StepCleanup {
+			return fmt.Errorf("update image snapshot %s: its volume snapshot is not complete yet, try again later: %w", s.Name, errdefs.ErrFailedPrecondition)
+		}
+		old := s.Spec
+		s.Spec = req.Spec.Clone()
+		if req.Labels != nil {
+			s.Labels = req.Labels
+		}
+		if req.Annotations != nil {
+			s.Annotations = req.Annotations
+		}
+		s.Complete(e.Limits)
+		if err := s.Validate(e.Limits); err != nil {
+			return fmt.Errorf("update image snapshot %s: %w", s.Name, err)
+		}
+		warnings = s.Warnings(0)
+		return e.takeSpec(s, old, req.Rebuild)
+	})
+	return CreateResult{Object: s, Existing: true, Warnings: warnings}, err
+}
+
+// takeSpec begins what a changed spec makes necessary.
+func (e *Engine) takeSpec(s *imagesnapshot.ImageSnapshot, old imagesnapshot.Spec, rebuild bool) error {
+	now := time.Now().UTC()
+	s.Status.LastUpdated = now
+	if !reflect.DeepEqual(s.Spec, old) || rebuild {
+		s.Generation++
+	}
+	if !rebuild && !needsBuild(old, s.Spec) && s.Status.Phase != imagesnapshot.PhaseUpdateFailed {
+		s.Status.ObservedGeneration = s.Generation
+		setExpiry(s)
+		s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonChanged, "changed; what is on the disk stays")
+		return nil
+	}
+	garbage, attempt := []imagesnapshot.Leftover(nil), 0
+	if w := s.Status.Work; w != nil {
+		garbage, attempt = w.Garbage, w.Attempt
+	}
+	attempt = max(attempt, s.Status.Builds) + 1
+	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepPlan, Attempt: attempt, Generation: s.Generation, Garbage: garbage}
+	s.Status.Builds, s.Status.Progress, s.Status.Started = attempt, 0, now
+	s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonUpdateStarted, "building anew")
+	return s.SetPhase(imagesnapshot.PhaseUpdating, imagesnapshot.ReasonUpdateStarted, "building anew")
+}
+
+// needsBuild says whether a change concerns what is on the disk or how often it is there.
+func needsBuild(old, updated imagesnapshot.Spec) bool {
+	part := func(s imagesnapshot.Spec) any {
+		return []any{s.Images, s.Platforms, s.Size, s.Registries, s.Copies.Standard}
+	}
+	return !reflect.DeepEqual(part(old), part(updated))
+}
+
+// change finds an object and changes it, or with dryRun only says what would come of it.
+func (e *Engine) change(ctx context.Context, nameOrID string, dryRun bool, do func(*imagesnapshot.ImageSnapshot) error) (*imagesnapshot.ImageSnapshot, error) {
+	s, err := e.Find(ctx, nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	if dryRun {
+		if err := do(s); err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+	return e.mutate(ctx, s.Name, s.ID, do)
+}
+
+// matches are those that have not been written yet. Each pull of a node is one, so they are collected.
+type matches struct {
+	mu     sync.Mutex
+	counts map[string]*matchCount
+}
+
+type matchCount struct {
+	id    string
+	count int64
+	last  time.Time
+}
+
+// RecordMatch notes that an image snapshot was chosen for a pull, in its status a little later.
+func (e *Engine) RecordMatch(name, id string) {
+	e.matches.mu.Lock()
+	defer e.matches.mu.Unlock()
+	m := e.matches.counts[name]
+	if m == nil || m.id != id {
+		m = &matchCount{id: id}
+		e.matches.counts[name] = m
+	}
+	m.count++
+	m.last = time.Now().UTC()
+}
+
+// flushMatches writes them. What cannot be written waits for the next time.
+func (e *Engine) flushMatches(ctx context.Context) error {
+	e.matches.mu.Lock()
+	counts := e.matches.counts
+	e.matches.counts = make(map[string]*matchCount)
+	e.matches.mu.Unlock()
+	var first error
+	for name, m := range counts {
+		_, err := e.mutate(ctx, name, m.id, func(s *imagesnapshot.ImageSnapshot) error {
+			s.Status.MatchCount += m.count
+			if m.last.After(s.Status.LastMatched) {
+				s.Status.LastMatched = m.last
+			}
+			return nil
+		})
+		if err == nil || errdefs.IsNotFound(err) {
+			continue
+		}
+		if first == nil {
+			first = fmt.Errorf("record matches of image snapshot %s: %w", name, err)
+		}
+		e.matches.mu.Lock()
+		if now := e.matches.counts[name]; now == nil {
+			e.matches.counts[name] = m
+		} else if now.id == m.id {
+			now.count += m.count
+		}
+		e.matches.mu.Unlock()
+	}
+	return first
+}

@@ -1,0 +1,258 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/retry"
+	"berth.dev/berth/imagesnapshot"
+)
+
+// takeSnapshots asks the storage for the regular volume snapshots. Before that, with Flash, what was built is made usable (E-23).
+func (r *run) takeSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
+	w := s.Status.Work
+	if !servesBuilt(s) {
+		err := retry.Do(ctx, func(ctx context.Context) error { return r.Attacher.Detach(ctx, w.VolumeID) })
+		if err != nil {
+			return r.storageFailed(ctx, s, fmt.Errorf("detach volume: %w", err))
+		}
+		if s.Spec.Flash {
+			return r.flash(ctx, s)
+		}
+	}
+	if w.Built.Snapshots == nil {
+		// The names stand in the journal before anything has them.
+		for i := range s.Spec.Copies.Standard {
+			w.Built.Snapshots = append(w.Built.Snapshots, imagesnapshot.VolumeSnapshot{
+				Name: r.names.snapshot(kindStandard, s, w.Attempt, i), Kind: imagesnapshot.SnapshotStandard,
+			})
+		}
+		return r.put(ctx, s)
+	}
+	for i := range w.Built.Snapshots {
+		v := &w.Built.Snapshots[i]
+		var made blockdev.VolumeSnapshot
+		err := retry.Do(ctx, func(ctx context.Context) (err error) {
+			made, err = r.Snapshotter.CreateSnapshot(ctx, v.Name, w.VolumeID)
+			return err
+		})
+		if err != nil {
+			return r.storageFailed(ctx, s, fmt.Errorf("create volume snapshot: %w", err))
+		}
+		v.ID, v.SizeBytes, v.Ready = made.ID, made.SizeBytes, made.ReadyToUse
+	}
+	w.Step, w.Failures = imagesnapshot.StepWait, 0
+	return r.put(ctx, s)
+}
+
+// servesBuilt says whether what the work built is what nodes get already.
+func servesBuilt(s *imagesnapshot.ImageSnapshot) bool {
+	return s.Status.Identity == s.Status.Work.Built.Identity && s.Status.Phase == imagesnapshot.PhaseAvailable
+}
+
+// flash makes what was built usable: by temporary snapshots where the storage has them, else by the volume itself.
+func (r *run) flash(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
+	w := s.Status.Work
+	content := w.Built.Clone()
+	content.Ready = time.Now().UTC()
+	if r.Flash == nil {
+		content.VolumeID = w.VolumeID
+	} else {
+		for i := range s.Spec.Copies.Flash {
+			name := r.names.snapshot(kindFlash, s, w.Attempt, i)
+			v, err := r.flashCopy(ctx, name, w.VolumeID)
+			if err != nil {
+				return r.storageFailed(ctx, s, fmt.Errorf("create flash snapshot: %w", err))
+			}
+			content.Snapshots = append(content.Snapshots, v)
+		}
+		content.SnapshotID, content.SnapshotName = content.Snapshots[0].ID, content.Snapshots[0].Name
+	}
+	previous := s.Status.Content
+	if previous.Identity.UUID != "" {
+		w.Previous = &previous
+	}
+	if err := r.serve(s, content, imagesnapshot.ReasonFlashReady, "usable; the regular volume snapshot is being made"); err != nil {
+		return err
+	}
+	return r.put(ctx, s)
+}
+
+// flashCopy makes one temporary snapshot. Its name follows from the journal, so it is found again.
+func (r *run) flashCopy(ctx context.Context, name, volumeID string) (imagesnapshot.VolumeSnapshot, error) {
+	var made blockdev.VolumeSnapshot
+	err := retry.Do(ctx, func(ctx context.Context) (err error) {
+		made, err = r.Flash.CreateFlashSnapshot(ctx, name, volumeID)
+		if err == nil && !made.ReadyToUse {
+			err = fmt.Errorf("flash snapshot %s: %w", name, blockdev.ErrNotReady)
+		}
+		return err
+	})
+	return imagesnapshot.VolumeSnapshot{
+		ID: made.ID, Name: name, Kind: imagesnapshot.SnapshotFlash, SizeBytes: made.SizeBytes, Ready: true,
+	}, err
+}
+
+// serve makes content what nodes get.
+func (r *run) serve(s *imagesnapshot.ImageSnapshot, content imagesnapshot.Content, reason imagesnapshot.Reason, message string) error {
+	s.Status.Content = content
+	s.Status.ObservedGeneration = s.Status.Work.Generation
+	setExpiry(s)
+	s.AddEvent(content.Ready, imagesnapshot.EventNormal, reason, message)
+	return s.SetPhase(imagesnapshot.PhaseAvailable, reason, message)
+}
+
+// Waits between two looks at volume snapshots that are not ready: as often as a small one could be missed, as seldom as a large
+// one needs.
+const (
+	firstPoll = time.Second
+	lastPoll  = 30 * time.Second
+)
+
+// awaitSnapshots looks whether the regular volume snapshots are complete, and if so switches to them.
+func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.Time, bool, error) {
+	w := s.Status.Work
+	for i := range w.Built.Snapshots {
+		v := &w.Built.Snapshots[i]
+		if v.Ready {
+			continue
+		}
+		var found blockdev.VolumeSnapshot
+		err := retry.Do(ctx, func(ctx context.Context) (err error) {
+			found, err = r.Snapshotter.GetSnapshot(ctx, v.ID)
+			return err
+		})
+		if err != nil {
+			return time.Time{}, false, r.storageFailed(ctx, s, fmt.Errorf("look at volume snapshot: %w", err))
+		}
+		if !found.ReadyToUse {
+			wait := min(lastPoll, firstPoll<<min(w.Failures, 5))
+			w.Failures++
+			w.NotBefore = time.Now().UTC().Add(wait)
+			return time.Time{}, false, r.put(ctx, s)
+		}
+		v.Ready, v.SizeBytes = true, found.SizeBytes
+	}
+	return time.Time{}, false, r.complete(ctx, s)
+}
+
+// complete switches to what was built and is complete now, in one write. Only after it is anything old given up.
+func (r *run) complete(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
+	w := s.Status.Work
+	flashed, old := servesBuilt(s), s.Status.Content
+	content := w.Built.Clone()
+	content.SnapshotID, content.SnapshotName = content.Snapshots[0].ID, content.Snapshots[0].Name
+	content.Ready = time.Now().UTC()
+	garbage := append(w.Garbage, imagesnapshot.Leftover{VolumeID: w.VolumeID, VolumeName: w.VolumeName})
+	garbage = append(garbage, leftovers(old)...)
+	if w.Previous != nil {
+		garbage = append(garbage, leftovers(*w.Previous)...)
+	}
+	reason, message := imagesnapshot.ReasonReady, "usable"
+	if old.Identity.UUID != "" && !flashed || w.Previous != nil {
+		reason, message = imagesnapshot.ReasonUpdated, "the new content is usable"
+	}
+	if flashed {
+		content.Ready = old.Ready // it has been usable since then
+	}
+	if err := r.serve(s, content, reason, message); err != nil {
+		return err
+	}
+	s.Status.Progress = 100
+	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepCleanup, Attempt: w.Attempt, Generation: w.Generation, Garbage: garbage}
+	return r.put(ctx, s)
+}
+
+// leftovers are the volume snapshots of a content that is given up. The volume that served it is the work's.
+func leftovers(c imagesnapshot.Content) []imagesnapshot.Leftover {
+	var list []imagesnapshot.Leftover
+	for _, v := range c.Snapshots {
+		list = append(list, imagesnapshot.Leftover{SnapshotID: v.ID, SnapshotName: v.Name})
+	}
+	return list
+}
+
+// maxStorageFailures in a row end the work; with the waits between them, and those of package retry, that is about ten minutes.
+const maxStorageFailures = 10
+
+// storageFailed tries again later what may succeed then, and otherwise ends the work.
+func (r *run) storageFailed(ctx context.Context, s *imagesnapshot.ImageSnapshot, err error) error {
+	if ctx.Err() != nil {
+		return errors.Join(ctx.Err(), err)
+	}
+	w := s.Status.Work
+	message := imagesnapshot.Redact(err.Error())
+	passing := blockdev.Retryable(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsResourceExhausted(err)
+	w.Failures++
+	if !passing || w.Failures >= maxStorageFailures {
+		return r.fail(ctx, s, imagesnapshot.ReasonStorageFailed, message)
+	}
+	now := time.Now().UTC()
+	w.NotBefore = now.Add(backoff(w.Failures + 3))
+	if w.Step == imagesnapshot.StepBuild && w.Built == nil {
+		w.Building = false // it did not begin, or ended with nothing
+	}
+	s.AddEvent(now, imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying, message)
+	return r.put(ctx, s)
+}
+
+// fail ends the work without success. What was there before stays; what the work made is cleaned up.
+func (r *run) fail(ctx context.Context, s *imagesnapshot.ImageSnapshot, reason imagesnapshot.Reason, message string) error {
+	// The deadline may be the reason: what is left to do has to be written all the same.
+	const lastWrite = 10 * time.Second
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWrite)
+	defer cancel()
+	message = imagesnapshot.Shorten(message)
+	now := time.Now().UTC()
+	next := imagesnapshot.PhaseFailed
+	if w := s.Status.Work; w != nil {
+		garbage := w.Garbage
+		if w.VolumeName != "" {
+			garbage = append(garbage, imagesnapshot.Leftover{VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: w.Built == nil || s.Status.VolumeID == ""})
+		}
+		if w.Built != nil {
+			garbage = append(garbage, leftovers(*w.Built)...)
+		}
+		if w.Built != nil && servesBuilt(s) {
+			garbage = append(garbage, leftovers(s.Status.Content)...)
+			s.Status.Content = imagesnapshot.Content{}
+			next = imagesnapshot.PhaseUnavailable
+		}
+		if w.Previous != nil {
+			s.Status.Content, next = *w.Previous, imagesnapshot.PhaseUpdateFailed
+		}
+		s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepCleanup, Attempt: w.Attempt, Generation: w.Generation, Garbage: r.withFlash(s, w, garbage)}
+	}
+	switch {
+	case s.Status.Phase == imagesnapshot.PhaseUpdating:
+		next = imagesnapshot.PhaseUpdateFailed
+	case next == imagesnapshot.PhaseFailed && reason == imagesnapshot.ReasonBuildTimeout:
+		next = imagesnapshot.PhaseUnavailable // Q12
+	}
+	if next == imagesnapshot.PhaseUpdateFailed {
+		setExpiry(s)
+	} else {
+		s.Status.Expires = now.Add(r.Times.KeepFailed)
+	}
+	s.AddEvent(now, imagesnapshot.EventWarning, reason, message)
+	if err := s.SetPhase(next, reason, message); err != nil {
+		return err
+	}
+	return r.put(ctx, s)
+}
+
+// withFlash adds flash copies that may have been made and are not recorded.
+func (r *run) withFlash(s *imagesnapshot.ImageSnapshot, w *imagesnapshot.Work, garbage []imagesnapshot.Leftover) []imagesnapshot.Leftover {
+	if r.Flash == nil || !s.Spec.Flash || w.Built == nil {
+		return garbage
+	}
+	for i := range s.Spec.Copies.Flash {
+		garbage = append(garbage, imagesnapshot.Leftover{SnapshotName: r.names.snapshot(kindFlash, s, w.Attempt, i)})
+	}
+	return garbage
+}

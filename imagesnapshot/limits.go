@@ -1,0 +1,77 @@
+package imagesnapshot
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// Limits are what an installation allows. The zero value is not useful: start from DefaultLimits.
+type Limits struct {
+	// MaxImages of one image snapshot, from 10 (C-30) to 20 (Q10).
+	MaxImages int
+	// MinSizeGiB and MaxSizeGiB bound Size.GiB.
+	MinSizeGiB, MaxSizeGiB int
+	// DefaultSizeGiB is for a spec that says nothing.
+	DefaultSizeGiB int
+	// MaxPerOwner is the quota, not counting those that are being deleted; 0 is no quota.
+	MaxPerOwner int
+	// DefaultTimeoutMinutes is for a spec that says nothing (C-39).
+	DefaultTimeoutMinutes int
+}
+
+// Bounds that no installation can move, and the defaults (requirements 1.8).
+const (
+	LeastMaxImages = 10
+	MostMaxImages  = 20
+
+	MaxRetentionDays  = 10000
+	MaxRegistries     = 10
+	MinTimeoutMinutes = 30
+	MaxTimeoutMinutes = 10080
+
+	MaxNameBytes        = 128
+	MaxClientTokenBytes = 64
+	MaxLabels           = 20
+	MaxCopies           = 10
+
+	maxReferenceBytes   = 1024
+	maxPlatforms        = 8
+	maxDNSServers       = 3 // resolv.conf(5), MAXNS
+	maxParameters       = 64
+	maxParameterBytes   = 4096
+	maxAnnotations      = 64
+	maxAnnotationsBytes = 64 << 10
+	maxLabelKeyBytes    = 128 // Alibaba's tags; Kubernetes' label values are shorter still
+	maxLabelValueBytes  = 256
+	maxOwnerBytes       = 256
+	maxSecretBytes      = 253 + 1 + 63 // Kubernetes' namespace:secret or secret
+)
+
+// DefaultLimits are those of the requirements.
+func DefaultLimits() Limits {
+	return Limits{
+		MaxImages: LeastMaxImages, MinSizeGiB: 20, MaxSizeGiB: 400, DefaultSizeGiB: 20, MaxPerOwner: 50,
+		DefaultTimeoutMinutes: 1440,
+	}
+}
+
+// Check refuses limits that make no sense; the error's class is errdefs.ErrInvalidArgument.
+func (l Limits) Check() error {
+	refuse := func(format string, args ...any) error {
+		return fmt.Errorf("limits: "+format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+	}
+	switch {
+	case l.MaxImages < LeastMaxImages || l.MaxImages > MostMaxImages:
+		return refuse("images per image snapshot is %d, allowed are %d to %d", l.MaxImages, LeastMaxImages, MostMaxImages)
+	case l.MinSizeGiB < 1 || l.MaxSizeGiB < l.MinSizeGiB:
+		return refuse("sizes from %d to %d GiB are none", l.MinSizeGiB, l.MaxSizeGiB)
+	case l.DefaultSizeGiB < l.MinSizeGiB || l.DefaultSizeGiB > l.MaxSizeGiB:
+		return refuse("default size is %d GiB, allowed are %d to %d", l.DefaultSizeGiB, l.MinSizeGiB, l.MaxSizeGiB)
+	case l.MaxPerOwner < 0:
+		return refuse("quota is %d, allowed are 0 (none) and more", l.MaxPerOwner)
+	case l.DefaultTimeoutMinutes < MinTimeoutMinutes || l.DefaultTimeoutMinutes > MaxTimeoutMinutes:
+		return refuse("default build timeout is %d minutes, allowed are %d to %d", l.DefaultTimeoutMinutes, MinTimeoutMinutes, MaxTimeoutMinutes)
+	}
+	return nil
+}

@@ -1,0 +1,85 @@
+// Package store says how image snapshots are kept: with optimistic concurrency, so that several can work on the same objects, and
+// with a watch, so that nobody polls. A store is a folder below this one; package storetest proves that it keeps to what is
+// written here.
+//
+// What goes in and comes out is a copy: a caller may change it without changing the store. Every method is safe for concurrent
+// use, and obeys its context.
+package store
+
+import (
+	"context"
+	"maps"
+
+	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/imagesnapshot"
+)
+
+// Store keeps image snapshots by name. Errors are of the classes of containerd/errdefs that each method names, or those of the
+// medium, Unavailable if trying again may help.
+type Store interface {
+	// Create adds s and gives it its ResourceVersion. A name that is taken is AlreadyExists, and so is an ID; a non-empty
+	// ResourceVersion is InvalidArgument.
+	Create(ctx context.Context, s *imagesnapshot.ImageSnapshot) (*imagesnapshot.ImageSnapshot, error)
+	// Get finds by name; NotFound.
+	Get(ctx context.Context, name string) (*imagesnapshot.ImageSnapshot, error)
+	// List gives what the filter lets through, sorted by name.
+	List(ctx context.Context, f Filter) ([]*imagesnapshot.ImageSnapshot, error)
+	// Update replaces the object of the same name if it is still at the ResourceVersion that s has, and gives the new one;
+	// Conflict if it is not or if the name is another object's (ID) by now, NotFound if it is gone.
+	Update(ctx context.Context, s *imagesnapshot.ImageSnapshot) (*imagesnapshot.ImageSnapshot, error)
+	// Delete removes the object if it is still at that ResourceVersion; Conflict, NotFound.
+	Delete(ctx context.Context, name, resourceVersion string) error
+}
+
+// Watcher tells what changes.
+type Watcher interface {
+	// Watch sends every object that there is, and then each change. It may leave out states in between, never the last one:
+	// a slow receiver holds up nobody. An object that was deleted and created again in between may come without its
+	// deletion, with another ID. The channel is closed when ctx ends or the store is closed.
+	Watch(ctx context.Context) (<-chan Change, error)
+}
+
+// Change is one object's new state.
+type Change struct {
+	// Object as it is now, or was at last if Deleted.
+	Object  *imagesnapshot.ImageSnapshot
+	Deleted bool
+}
+
+// Indexes keeps the encoded indexes of layer disks by their digests. They are large (up to layerdisk.MaxIndexBytes), so they are no
+// part of the objects.
+type Indexes interface {
+	// PutIndex keeps encoded; its digest must be d, or it is InvalidArgument. Keeping it again is no error.
+	PutIndex(ctx context.Context, d digest.Digest, encoded []byte) error
+	// GetIndex is NotFound if it is not there.
+	GetIndex(ctx context.Context, d digest.Digest) ([]byte, error)
+	// DeleteIndex of one that is not there is no error.
+	DeleteIndex(ctx context.Context, d digest.Digest) error
+	// ListIndexes gives the digests of all.
+	ListIndexes(ctx context.Context) ([]digest.Digest, error)
+}
+
+// Filter chooses objects; empty fields choose all.
+type Filter struct {
+	ID string
+	// Owner, if not nil, is the one owner.
+	Owner *string
+	// ClientToken of a create.
+	ClientToken string
+	// Labels that the object must have, with these values.
+	Labels map[string]string
+}
+
+// Match says whether the filter lets s through.
+func (f Filter) Match(s *imagesnapshot.ImageSnapshot) bool {
+	if f.ID != "" && f.ID != s.ID || f.Owner != nil && *f.Owner != s.Owner || f.ClientToken != "" && f.ClientToken != s.ClientToken {
+		return false
+	}
+	for k := range maps.Keys(f.Labels) {
+		if v, ok := s.Labels[k]; !ok || v != f.Labels[k] {
+			return false
+		}
+	}
+	return true
+}

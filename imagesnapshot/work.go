@@ -1,0 +1,68 @@
+package imagesnapshot
+
+import "time"
+
+// Step is what the life cycle was about to do when it wrote the journal.
+type Step string
+
+// Steps of a build, in their order. Each can be repeated.
+const (
+	// StepPlan: find out which layers the images have and where the disk starts from.
+	StepPlan Step = "Plan"
+	// StepVolume: make the volume VolumeName.
+	StepVolume Step = "Volume"
+	// StepBuild: attach it and build onto it.
+	StepBuild Step = "Build"
+	// StepSnapshot: detach it and make the volume snapshots.
+	StepSnapshot Step = "Snapshot"
+	// StepWait: the snapshots are being completed by the storage.
+	StepWait Step = "Wait"
+	// StepCleanup: take down what is not needed any more. It ends the work.
+	StepCleanup Step = "Cleanup"
+)
+
+// Work is what the life cycle has under way for one image snapshot. Volumes and volume snapshots have names that follow from it
+// and are written here before they are made, so that after a crash everything that exists is found again.
+type Work struct {
+	Step Step `json:"step"`
+	// Attempt counts the builds of this image snapshot; it is part of the names, so that no two builds share anything.
+	Attempt int `json:"attempt"`
+	// Generation of the spec that is being built.
+	Generation int64     `json:"generation"`
+	Deadline   time.Time `json:"deadline,omitzero"`
+	// Failures in a row, and the time before which there is no other try.
+	Failures  int       `json:"failures,omitempty"`
+	NotBefore time.Time `json:"notBefore,omitzero"`
+
+	VolumeName string `json:"volumeName,omitempty"`
+	VolumeID   string `json:"volumeID,omitempty"`
+	// Building says that a build onto the volume may have begun. One that finds it set was interrupted and begins anew, on
+	// another volume.
+	Building bool `json:"building,omitempty"`
+	// NoBase says that starting from another disk did not work.
+	NoBase bool `json:"noBase,omitempty"`
+	// SizeBytes of the volume.
+	SizeBytes int64 `json:"sizeBytes,omitempty"`
+	// BaseSnapshotID is the volume snapshot the volume is made from, BaseName the image snapshot it belongs to.
+	BaseSnapshotID string `json:"baseSnapshotID,omitempty"`
+	BaseName       string `json:"baseName,omitempty"`
+
+	// Built is what the build made, once it has. Its Snapshots are those that are being made; one without an ID may not
+	// exist yet.
+	Built *Content `json:"built,omitempty"`
+	// Previous is what was there before, for the time in which Built serves already but is not complete (E-23).
+	Previous *Content `json:"previous,omitempty"`
+	// Garbage is to be deleted in StepCleanup.
+	Garbage []Leftover `json:"garbage,omitempty"`
+}
+
+// Leftover is something in the storage that nobody needs any more. Either part may be empty.
+type Leftover struct {
+	VolumeID   string `json:"volumeID,omitempty"`
+	VolumeName string `json:"volumeName,omitempty"`
+	// Attached says that a build may have the volume attached, so that it is to be detached first. Otherwise only nodes can
+	// have it, and it is left alone until they have let go of it.
+	Attached     bool   `json:"attached,omitempty"`
+	SnapshotID   string `json:"snapshotID,omitempty"`
+	SnapshotName string `json:"snapshotName,omitempty"`
+}
