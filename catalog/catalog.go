@@ -1,0 +1,140 @@
+// Package catalog tells nodes which image snapshots there are: what is on each layer disk, and where the disk is. An entry carries
+// the disk's whole index, so that a node can match images against it by layer without attaching anything.
+//
+// A catalog decides which disk is attached, never which bytes are served: what is attached has to prove that it is the disk of
+// this index, and layers are found on it by their digests.
+//
+// Where entries are kept is the matter of a folder below this one; package catalogtest proves that it keeps to what is written
+// here.
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"berth.dev/berth/layerdisk"
+)
+
+// Entry is one image snapshot as nodes see it. Images, their platforms, digests and sizes are those of the index and written
+// nowhere else, so that nothing can contradict it.
+type Entry struct {
+	// Name as the user knows it.
+	Name string
+	// ID is stable and unique in the catalog: 1 to 128 of a-z, A-Z, 0-9, '.', '_' and '-', not beginning with '.'.
+	ID string
+	// State is StateAvailable if nodes may use it; any other word is shown to people as it is.
+	State string
+	// Created is when the content was made.
+	Created time.Time
+	// Expires is when it may no longer be used; the zero time is never.
+	Expires time.Time
+	Source  Source
+	// Index is the layer disk's encoded index. It is shared by all who have the entry and must not be changed.
+	Index []byte
+}
+
+// StateAvailable is the state of entries that may be used.
+const StateAvailable = "Available"
+
+// Source is where the layer disk is, in the words of its driver.
+type Source struct {
+	// Driver is the name of a block storage driver that nodes have.
+	Driver string
+	// SnapshotID is a volume snapshot of which each node makes a volume for itself. Either this or VolumeID.
+	SnapshotID string
+	// VolumeID is a volume, which nodes attach read-only and never delete. The driver "loop" takes an absolute path too.
+	VolumeID string
+}
+
+// Lister tells what entries there are.
+type Lister interface {
+	// Watch sends every entry that there is, then one Change that says Synced, and then each change. States in between may be
+	// left out, never the last one. The channel is closed when ctx ends. A receiver that does not receive holds up nobody
+	// but itself.
+	Watch(ctx context.Context) (<-chan Change, error)
+}
+
+// Publisher changes what entries there are.
+type Publisher interface {
+	// Publish adds the entry or replaces the one with its ID, in one step: nobody ever sees a part of it. It is
+	// errdefs.ErrInvalidArgument if Validate refuses the entry.
+	Publish(ctx context.Context, e Entry) error
+	// Withdraw removes the entry with this ID; one that is not there is no error.
+	Withdraw(ctx context.Context, id string) error
+}
+
+// Change is one message of Watch. One of Entry, Problem and Synced is set.
+type Change struct {
+	// Entry that is new or changed. If Deleted is set, only its ID is.
+	Entry   *Entry
+	Deleted bool
+	// Problem is something that should be an entry and cannot be used. It is sent once, and again when it has changed.
+	Problem error
+	// Synced says that everything there was when Watch was called has been sent.
+	Synced bool
+}
+
+const (
+	maxIDBytes = 128
+	// maxNameBytes is that of a Kubernetes object, the longest name of any front end.
+	maxNameBytes = 253
+	// maxTextBytes bounds the words of a driver; volume IDs of clouds have some hundred bytes, paths at most PATH_MAX.
+	maxTextBytes = 4096
+)
+
+// Parse checks the entry, its index included, and gives the index. Errors are errdefs.ErrInvalidArgument.
+func (e *Entry) Parse() (*layerdisk.Index, layerdisk.Identity, error) {
+	if err := e.check(); err != nil {
+		return nil, layerdisk.Identity{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	ix, identity, err := layerdisk.ParseIdentified(e.Index)
+	if err != nil {
+		return nil, layerdisk.Identity{}, fmt.Errorf("index: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return ix, identity, nil
+}
+
+func (e *Entry) check() error {
+	if err := CheckID(e.ID); err != nil {
+		return err
+	}
+	for _, t := range []struct {
+		field, value string
+		most         int
+	}{
+		{"name", e.Name, maxNameBytes}, {"state", e.State, maxNameBytes}, {"driver", e.Source.Driver, maxNameBytes},
+	} {
+		if t.value == "" || len(t.value) > t.most {
+			return fmt.Errorf("%s %.80q: want 1 to %d bytes", t.field, t.value, t.most)
+		}
+	}
+	if (e.Source.SnapshotID == "") == (e.Source.VolumeID == "") {
+		return errors.New("name either a volume or a volume snapshot")
+	}
+	if n := len(e.Source.SnapshotID) + len(e.Source.VolumeID); n > maxTextBytes {
+		return fmt.Errorf("the ID of the volume or volume snapshot has %d bytes, at most %d are allowed", n, maxTextBytes)
+	}
+	for _, s := range []string{e.Name, e.State, e.Source.Driver, e.Source.SnapshotID, e.Source.VolumeID} {
+		if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return fmt.Errorf("%.80q has control characters", s)
+		}
+	}
+	return nil
+}
+
+// CheckID refuses what cannot be the ID of an entry with errdefs.ErrInvalidArgument.
+func CheckID(id string) error {
+	ok := id != "" && len(id) <= maxIDBytes && id[0] != '.'
+	for _, c := range []byte(id) {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-')
+	}
+	if !ok {
+		return fmt.Errorf("ID %.140q: want 1 to %d of a-z, A-Z, 0-9, '.', '_' and '-', not beginning with '.': %w", id, maxIDBytes, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
