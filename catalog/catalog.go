@@ -12,10 +12,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/layerdisk"
 )
@@ -137,4 +139,25 @@ func CheckID(id string) error {
 		return fmt.Errorf("ID %.140q: want 1 to %d of a-z, A-Z, 0-9, '.', '_' and '-', not beginning with '.': %w", id, maxIDBytes, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// ReadIndex reads the encoded index of the layer disk in the device or file r, proved as layerdisk.ReadIndex proves it, with the same
+// errors.
+func ReadIndex(r io.ReaderAt) ([]byte, error) {
+	_, identity, err := layerdisk.ReadIndex(r)
+	if err != nil {
+		return nil, err
+	}
+	h, err := layerdisk.ReadHeader(r)
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, h.IndexBytes)
+	if _, err := io.ReadFull(io.NewSectionReader(r, h.IndexOffset, h.IndexBytes), data); err != nil {
+		return nil, fmt.Errorf("read index: %w", err)
+	}
+	if digest.FromBytes(data) != identity.IndexDigest {
+		return nil, fmt.Errorf("read index: the disk changes while it is read: %w", errdefs.ErrUnavailable)
+	}
+	return data, nil
 }

@@ -121,5 +121,5 @@ func needsRestart(old, c config.Config) bool {
 		}
 	}
 	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
-		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop
+		old.Snapshotter != c.Snapshotter || old.Catalog != c.Catalog || old.Loop != c.Loop
 }
