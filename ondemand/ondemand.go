@@ -49,7 +49,8 @@ type Config struct {
 
 // Observer is told what was chosen and what came of it, in words of fixed sets. It must not block.
 type Observer interface {
-	Chosen(o Outcome)
+	// Chosen is told the decision too; it is empty with OutcomeError, and shared: it must not be changed.
+	Chosen(o Outcome, d matcher.Decision)
 	Attached(r Result, took time.Duration)
 }
 
@@ -145,8 +146,8 @@ func New(ctx context.Context, cfg Config) (*Chooser, error) {
 
 type noObserver struct{}
 
-func (noObserver) Chosen(Outcome)                 {}
-func (noObserver) Attached(Result, time.Duration) {}
+func (noObserver) Chosen(Outcome, matcher.Decision) {}
+func (noObserver) Attached(Result, time.Duration)   {}
 
 // Close gives up what is being attached and waits for that.
 func (c *Chooser) Close() error {
@@ -175,13 +176,13 @@ func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 	d, err := c.index.Match(c.request(w, now))
 	r := Record{Time: now, ImageRef: w.ImageRef, ChainID: w.ChainID, Decision: d}
 	if err != nil {
-		c.Observer.Chosen(OutcomeError)
+		c.Observer.Chosen(OutcomeError, d)
 		r.Decision.Reason = err.Error()
 		c.last.put(r)
 		return
 	}
 	attachments, outcome := c.attach(d.Chosen)
-	c.Observer.Chosen(outcome)
+	c.Observer.Chosen(outcome, d)
 	if outcome == OutcomeAttach {
 		log.G(ctx).WithField("image", w.ImageRef).WithField("reason", d.Reason).Info("attaching layer disks for a pull")
 	}
@@ -190,6 +191,19 @@ func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 	}
 	r.Waited = time.Since(now)
 	c.last.put(r)
+}
+
+// ImageSnapshot is the name and the ID of one that the attached disk with this UUID is of; ok is false if it is of none that is known.
+// Several of the same content have the same disk: it is the first of them by name then.
+func (c *Chooser) ImageSnapshot(diskUUID string) (name, id string, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, it := range c.byUUID[diskUUID] {
+		if !ok || it.name < name {
+			name, id, ok = it.name, it.id, true
+		}
+	}
+	return name, id, ok
 }
 
 // Last choice for an image by its reference as containerd tells it, if one was made and is not forgotten.

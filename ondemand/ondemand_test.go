@@ -37,6 +37,12 @@ func TestPullAttachesWhatItNeeds(t *testing.T) {
 		require.Equal(r, time.Second, rec.Waited)
 		require.Equal(r, []ondemand.DiskResult{{Name: "name-of-app", ID: "app", Disk: staged[0], Result: ondemand.ResultReady}}, rec.Disks)
 
+		name, id, ok := r.ImageSnapshot(r.stage.Disks()[0].UUID)
+		require.True(r, ok)
+		require.Equal(r, "name-of-app app", name+" "+id)
+		_, _, ok = r.ImageSnapshot("another")
+		require.False(r, ok)
+
 		require.Zero(r, r.pull(want("app", "base", "app")), "it is there")
 		require.Equal(r, map[ondemand.Outcome]int{ondemand.OutcomeAttach: 1}, r.outcomes, "a hit asks nobody")
 		require.Equal(r, map[ondemand.Result]int{ondemand.ResultReady: 1}, r.results)

@@ -124,7 +124,7 @@ type counts struct {
 	results  map[ondemand.Result]int
 }
 
-func (c *counts) Chosen(o ondemand.Outcome) {
+func (c *counts) Chosen(o ondemand.Outcome, _ matcher.Decision) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.outcomes[o]++

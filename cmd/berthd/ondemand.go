@@ -104,7 +104,9 @@ type chooserObserver struct {
 	metrics *metrics.OnDemand
 }
 
-func (o *chooserObserver) Chosen(outcome ondemand.Outcome) { o.metrics.Chosen(string(outcome)) }
+func (o *chooserObserver) Chosen(outcome ondemand.Outcome, _ matcher.Decision) {
+	o.metrics.Chosen(string(outcome))
+}
 
 func (o *chooserObserver) Attached(result ondemand.Result, took time.Duration) {
 	o.metrics.Attached(string(result), took)
