@@ -33,8 +33,9 @@ type Candidate struct {
 
 // Choices remembers how disks were chosen for pulls.
 type Choices interface {
-	// LastChoice for an image by its normalised reference; nil if there was none or it is forgotten.
-	LastChoice(imageRef string) *Choice
+	// LastChoice for an image by its normalised reference, or, where containerd did not name the image, by the chain IDs of its
+	// layers; nil if there was none or it is forgotten.
+	LastChoice(imageRef string, chainIDs []digest.Digest) *Choice
 }
 
 // WithChoices lets the service tell of choices, which it does not know otherwise. It is for before serving.
@@ -43,10 +44,15 @@ func (s *Service) WithChoices(c Choices) *Service {
 	return s
 }
 
-// LastChoice of disks for a pull of the image; nil if there was none or it is forgotten.
-func (s *Service) LastChoice(imageRef string) *Choice {
+// LastChoice of disks for a pull of the image with these layers; nil if there was none or it is forgotten. An image without a name has
+// none.
+func (s *Service) LastChoice(imageRef string, layers []LayerName) *Choice {
 	if s.choices == nil || imageRef == "" {
 		return nil
 	}
-	return s.choices.LastChoice(imageRef)
+	chainIDs := make([]digest.Digest, 0, len(layers))
+	for _, l := range layers {
+		chainIDs = append(chainIDs, l.ChainID)
+	}
+	return s.choices.LastChoice(imageRef, chainIDs)
 }

@@ -111,7 +111,7 @@ func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayers
 		}
 		resp.Layers = append(resp.Layers, m)
 	}
-	if c := s.service.LastChoice(req.GetImageRef()); c != nil {
+	if c := s.service.LastChoice(req.GetImageRef(), names); c != nil {
 		resp.LastChoice = choiceMessage(*c)
 	}
 	return resp, nil

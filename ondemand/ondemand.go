@@ -206,8 +206,20 @@ func (c *Chooser) ImageSnapshot(diskUUID string) (name, id string, ok bool) {
 	return name, id, ok
 }
 
-// Last choice for an image by its reference as containerd tells it, if one was made and is not forgotten.
-func (c *Chooser) Last(imageRef string) (Record, bool) { return c.last.get(imageRef) }
+// Last choice for an image by its reference as containerd tells it, or for one of these layers where containerd did not tell the image;
+// the latest of them. ok is false if none was made or all are forgotten.
+func (c *Chooser) Last(imageRef string, chainIDs ...digest.Digest) (last Record, ok bool) {
+	keys := []string{imageRef}
+	for _, id := range chainIDs {
+		keys = append(keys, id.String())
+	}
+	for _, key := range keys {
+		if r, found := c.last.get(key); found && (!ok || r.Time.After(last.Time)) {
+			last, ok = r, true
+		}
+	}
+	return last, ok
+}
 
 // explained is the number of candidates that a record explains.
 const explained = 5

@@ -279,7 +279,10 @@ func TestRecordsAreBounded(t *testing.T) {
 		r.pull(long)
 		_, ok = r.Last(long.ImageRef)
 		require.False(r, ok)
-		require.Equal(r, 1, r.results[ondemand.ResultReady], "its layers match")
+		rec, ok = r.Last("", long.ChainID)
+		require.True(r, ok, "by its layer")
+		require.Equal(r, ondemand.ResultReady, rec.Disks[0].Result, "its layers match")
+		require.Equal(r, 1, r.results[ondemand.ResultReady])
 	})
 }
 

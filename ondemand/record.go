@@ -38,36 +38,41 @@ const maxRecords = 1024
 type records struct {
 	mu    *sync.Mutex
 	order *list.List // of Record, the newest in front
-	byRef map[string]*list.Element
+	byKey map[string]*list.Element
 }
 
 func newRecords() records {
-	return records{mu: new(sync.Mutex), order: list.New(), byRef: map[string]*list.Element{}}
+	return records{mu: new(sync.Mutex), order: list.New(), byKey: map[string]*list.Element{}}
+}
+
+// key of a record: the image, or the layer where containerd does not tell which image it pulls.
+func (r *Record) key() string {
+	if r.ImageRef == "" || len(r.ImageRef) > matcher.MaxReferenceBytes {
+		return r.ChainID.String()
+	}
+	return r.ImageRef
 }
 
 func (r *records) put(rec Record) {
-	if rec.ImageRef == "" || len(rec.ImageRef) > matcher.MaxReferenceBytes {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if at, ok := r.byRef[rec.ImageRef]; ok {
+	if at, ok := r.byKey[rec.key()]; ok {
 		at.Value = rec
 		r.order.MoveToFront(at)
 		return
 	}
-	r.byRef[rec.ImageRef] = r.order.PushFront(rec)
+	r.byKey[rec.key()] = r.order.PushFront(rec)
 	if r.order.Len() > maxRecords {
 		if oldest, ok := r.order.Remove(r.order.Back()).(Record); ok {
-			delete(r.byRef, oldest.ImageRef)
+			delete(r.byKey, oldest.key())
 		}
 	}
 }
 
-func (r *records) get(imageRef string) (Record, bool) {
+func (r *records) get(key string) (Record, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at, ok := r.byRef[imageRef]
+	at, ok := r.byKey[key]
 	if !ok {
 		return Record{}, false
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/catalog"
@@ -136,8 +137,8 @@ type choices struct {
 
 var _ control.Choices = choices{}
 
-func (c choices) LastChoice(imageRef string) *control.Choice {
-	r, ok := c.chooser.Last(imageRef)
+func (c choices) LastChoice(imageRef string, chainIDs []digest.Digest) *control.Choice {
+	r, ok := c.chooser.Last(imageRef, chainIDs...)
 	if !ok {
 		return nil
 	}

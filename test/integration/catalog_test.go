@@ -110,7 +110,11 @@ func TestPullFindsItsDisk(t *testing.T) {
 			require.Empty(t, n.attached())
 			n.pull(p)
 			require.Zero(t, n.fetched(p), "layer blobs fetched: %v", n.registry.Blobs())
-			require.Equal(t, []string{"app"}, n.attached())
+			if legacy() { // tells nothing but the lowest layer at first, which both disks have
+				require.Contains(t, n.attached(), "app")
+			} else {
+				require.Equal(t, []string{"app"}, n.attached())
+			}
 			require.Equal(t, "content of top", n.run(p, "c", "cat", "/s/top"))
 			n.requireSameTree(p)
 			out := n.explain(p)
