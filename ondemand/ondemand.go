@@ -274,22 +274,33 @@ func (c *Chooser) Follow(ctx context.Context, l catalog.Lister, synced func()) e
 	if err != nil {
 		return fmt.Errorf("follow catalog: %w", err)
 	}
-	for change := range changes {
-		switch {
-		case change.Synced:
-			synced()
-		case change.Problem != nil:
-			log.G(ctx).WithError(change.Problem).Warn("part of the catalog cannot be used")
-		case change.Deleted:
-			c.remove(change.Entry.ID)
-		default:
-			if err := c.put(change.Entry); err != nil {
-				log.G(ctx).WithError(err).WithField("id", change.Entry.ID).Warn("catalog entry is left out")
-				c.remove(change.Entry.ID)
+	for {
+		select {
+		case change, ok := <-changes:
+			if !ok {
+				return ctx.Err()
 			}
+			c.learn(ctx, change, synced)
+		case <-ctx.Done(): // the catalog may hang, as network file systems do
+			return ctx.Err()
 		}
 	}
-	return ctx.Err()
+}
+
+func (c *Chooser) learn(ctx context.Context, change catalog.Change, synced func()) {
+	switch {
+	case change.Synced:
+		synced()
+	case change.Problem != nil:
+		log.G(ctx).WithError(change.Problem).Warn("part of the catalog cannot be used")
+	case change.Deleted:
+		c.remove(change.Entry.ID)
+	default:
+		if err := c.put(change.Entry); err != nil {
+			log.G(ctx).WithError(err).WithField("id", change.Entry.ID).Warn("catalog entry is left out")
+			c.remove(change.Entry.ID)
+		}
+	}
 }
 
 // put makes an entry known.

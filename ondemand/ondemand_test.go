@@ -286,6 +286,18 @@ func TestRecordsAreBounded(t *testing.T) {
 	})
 }
 
+// A catalog that hangs does not keep a node from stopping.
+func TestFollowEndsThoughTheCatalogHangs(t *testing.T) {
+	inBubble(t, nil, func(r *rig) {
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error)
+		go func() { ended <- r.Follow(ctx, make(feed), func() {}) }()
+		synctest.Wait()
+		cancel()
+		require.ErrorIs(r, <-ended, context.Canceled)
+	})
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	_, err := ondemand.New(t.Context(), ondemand.Config{MaxDisks: -1})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)

@@ -205,6 +205,24 @@ func TestDiskMakesRoom(t *testing.T) {
 	require.Equal(t, []string{"b"}, n.attached())
 }
 
+// What was attached for a pull is there again after a crash, and its image snapshot need not be in the catalog any more.
+func TestDiskOnDemandSurvivesACrash(t *testing.T) {
+	n := newNode(t)
+	p := n.push("app", n.fiveLayers()...)
+	app := n.build("app", p)
+	n.withCatalog(soon, 0)
+	n.publish("app", app, n.volumeSnapshot("app", app))
+	n.start()
+	n.pull(p)
+	require.NoError(t, n.berthd.Kill())
+	require.NoError(t, os.RemoveAll(n.catalogDir()))
+	n.startBerthd()
+	require.Equal(t, []string{"app"}, n.attached())
+	require.Equal(t, "content of top", n.run(p, "c", "cat", "/s/top"))
+	require.Zero(t, n.fetched(p), "layer blobs fetched: %v", n.registry.Blobs())
+	n.requireSameTree(p)
+}
+
 // A damaged entry and one whose disk is another are no harm: the pull goes on.
 func TestBadCatalogIsNoHarm(t *testing.T) {
 	n := newNode(t)
