@@ -32,16 +32,16 @@ func Build(ctx context.Context, o Options) (_ *Result, err error) {
 	}
 	notify := serialise(o.Progress)
 	// Long before anything is written, and again when it is.
-	if err := checkOutput(o.Output); err != nil {
-		return nil, err
+	if !o.Output.Reuse {
+		if err := checkOutput(o.Output); err != nil {
+			return nil, err
+		}
 	}
 	p, err := makePlan(ctx, &o, retry, notify)
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err != nil {
 		return nil, err
 	}
-	notify(Event{Kind: EventPlanned, Plan: &PlanEvent{Images: len(p.images), Layers: len(p.jobs), BlobBytes: p.blobBytes()}})
-
 	b := &build{opts: &o, plan: p, notify: notify}
 	b.unpacker = &unpacker{opts: &o, retry: retry, notify: notify}
 	if o.gzipProgram != nil {
@@ -49,9 +49,10 @@ func Build(ctx context.Context, o Options) (_ *Result, err error) {
 	} else {
 		b.unpacker.gzipProgram = gunzip.Program()
 	}
-	if b.target, err = openTarget(o.Output); err != nil {
+	if err := b.open(ctx); err != nil {
 		return nil, err
 	}
+	notify(Event{Kind: EventPlanned, Plan: &PlanEvent{Images: len(p.images), Layers: len(p.jobs), BlobBytes: p.blobBytes()}})
 	result, err := b.run(ctx)
 	if err != nil {
 		return nil, errors.Join(err, b.target.discard())
@@ -63,13 +64,33 @@ func Build(ctx context.Context, o Options) (_ *Result, err error) {
 	return result, nil
 }
 
+// open opens the output, and finds out what of the plan it has already.
+func (b *build) open(ctx context.Context) (err error) {
+	if !b.opts.Output.Reuse {
+		b.target, err = openTarget(b.opts.Output)
+		return err
+	}
+	if b.target, b.base, err = openReused(b.opts.Output); err != nil {
+		return err
+	}
+	if err := b.base.apply(ctx, b.plan); err != nil {
+		return errors.Join(err, b.target.Close()) // it still is the disk it was
+	}
+	if err := b.base.take(b.target); err != nil {
+		return errors.Join(err, b.target.discard())
+	}
+	return nil
+}
+
 // build is one run.
 type build struct {
 	opts     *Options
 	plan     *plan
 	unpacker *unpacker
 	target   *target
-	notify   func(Event)
+	// base is nil unless the output is added to.
+	base   *base
+	notify func(Event)
 }
 
 func (b *build) run(ctx context.Context) (*Result, error) {
@@ -79,23 +100,23 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 	return b.runEROFS(ctx)
 }
 
-// unpackAll runs all layers and returns the first block behind their data on the disk, which begins at block first. Data
-// lie in the order of plan.bySize.
+// unpackAll runs all layers that the disk does not have yet and returns the first block behind their data, which begins at
+// block first. Data lie in the order of plan.fresh.
 func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (end int64, err error) {
+	jobs := b.plan.fresh()
 	group, ctx := errgroup.WithContext(ctx)
 	memory := newBudget(int64(b.opts.Parallel) * waitingMemoryBytes)
-	for _, j := range b.plan.jobs {
+	for _, j := range jobs {
 		j.region = newRegion(ctx, disk, memory, b.newSpool)
 	}
 	defer func() {
-		for _, j := range b.plan.jobs {
+		for _, j := range jobs {
 			err = errors.Join(err, j.region.discard())
 		}
 	}()
 	end = first
 	group.Go(func() error {
-		for _, j := range b.plan.bySize() {
-			j.firstBlock = end
+		for _, j := range jobs {
 			if err := j.region.promote(end * blockBytes); err != nil {
 				return err
 			}
@@ -104,11 +125,12 @@ func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (e
 			case <-ctx.Done():
 				return ctx.Err()
 			}
+			j.first = end
 			end += int64(j.tree.Blocks) //nolint:gosec // less than what was written
 		}
 		return nil
 	})
-	group.Go(func() error { return b.unpackParallel(ctx) })
+	group.Go(func() error { return b.unpackParallel(ctx, jobs) })
 	err = group.Wait()
 	return end, err
 }
@@ -118,10 +140,9 @@ const maxAhead = 128
 
 // unpackParallel keeps the wanted number of layers in work, in the order of their data, so that the head is always among
 // them.
-func (b *build) unpackParallel(ctx context.Context) error {
+func (b *build) unpackParallel(ctx context.Context, jobs []*layerJob) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(b.opts.Parallel)
-	jobs := b.plan.bySize()
 	for i, j := range jobs {
 		if i >= maxAhead {
 			select {
@@ -156,12 +177,16 @@ func (b *build) tempDir() string {
 func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
 	r := &Result{
 		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.layers),
-		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes,
+		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes, WrittenBytes: b.target.written.Load(),
 	}
 	for _, j := range b.plan.jobs {
 		r.LayerUses += j.uses
 		if j.uses > 1 {
 			r.SharedLayers++
+		}
+		if j.reuse != nil {
+			r.ReusedLayers++
+			r.ReusedBytes += j.tree.UnpackedBytes
 		}
 		r.UnpackedBytes += j.tree.UnpackedBytes
 		r.Inodes += j.tree.Inodes

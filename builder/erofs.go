@@ -14,7 +14,10 @@ import (
 
 // runEROFS streams the layers' data to the disk and puts the metadata behind it.
 func (b *build) runEROFS(ctx context.Context) (*Result, error) {
-	const first = 1 // block 0 is for header and superblock
+	first := int64(1) // block 0 is for header and superblock
+	if b.base != nil {
+		first = b.base.end
+	}
 	end, err := b.unpackAll(ctx, b.target, first)
 	if err != nil {
 		return nil, err
@@ -101,14 +104,13 @@ func (b *build) planEROFS(ix *layerdisk.Index, encoded []byte, listings [][]byte
 	if err != nil {
 		return nil, err
 	}
-	img := erofs.Image{
-		UUID: id, Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}},
-		DataEnd: uint64(end), //nolint:gosec // not negative
-	}
+	img := erofs.Image{UUID: id, DataEnd: uint64(end), Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}}}
 	for number, l := range b.plan.layers {
-		img.Layers = append(img.Layers, erofs.Layer{
-			Path: layerdisk.LayerDir(number), Tree: l.tree, FirstBlock: uint64(l.firstBlock), //nolint:gosec // not negative
-		})
+		first := uint64(l.first) //nolint:gosec // not negative
+		if l.reuse != nil {
+			first = uint64(max(1, l.reuse.first)) //nolint:gosec // not negative
+		}
+		img.Layers = append(img.Layers, erofs.Layer{Path: layerdisk.LayerDir(number), Tree: l.tree, FirstBlock: first})
 		img.Files = append(img.Files, erofs.File{Path: layerdisk.ListingPath(number), Data: listings[number]})
 	}
 	return erofs.Plan(img)

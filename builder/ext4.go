@@ -85,7 +85,7 @@ func (b *build) spoolArchives(ctx context.Context) (spools []*os.File, err error
 			return spools, err
 		}
 	}
-	if err := b.unpackParallel(ctx); err != nil {
+	if err := b.unpackParallel(ctx, b.plan.jobs); err != nil {
 		return spools, explainSpace(err, b.tempDir())
 	}
 	for _, w := range flush {

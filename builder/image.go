@@ -25,6 +25,19 @@ type image struct {
 	created time.Time
 }
 
+// chainIDs of the image's layers, lowest first.
+func (i *image) chainIDs() []digest.Digest {
+	var ids []digest.Digest
+	for n, l := range i.layers {
+		if n == 0 {
+			ids = append(ids, l.diffID)
+			continue
+		}
+		ids = append(ids, identity.ChainID([]digest.Digest{ids[n-1], l.diffID}))
+	}
+	return ids
+}
+
 // imageLayer is one layer of an image.
 type imageLayer struct {
 	blob   ocispec.Descriptor

@@ -21,8 +21,10 @@ type Options struct {
 	Images []string
 	// Platforms of each image; none is the platform of this machine.
 	Platforms []ocispec.Platform
-	Registry  RegistryOptions
-	Output    Output
+	// RegistryOnly takes every image for a reference, whatever it looks like, because others chose it.
+	RegistryOnly bool
+	Registry     RegistryOptions
+	Output       Output
 	// Created is the time in the index; zero is the newest creation time of the images.
 	Created time.Time
 	// Parallel is the number of layers in work at once; 0 is 4, or the number of processors if that is less.
@@ -32,6 +34,7 @@ type Options struct {
 	// Progress, if not nil, is told what happens, one event at a time. It must not block for long.
 	Progress func(Event)
 
+	planOnly bool
 	// retry and gzipProgram are varied by tests.
 	retry       *retryPolicy
 	gzipProgram *string
@@ -41,6 +44,10 @@ type Options struct {
 type Output struct {
 	// Path of a file that is made, or of a block device.
 	Path string
+	// Reuse adds to the layer disk that Path, a block device or a file, holds already: layers that it has are neither fetched
+	// nor written. It has to be an EROFS disk, otherwise the error is ErrBase. If the build fails after it has begun to
+	// write, what was there is lost: give it a copy.
+	Reuse bool
 	// Force replaces an existing file or the content of a device that is not blank.
 	Force bool
 	// SizeBytes limits the disk and is the size of the file; 0 makes it as large as its content, or allows all of the
@@ -60,11 +67,14 @@ func (o *Options) complete() error {
 	if len(o.Images) == 0 {
 		return fmt.Errorf("no images to build a disk from: %w", errdefs.ErrInvalidArgument)
 	}
-	if o.Output.Path == "" {
+	if o.Output.Path == "" && !o.planOnly {
 		return fmt.Errorf("no output path: %w", errdefs.ErrInvalidArgument)
 	}
 	if o.Output.SizeBytes < 0 || o.Output.SizeBytes%blockBytes != 0 {
 		return fmt.Errorf("output size %d is not a multiple of %d bytes: %w", o.Output.SizeBytes, blockBytes, errdefs.ErrInvalidArgument)
+	}
+	if o.Output.Reuse && (o.Output.Force || o.Output.FileSystem == layerdisk.FileSystemExt4) {
+		return fmt.Errorf("output is to be added to: that excludes replacing it and file system %s: %w", layerdisk.FileSystemExt4, errdefs.ErrInvalidArgument)
 	}
 	switch o.Output.FileSystem {
 	case "":
@@ -101,8 +111,12 @@ type Result struct {
 	FetchedBytes  int64 `json:"fetchedBytes"`
 	UnpackedBytes int64 `json:"unpackedBytes"`
 	Inodes        int64 `json:"inodes"`
-	// DiskBytes is the size of all that belongs to the disk.
-	DiskBytes int64 `json:"diskBytes"`
+	// ReusedLayers were on the output before; ReusedBytes are their part of UnpackedBytes.
+	ReusedLayers int   `json:"reusedLayers"`
+	ReusedBytes  int64 `json:"reusedBytes"`
+	// DiskBytes is the size of all that belongs to the disk, WrittenBytes what of it was written.
+	DiskBytes    int64 `json:"diskBytes"`
+	WrittenBytes int64 `json:"writtenBytes"`
 	// Duration of the build in nanoseconds.
 	Duration time.Duration `json:"durationNanoseconds"`
 }
@@ -145,6 +159,22 @@ type PlanEvent struct {
 	Images    int   `json:"images"`
 	Layers    int   `json:"layers"`
 	BlobBytes int64 `json:"blobBytes"`
+}
+
+// Contents is what images consist of, as their manifests and configs say.
+type Contents struct {
+	Images []ImageEvent `json:"images"`
+	// Layers that differ, in the order in which they would lie on the disk.
+	Layers []ContentsLayer `json:"layers"`
+	// Chains are the chain IDs of all stacks of layers, each once.
+	Chains []digest.Digest `json:"chains"`
+}
+
+// ContentsLayer is one layer.
+type ContentsLayer struct {
+	DiffID    digest.Digest `json:"diffID"`
+	Blob      digest.Digest `json:"blob"`
+	BlobBytes int64         `json:"blobBytes"`
 }
 
 // LayerEvent is the state of one layer.

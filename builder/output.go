@@ -20,6 +20,18 @@ const blockBytes = 4096
 // ErrTooSmall says that the disk does not fit: into Output.SizeBytes, the block device or the file system of the file.
 var ErrTooSmall = fmt.Errorf("out of space: %w", errdefs.ErrResourceExhausted)
 
+// TooSmallError is an ErrTooSmall that knows how much is needed.
+type TooSmallError struct {
+	// NeededBytes is the size of the whole disk.
+	NeededBytes int64
+	text        string
+}
+
+func (e *TooSmallError) Error() string { return e.text + ": " + ErrTooSmall.Error() }
+
+// Unwrap gives ErrTooSmall.
+func (e *TooSmallError) Unwrap() error { return ErrTooSmall }
+
 // target is where the disk is built: a file that has no name yet, or a block device whose first block is cleared.
 type target struct {
 	*os.File
@@ -32,6 +44,8 @@ type target struct {
 	// full says that there is no more room. Everything written then is only counted, to say at the end how much is
 	// needed.
 	full atomic.Bool
+	// written counts bytes.
+	written atomic.Int64
 	// publish makes the complete disk visible, discard leaves nothing that could be taken for one.
 	publish func(ctx context.Context) error
 	discard func() error
@@ -51,6 +65,7 @@ func (t *target) WriteAt(p []byte, off int64) (int, error) {
 		return len(p), nil
 	}
 	n, err := t.File.WriteAt(p, off)
+	t.written.Add(int64(n))
 	if noSpace(err) {
 		t.full.Store(true)
 		return len(p), nil
@@ -75,6 +90,7 @@ func (t *target) copyFrom(offset int64, src *os.File, n int64) (copied int64, er
 			return copied, nil //nolint:nilerr // other file systems, a block device, an old kernel: the caller copies
 		}
 		copied += int64(done)
+		t.written.Add(int64(done))
 	}
 	return n, nil
 }
@@ -91,7 +107,7 @@ func (t *target) checkRoom(needed int64) error {
 	if !t.full.Load() {
 		return nil
 	}
-	return fmt.Errorf("the disk needs %s (%d bytes), %s: %w", units.BytesSize(float64(needed)), needed, t.why, ErrTooSmall)
+	return &TooSmallError{needed, fmt.Sprintf("the disk needs %s (%d bytes), %s", units.BytesSize(float64(needed)), needed, t.why)}
 }
 
 // checkOutput says early whether openTarget would refuse. It changes nothing.

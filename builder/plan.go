@@ -45,7 +45,7 @@ func makePlan(ctx context.Context, o *Options, retry retryPolicy, notify func(Ev
 	p := &plan{sources: make([]*namedSource, len(o.Images))}
 	registry := newRegistryClient(ctx, o.Registry, retry)
 	for i, given := range o.Images {
-		src, err := openSource(given, registry)
+		src, err := openSource(given, registry, o.RegistryOnly)
 		if err != nil {
 			return p, err
 		}
@@ -58,10 +58,8 @@ func makePlan(ctx context.Context, o *Options, retry retryPolicy, notify func(Ev
 		group.Go(func() (err error) {
 			found[i], err = resolver{platforms: o.Platforms, retry: retry}.resolve(groupCtx, src)
 			for _, img := range found[i] {
-				notify(Event{Kind: EventResolved, Image: &ImageEvent{
-					Reference: img.record.Reference, Platform: platforms.FormatAll(img.record.Platform),
-					Manifest: img.record.Manifest.Digest, Layers: len(img.layers),
-				}})
+				resolved := img.event()
+				notify(Event{Kind: EventResolved, Image: &resolved})
 			}
 			return err
 		})
@@ -78,6 +76,45 @@ func makePlan(ctx context.Context, o *Options, retry retryPolicy, notify func(Ev
 	}
 	p.listLayers()
 	return p, nil
+}
+
+// Plan finds out what images consist of, without fetching layers; Options.Output is not looked at. Errors are as those of Build.
+func Plan(ctx context.Context, o Options) (_ *Contents, err error) {
+	o.planOnly, o.Output = true, Output{}
+	if err := o.complete(); err != nil {
+		return nil, fmt.Errorf("plan layer disk: %w", err)
+	}
+	retry := defaultRetryPolicy()
+	if o.retry != nil {
+		retry = *o.retry
+	}
+	p, err := makePlan(ctx, &o, retry, serialise(o.Progress))
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err != nil {
+		return nil, err
+	}
+	c := &Contents{}
+	known := make(map[digest.Digest]bool)
+	for _, img := range p.images {
+		c.Images = append(c.Images, img.event())
+		for _, chainID := range img.chainIDs() {
+			if !known[chainID] {
+				known[chainID] = true
+				c.Chains = append(c.Chains, chainID)
+			}
+		}
+	}
+	for _, j := range p.jobs {
+		c.Layers = append(c.Layers, ContentsLayer{DiffID: j.diffID, Blob: j.blob.Digest, BlobBytes: j.blob.Size})
+	}
+	return c, nil
+}
+
+func (i *image) event() ImageEvent {
+	return ImageEvent{
+		Reference: i.record.Reference, Platform: platforms.FormatAll(i.record.Platform),
+		Manifest: i.record.Manifest.Digest, Layers: len(i.layers),
+	}
 }
 
 // add takes an image once however often it was listed.
@@ -119,17 +156,26 @@ func (p *plan) listLayers() {
 	}
 }
 
-// bySize lists the jobs in the order in which they are begun and in which their data lie on the disk: large ones first, since
-// the first goes straight to its place while the others wait, and since the last one running should be a short one.
-func (p *plan) bySize() []*layerJob {
-	return slices.SortedFunc(slices.Values(p.jobs), func(a, b *layerJob) int {
+// fresh are the jobs with work to do, in the order in which they are begun and in which their data lie on the disk: large
+// ones first, since the first goes straight to its place while the others wait, and since the last one running should be a
+// short one.
+func (p *plan) fresh() []*layerJob {
+	var jobs []*layerJob
+	for _, j := range p.jobs {
+		if j.reuse == nil {
+			jobs = append(jobs, j)
+		}
+	}
+	slices.SortFunc(jobs, func(a, b *layerJob) int {
 		return cmp.Or(cmp.Compare(b.blob.Size, a.blob.Size), cmp.Compare(a.number, b.number))
 	})
+	return jobs
 }
 
+// blobBytes to fetch.
 func (p *plan) blobBytes() int64 {
 	var sum int64
-	for _, j := range p.jobs {
+	for _, j := range p.fresh() {
 		sum += j.blob.Size
 	}
 	return sum
@@ -160,10 +206,14 @@ func (p *plan) index(o *Options, attributes []string) layerdisk.Index {
 		ix.Images = append(ix.Images, img.record)
 	}
 	for i, l := range p.layers {
+		blobs := []layerdisk.Blob{{Digest: l.blob.Digest, MediaType: l.blob.MediaType, Size: l.blob.Size}}
+		if l.reuse != nil {
+			blobs = l.reuse.blobs
+		}
 		ix.Layers = append(ix.Layers, layerdisk.Layer{
 			Number:        i,
 			DiffID:        l.diffID,
-			Blobs:         []layerdisk.Blob{{Digest: l.blob.Digest, MediaType: l.blob.MediaType, Size: l.blob.Size}},
+			Blobs:         blobs,
 			UnpackedBytes: l.tree.UnpackedBytes,
 			Inodes:        l.tree.Inodes,
 			Attributes:    attributes[i],

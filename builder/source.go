@@ -38,7 +38,14 @@ const (
 )
 
 // openSource reads one item of the image list: "REFERENCE", "[NAME=]oci:DIR[:REF]" or "[NAME=]docker-archive:FILE[:REF]".
-func openSource(given string, registry *registryClient) (*namedSource, error) {
+func openSource(given string, registry *registryClient, registryOnly bool) (*namedSource, error) {
+	if registryOnly {
+		name, err := normalise(given)
+		if err != nil {
+			return nil, err
+		}
+		return &namedSource{given: given, name: name, source: registry.image(name)}, nil
+	}
 	name, rest := "", given
 	if before, after, ok := strings.Cut(given, "="); ok &&
 		(strings.HasPrefix(after, layoutPrefix) || strings.HasPrefix(after, archivePrefix)) {

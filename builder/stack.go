@@ -2,7 +2,6 @@ package builder
 
 import (
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/tree"
@@ -29,16 +28,13 @@ func (p *plan) stack() {
 	for _, img := range p.images {
 		var lower []*tree.Tree // from the top
 		chainID := digest.Digest("")
-		for _, l := range img.layers {
-			c := layerdisk.Chain{Parent: chainID, DiffID: l.diffID}
-			c.ChainID = l.diffID
-			if chainID != "" {
-				c.ChainID = identity.ChainID([]digest.Digest{chainID, l.diffID})
-			}
+		chainIDs := img.chainIDs()
+		for i, l := range img.layers {
+			c := layerdisk.Chain{ChainID: chainIDs[i], Parent: chainID, DiffID: l.diffID}
 			chainID = c.ChainID
 			number, known := layerOf[chainID]
 			if !known {
-				number = p.look(looks, jobs[l.diffID], lower)
+				number = p.look(looks, jobs[l.diffID], chainID, lower)
 				layerOf[chainID] = number
 				c.Layer = number
 				p.chains = append(p.chains, c)
@@ -49,13 +45,22 @@ func (p *plan) stack() {
 }
 
 // look finds or makes the layer that the job's is on top of the lower trees.
-func (p *plan) look(looks map[*layerJob][]int, j *layerJob, lower []*tree.Tree) int {
+func (p *plan) look(looks map[*layerJob][]int, j *layerJob, chainID digest.Digest, lower []*tree.Tree) int {
+	l := &diskLayer{layerJob: j}
+	fits := func(t *tree.Tree) bool { return t.Fits(lower) }
+	if j.reuse != nil && j.tree.StackBound() {
+		// Which look is right was found out when it was made.
+		l.tree = j.reuse.trees[j.reuse.base.layerOf[chainID]]
+		fits = func(t *tree.Tree) bool { return t == l.tree }
+	}
 	for _, number := range looks[j] {
-		if p.layers[number].tree.Fits(lower) {
+		if fits(p.layers[number].tree) {
 			return number
 		}
 	}
-	l := &diskLayer{layerJob: j, tree: j.tree.On(lower)}
+	if l.tree == nil {
+		l.tree = j.tree.On(lower)
+	}
 	number := j.number
 	if len(looks[j]) == 0 {
 		p.layers[number] = l

@@ -27,10 +27,12 @@ type layerJob struct {
 	// uses are the images with the layer.
 	uses int
 
+	// reuse, if not nil, says that the output has the layer already.
+	reuse  *reuse
 	region *region
-	// firstBlock of its data on the disk, once it has been the head.
-	firstBlock int64
-	// done is closed when tree is there.
+	// first block of the layer's data on the disk.
+	first int64
+	// done is closed when tree is there; the looks of a reused layer are in reuse.
 	done chan struct{}
 	tree *tree.Tree
 	// tee, if not nil, gets the uncompressed archive as well.

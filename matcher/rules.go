@@ -153,3 +153,37 @@ func (r *Rules) validate() error {
 	}
 	return nil
 }
+
+// MarshalText makes an Order its name in JSON and TOML.
+func (o Order) MarshalText() ([]byte, error) {
+	if o < OrderSaved || o > OrderDegree {
+		return nil, fmt.Errorf("unknown order %d", int(o))
+	}
+	return []byte(o.String()), nil
+}
+
+// UnmarshalText is the reverse of MarshalText.
+func (o *Order) UnmarshalText(text []byte) error {
+	parsed, err := ParseOrder(string(text))
+	if err == nil {
+		*o = parsed
+	}
+	return err
+}
+
+// MarshalText makes a ConflictPolicy its name in JSON and TOML.
+func (c ConflictPolicy) MarshalText() ([]byte, error) {
+	if c < ConflictPinWins || c > ConflictRejectBoth {
+		return nil, fmt.Errorf("unknown conflict policy %d", int(c))
+	}
+	return []byte(c.String()), nil
+}
+
+// UnmarshalText is the reverse of MarshalText.
+func (c *ConflictPolicy) UnmarshalText(text []byte) error {
+	parsed, err := ParseConflictPolicy(string(text))
+	if err == nil {
+		*c = parsed
+	}
+	return err
+}

@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/log"
@@ -47,8 +51,11 @@ With --json each line of standard output is an object with "event", one of
   layer-done       the same, and unpackedBytes, inodes
   finishing        metadata and index are being written
   result           "result": identity (uuid, indexDigest), fileSystem, images, layers, sharedLayers,
-                   layerUses, fetchedBytes, unpackedBytes, inodes, diskBytes, durationNanoseconds
-  error            "error": what went wrong; the exit status is not 0`
+                   layerUses, fetchedBytes, unpackedBytes, inodes, reusedLayers, reusedBytes, diskBytes,
+                   writtenBytes, durationNanoseconds
+  contents         with --plan: "contents": images, layers (diffID, blob, blobBytes), chains
+  error            "error": what went wrong, "code": its class, such as NotFound, and if the disk was too
+                   small "neededBytes"; the exit status is not 0`
 
 const buildExample = `  berth build -o disk.img nginx:1.27 redis registry.example/team/app@sha256:…
   berth build -o /dev/sdb --platform linux/amd64 --platform linux/arm64 debian:12
@@ -60,7 +67,8 @@ const buildExample = `  berth build -o disk.img nginx:1.27 redis registry.exampl
 type buildFlags struct {
 	output, fileSystem, size, created, tempDir string
 	platforms                                  []string
-	force, json                                bool
+	force, reuse, plan, registryOnly, json     bool
+	dns                                        []string
 	parallel                                   int
 	maxLayerSize                               string
 	maxLayerFiles                              int64
@@ -82,6 +90,10 @@ func newBuild() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVarP(&f.output, "output", "o", "", "file or block device to make the disk in (required)")
 	flags.BoolVarP(&f.force, "force", "f", false, "replace an existing file, or the content of a device that is not blank")
+	flags.BoolVar(&f.reuse, "reuse", false, "add to the layer disk that the device or file holds: layers that are there are neither fetched nor\nwritten; if the build fails, what was there is lost")
+	flags.BoolVar(&f.plan, "plan", false, "only resolve the images and print what they consist of; needs no --output")
+	flags.BoolVar(&f.registryOnly, "registry-only", false, "take every IMAGE for a reference, also one that looks like oci:DIR")
+	flags.StringSliceVar(&f.dns, "dns", nil, "address of a name server to find registries with; may be repeated (default: the machine's)")
 	flags.StringVar(&f.fileSystem, "fs", "erofs", "file system: erofs, or ext4 for nodes whose kernel has no EROFS (needs root here)")
 	flags.StringVar(&f.size, "size", "", "size of the disk, such as 20GiB (units are powers of 1024); out of space is an error\n(default: as large as its content)")
 	flags.StringSliceVar(&f.platforms, "platform", nil, "platform of the images, such as linux/arm64; may be repeated (default: this machine's)")
@@ -94,16 +106,15 @@ func newBuild() *cobra.Command {
 	flags.StringSliceVar(&f.registry.InsecureSkipVerify, "insecure-skip-verify", nil, "registry HOST[:PORT] whose certificate is not checked, * for all; may be repeated")
 	flags.StringVar(&f.registry.HostsDir, "hosts-dir", "", "directory with containerd's hosts.toml files (mirrors, certificates), such as /etc/containerd/certs.d")
 	flags.BoolVar(&f.json, "json", false, "write events and the result as lines of JSON to standard output")
-	if err := cmd.MarkFlagRequired("output"); err != nil {
-		cmd.RunE = func(*cobra.Command, []string) error { return err }
-	}
+	cmd.MarkFlagsOneRequired("output", "plan")
+	cmd.MarkFlagsMutuallyExclusive("output", "plan")
 	return cmd
 }
 
 func (f buildFlags) options(images []string) (builder.Options, error) {
 	o := builder.Options{
-		Images: images, Registry: f.registry, Parallel: f.parallel,
-		Output: builder.Output{Path: f.output, Force: f.force, FileSystem: f.fileSystem, TempDir: f.tempDir},
+		Images: images, Registry: f.registry, RegistryOnly: f.registryOnly, Parallel: f.parallel,
+		Output: builder.Output{Path: f.output, Force: f.force, Reuse: f.reuse, FileSystem: f.fileSystem, TempDir: f.tempDir},
 	}
 	if f.size != "" {
 		size, err := units.RAMInBytes(f.size)
@@ -169,6 +180,12 @@ func runBuild(ctx context.Context, f buildFlags, images []string, stdout, stderr
 		view = newLineView(stderr)
 	}
 	o.Progress = view.event
+	if err := resolveWith(f.dns); err != nil {
+		return err
+	}
+	if f.plan {
+		return runPlan(ctx, o, view, stdout, f.json)
+	}
 	result, err := builder.Build(ctx, o)
 	if ctx.Err() != nil && err != nil {
 		err = errors.New("interrupted, nothing was made")
@@ -182,6 +199,54 @@ func runBuild(ctx context.Context, f buildFlags, images []string, stdout, stderr
 	return writeBuildSummary(stdout, f.output, result)
 }
 
+// runPlan shows what images consist of.
+func runPlan(ctx context.Context, o builder.Options, view buildView, stdout io.Writer, asJSON bool) error {
+	contents, err := builder.Plan(ctx, o)
+	if err == nil && asJSON {
+		return json.NewEncoder(stdout).Encode(struct {
+			Event    string            `json:"event"`
+			Contents *builder.Contents `json:"contents"`
+		}{"contents", contents})
+	}
+	if err != nil {
+		return errors.Join(err, view.end(nil, err))
+	}
+	if err := view.end(&builder.Result{}, nil); err != nil {
+		return err
+	}
+	var sum int64
+	for _, l := range contents.Layers {
+		sum += l.BlobBytes
+		if _, err := fmt.Fprintf(stdout, "layer %s: blob %s, %s\n", l.DiffID, l.Blob, units.BytesSize(float64(l.BlobBytes))); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(stdout, "%d images, %d layers, %s to fetch\n", len(contents.Images), len(contents.Layers), units.BytesSize(float64(sum)))
+	return err
+}
+
+// resolveWith makes this process ask these name servers, in turn.
+func resolveWith(servers []string) error {
+	var addresses []string
+	for _, s := range servers {
+		ip, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("--dns %q is no IP address", s)
+		}
+		const port = 53
+		addresses = append(addresses, netip.AddrPortFrom(ip, port).String())
+	}
+	if len(addresses) == 0 {
+		return nil
+	}
+	var asked atomic.Uint32
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		n := asked.Add(1) - 1
+		return new(net.Dialer).DialContext(ctx, network, addresses[int(n)%len(addresses)])
+	}}
+	return nil
+}
+
 func isTerminal(w io.Writer) bool {
 	file, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))
@@ -192,8 +257,8 @@ func writeBuildSummary(w io.Writer, output string, r *builder.Result) error {
 	_, err := fmt.Fprintf(w, "%s: %s layer disk of %s\n"+
 		"  uuid      %s\n  index     %s\n"+
 		"  images    %d\n  layers    %d, %d of them shared; %d without sharing\n"+
-		"  fetched   %s of blobs\n  unpacked  %s in %d inodes\n  time      %s\n",
+		"  fetched   %s of blobs\n  unpacked  %s in %d inodes, %s of it was there\n  time      %s\n",
 		output, r.FileSystem, size(r.DiskBytes), r.Identity.UUID, r.Identity.IndexDigest, r.Images,
-		r.Layers, r.SharedLayers, r.LayerUses, size(r.FetchedBytes), size(r.UnpackedBytes), r.Inodes, r.Duration.Round(time.Millisecond))
+		r.Layers, r.SharedLayers, r.LayerUses, size(r.FetchedBytes), size(r.UnpackedBytes), r.Inodes, size(r.ReusedBytes), r.Duration.Round(time.Millisecond))
 	return err
 }

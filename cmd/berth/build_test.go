@@ -106,7 +106,7 @@ func TestBuildCommand(t *testing.T) {
 func TestBuildCommandRefuses(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	for want, args := range map[string][]string{
-		"required flag":       {"alpine"},
+		"is required":         {"alpine"},
 		"requires at least 1": {"-o", disk},
 		"--size":              {"-o", disk, "--size", "many", "alpine"},
 		"less than one block": {"-o", disk, "--size", "1k", "alpine"},

@@ -2,13 +2,16 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"google.golang.org/grpc/status"
 
 	"berth.dev/berth/builder"
 )
@@ -26,6 +29,9 @@ func short(d digest.Digest) string {
 	encoded := d.Encoded()
 	return encoded[:min(chars, len(encoded))]
 }
+
+// errorCode is the class of an error as gRPC names it, such as NotFound.
+func errorCode(err error) string { return status.Code(errgrpc.ToGRPC(err)).String() }
 
 // jsonView writes lines of JSON.
 type jsonView struct {
@@ -45,10 +51,16 @@ func (v *jsonView) write(line any) {
 
 func (v *jsonView) end(result *builder.Result, err error) error {
 	if err != nil {
-		v.write(struct {
-			Event string `json:"event"`
-			Error string `json:"error"`
-		}{"error", err.Error()})
+		line := struct {
+			Event       string `json:"event"`
+			Error       string `json:"error"`
+			Code        string `json:"code"`
+			NeededBytes int64  `json:"neededBytes,omitempty"`
+		}{Event: "error", Error: err.Error(), Code: errorCode(err)}
+		if small := (*builder.TooSmallError)(nil); errors.As(err, &small) {
+			line.NeededBytes = small.NeededBytes
+		}
+		v.write(line)
 		return v.err
 	}
 	v.write(struct {

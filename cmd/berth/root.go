@@ -15,6 +15,7 @@ func newRoot() *cobra.Command {
 		newBuild(),
 		newCatalog(),
 		newConfig(),
+		newCSILoop(),
 		newDetach(),
 		newDoctor(),
 		newEvents(),

@@ -238,7 +238,9 @@ func (r *run) step(ctx context.Context, s *imagesnapshot.ImageSnapshot) (next ti
 		return r.begin(ctx, s)
 	}
 	if w := s.Status.Work; w != nil {
-		if wait := w.NotBefore; time.Now().Before(wait) {
+		now, wait := time.Now(), w.NotBefore
+		overdue := w.Step != imagesnapshot.StepCleanup && !w.Deadline.IsZero() && !now.Before(w.Deadline)
+		if now.Before(wait) && !overdue {
 			if w.Step == imagesnapshot.StepCleanup {
 				// What is only to be cleaned up keeps nobody from expiring.
 				n, done, err := r.age(ctx, s)

@@ -19,6 +19,9 @@ type dirAttributes struct {
 
 // StackBound says that the tree depends on what it is stacked on: it has implied directories.
 func (t *Tree) StackBound() bool {
+	if t.restoredBound {
+		return true
+	}
 	for n := range t.inodes {
 		in := &t.inodes[n]
 		if Number(n) != Root && in.nlink > 0 && in.flags&flagImplied != 0 {
@@ -34,7 +37,7 @@ func (t *Tree) StackBound() bool {
 // would take the sticky bit from /tmp. The trees of lower must be on their own lower ones already. The result shares
 // everything else with t, and is t if that is not StackBound.
 func (t *Tree) On(lower []*Tree) *Tree {
-	if !t.StackBound() {
+	if !t.StackBound() || t.restoredBound {
 		return t
 	}
 	on := *t

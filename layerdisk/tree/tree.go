@@ -36,6 +36,8 @@ type Tree struct {
 	sums    [][32]byte
 	sparse  map[Number][]Run
 	xattrs  [][]Xattr
+	// restoredBound is StackBound of a tree that Restore made, which does not know the reason any more.
+	restoredBound bool
 }
 
 // inode is kept small, because a tree holds one per file. The meaning of data and aux depends on the type:

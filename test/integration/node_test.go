@@ -67,6 +67,7 @@ type node struct {
 	berthd     *berth.Daemon
 	containerd *containerd.Daemon
 	disks      []berth.Disk
+	csi        map[string]string
 	idle       time.Duration
 	unpacks    int
 	pauseImage string
@@ -157,7 +158,7 @@ func (n *node) attachAtStart(name, path string) {
 func (n *node) start() {
 	n.Helper()
 	var err error
-	cfg := berth.Config{Dir: filepath.Join(n.dir, "b"), Bin: bin, Disks: n.disks, IdleTimeout: n.idle, Env: n.env()}
+	cfg := berth.Config{Dir: filepath.Join(n.dir, "b"), Bin: bin, Disks: n.disks, CSI: n.csi, IdleTimeout: n.idle, Env: n.env()}
 	if n.configure != nil {
 		n.configure(&cfg)
 	}
