@@ -1,118 +1,163 @@
-// Package catalog says which image snapshots there are and what they hold: what a node needs to choose one, attach its disk and
-// prove it, without asking who made it. A source is a folder below this one.
+// Package catalog tells nodes which image snapshots there are: what is on each layer disk, and where the disk is. An entry carries
+// the disk's whole index, so that a node can match images against it by layer without attaching anything.
+//
+// A catalog decides which disk is attached, never which bytes are served: what is attached has to prove that it is the disk of
+// this index, and layers are found on it by their digests.
+//
+// Where entries are kept is the matter of a folder below this one; package catalogtest proves that it keeps to what is written
+// here.
 package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/layerdisk"
 )
 
-// Entry is one image snapshot.
+// Entry is one image snapshot as nodes see it. Images, their platforms, digests and sizes are those of the index and written
+// nowhere else, so that nothing can contradict it.
 type Entry struct {
-	// Name as the user knows it; unique within a catalog.
-	Name string `json:"name"`
-	// ID is stable and unique.
-	ID    string `json:"id"`
-	Owner string `json:"owner,omitempty"`
-	// State is StateAvailable if it may be used, otherwise the phase it is in. Whoever chooses shows it as it is.
-	State string `json:"state"`
-	// Created is when the content was made, Expires when it may no longer be used; zero is never.
-	Created   time.Time             `json:"created"`
-	Expires   time.Time             `json:"expires,omitzero"`
-	Origin    imagesnapshot.Origin  `json:"origin,omitempty"`
-	SizeBytes int64                 `json:"sizeBytes,omitempty"`
-	Images    []imagesnapshot.Image `json:"images,omitempty"`
-
-	Source Source `json:"source"`
-	// Identity of the layer disk, which whoever attaches it has to demand.
-	Identity layerdisk.Identity `json:"identity,omitzero"`
-	// Index is the encoded index of the disk, whose digest is in Identity; empty as long as there is no disk. It is shared
-	// and must not be changed.
-	Index []byte `json:"-"`
+	// Name as the user knows it.
+	Name string
+	// ID is stable and unique in the catalog: 1 to 128 of a-z, A-Z, 0-9, '.', '_' and '-', not beginning with '.'.
+	ID string
+	// State is StateAvailable if nodes may use it; any other word is shown to people as it is.
+	State string
+	// Created is when the content was made.
+	Created time.Time
+	// Expires is when it may no longer be used; the zero time is never.
+	Expires time.Time
+	Source  Source
+	// Index is the layer disk's encoded index. It is shared by all who have the entry and must not be changed.
+	Index []byte
 }
 
-// StateAvailable is the State of an entry that may be used.
-const StateAvailable = string(imagesnapshot.PhaseAvailable)
+// StateAvailable is the state of entries that may be used.
+const StateAvailable = "Available"
 
-// Source says where the disk comes from: one of SnapshotIDs, VolumeID and Path.
+// Source is where the layer disk is, in the words of its driver.
 type Source struct {
-	// Driver is the name that the node has for the storage.
-	Driver string `json:"driver,omitempty"`
-	// SnapshotIDs are volume snapshots, each of which will do; nodes spread over them.
-	SnapshotIDs []string `json:"snapshotIDs,omitempty"`
-	// VolumeID is a volume to attach as it is, read-only, and never to delete.
-	VolumeID string `json:"volumeID,omitempty"`
-	// Path is a file or block device on the node.
-	Path string `json:"path,omitempty"`
+	// Driver is the name of a block storage driver that nodes have.
+	Driver string
+	// SnapshotID is a volume snapshot of which each node makes a volume for itself. Either this or VolumeID.
+	SnapshotID string
+	// VolumeID is a volume, which nodes attach read-only and never delete. The driver "loop" takes an absolute path too.
+	VolumeID string
 }
 
-// Lister gives entries.
+// Lister tells what entries there are.
 type Lister interface {
-	// List gives all, sorted by name.
-	List(ctx context.Context) ([]Entry, error)
-	// Watch sends every entry that there is, and then each change. It may leave out states in between, never the last one.
-	// The channel is closed when ctx ends or the source fails.
+	// Watch sends every entry that there is, then one Change that says Synced, and then each change. States in between may be
+	// left out, never the last one. The channel is closed when ctx ends. A receiver that does not receive holds up nobody
+	// but itself.
 	Watch(ctx context.Context) (<-chan Change, error)
 }
 
-// Change is one entry's new state.
-type Change struct {
-	// Entry as it is now; if Removed only its Name and ID.
-	Entry   Entry
-	Removed bool
-}
-
-// Publisher makes entries known to nodes.
+// Publisher changes what entries there are.
 type Publisher interface {
-	// Publish adds an entry or replaces the one of the same name. Nodes see it whole or not at all.
+	// Publish adds the entry or replaces the one with its ID, in one step: nobody ever sees a part of it. It is
+	// errdefs.ErrInvalidArgument if Validate refuses the entry.
 	Publish(ctx context.Context, e Entry) error
-	// Withdraw removes an entry. One that is not there is no error.
-	Withdraw(ctx context.Context, name string) error
+	// Withdraw removes the entry with this ID; one that is not there is no error.
+	Withdraw(ctx context.Context, id string) error
 }
 
-// Check refuses entries that contradict themselves; the class is errdefs.ErrInvalidArgument. Index is checked against Identity, and
-// parsed.
-func (e *Entry) Check() error {
-	refuse := func(format string, args ...any) error {
-		return fmt.Errorf("catalog entry %q: "+format+": %w", append(append([]any{e.Name}, args...), errdefs.ErrInvalidArgument)...)
+// Change is one message of Watch. One of Entry, Problem and Synced is set.
+type Change struct {
+	// Entry that is new or changed. If Deleted is set, only its ID is.
+	Entry   *Entry
+	Deleted bool
+	// Problem is something that should be an entry and cannot be used. It is sent once, and again when it has changed.
+	Problem error
+	// Synced says that everything there was when Watch was called has been sent.
+	Synced bool
+}
+
+const (
+	maxIDBytes = 128
+	// maxNameBytes is that of a Kubernetes object, the longest name of any front end.
+	maxNameBytes = 253
+	// maxTextBytes bounds the words of a driver; volume IDs of clouds have some hundred bytes, paths at most PATH_MAX.
+	maxTextBytes = 4096
+)
+
+// Parse checks the entry, its index included, and gives the index. Errors are errdefs.ErrInvalidArgument.
+func (e *Entry) Parse() (*layerdisk.Index, layerdisk.Identity, error) {
+	if err := e.check(); err != nil {
+		return nil, layerdisk.Identity{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	if err := imagesnapshot.CheckName(e.Name); err != nil {
-		return refuse("%w", err)
+	ix, identity, err := layerdisk.ParseIdentified(e.Index)
+	if err != nil {
+		return nil, layerdisk.Identity{}, fmt.Errorf("index: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	if e.ID == "" || e.State == "" {
-		return refuse("no ID or no state")
+	return ix, identity, nil
+}
+
+func (e *Entry) check() error {
+	if err := CheckID(e.ID); err != nil {
+		return err
 	}
-	ways := 0
-	for _, given := range []bool{len(e.Source.SnapshotIDs) > 0, e.Source.VolumeID != "", e.Source.Path != ""} {
-		if given {
-			ways++
+	for _, t := range []struct {
+		field, value string
+		most         int
+	}{
+		{"name", e.Name, maxNameBytes}, {"state", e.State, maxNameBytes}, {"driver", e.Source.Driver, maxNameBytes},
+	} {
+		if t.value == "" || len(t.value) > t.most {
+			return fmt.Errorf("%s %.80q: want 1 to %d bytes", t.field, t.value, t.most)
 		}
 	}
-	if ways > 1 {
-		return refuse("more than one of volume snapshots, volume and path")
+	if (e.Source.SnapshotID == "") == (e.Source.VolumeID == "") {
+		return errors.New("name either a volume or a volume snapshot")
 	}
-	if e.State == StateAvailable && (ways == 0 || len(e.Index) == 0) {
-		return refuse("available, but without a source or without the index of its disk")
+	if n := len(e.Source.SnapshotID) + len(e.Source.VolumeID); n > maxTextBytes {
+		return fmt.Errorf("the ID of the volume or volume snapshot has %d bytes, at most %d are allowed", n, maxTextBytes)
 	}
-	if len(e.Index) == 0 {
-		return nil
-	}
-	if got := digest.SHA256.FromBytes(e.Index); got != e.Identity.IndexDigest {
-		return refuse("its index has digest %s, its identity says %s", got, e.Identity.IndexDigest)
-	}
-	ix, err := layerdisk.Parse(e.Index)
-	if err != nil {
-		return refuse("%w", err)
-	}
-	if ix.UUID != e.Identity.UUID {
-		return refuse("its index has UUID %s, its identity says %s", ix.UUID, e.Identity.UUID)
+	for _, s := range []string{e.Name, e.State, e.Source.Driver, e.Source.SnapshotID, e.Source.VolumeID} {
+		if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return fmt.Errorf("%.80q has control characters", s)
+		}
 	}
 	return nil
+}
+
+// CheckID refuses what cannot be the ID of an entry with errdefs.ErrInvalidArgument.
+func CheckID(id string) error {
+	ok := id != "" && len(id) <= maxIDBytes && id[0] != '.'
+	for _, c := range []byte(id) {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-')
+	}
+	if !ok {
+		return fmt.Errorf("ID %.140q: want 1 to %d of a-z, A-Z, 0-9, '.', '_' and '-', not beginning with '.': %w", id, maxIDBytes, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// ReadIndex reads the encoded index of the layer disk in the device or file r, proved as layerdisk.ReadIndex proves it, with the same
+// errors.
+func ReadIndex(r io.ReaderAt) ([]byte, error) {
+	_, identity, err := layerdisk.ReadIndex(r)
+	if err != nil {
+		return nil, err
+	}
+	h, err := layerdisk.ReadHeader(r)
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, h.IndexBytes)
+	if _, err := io.ReadFull(io.NewSectionReader(r, h.IndexOffset, h.IndexBytes), data); err != nil {
+		return nil, fmt.Errorf("read index: %w", err)
+	}
+	if digest.FromBytes(data) != identity.IndexDigest {
+		return nil, fmt.Errorf("read index: the disk changes while it is read: %w", errdefs.ErrUnavailable)
+	}
+	return data, nil
 }

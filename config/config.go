@@ -23,6 +23,7 @@ type Config struct {
 	Metrics     Metrics     `toml:"metrics"`
 	Stage       Stage       `toml:"stage"`
 	Snapshotter Snapshotter `toml:"snapshotter"`
+	Catalog     Catalog     `toml:"catalog"`
 	Loop        Loop        `toml:"loop"`
 	Drivers     Drivers     `toml:"drivers"`
 	Discover    Discover    `toml:"discover"`
@@ -57,6 +58,18 @@ type Stage struct {
 // Snapshotter is about the answers to containerd.
 type Snapshotter struct {
 	Protocol Protocol `toml:"protocol"`
+}
+
+// Catalog is about image snapshots whose disks are attached when a pull needs them.
+type Catalog struct {
+	// Directory of entries; empty is none.
+	Directory string `toml:"directory"`
+	// Interval between two looks at Directory.
+	Interval Duration `toml:"interval"`
+	// MaxDisks that may be attached to this node at once; 0 is no limit.
+	MaxDisks int `toml:"max_disks"`
+	// AttachCost is what a disk has to save to be attached, in bytes of download.
+	AttachCost int64 `toml:"attach_cost"`
 }
 
 // Loop is about the embedded driver, whose volumes are files.
@@ -126,5 +139,6 @@ func Default() Config {
 		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
 		Discover:       Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
 		ImageSnapshots: defaultImageSnapshots(),
+		Catalog:        Catalog{Interval: Duration(2 * time.Second), MaxDisks: 16},
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -18,6 +19,12 @@ const (
 	maxRoot = 64
 	// maxSocket is sizeof(sun_path) - 1, unix(7).
 	maxSocket = 107
+	// minInterval keeps looking at a large directory from being all that the daemon does.
+	minInterval = Duration(100 * time.Millisecond)
+	// maxDisks is far above what storage attaches to one machine.
+	maxDisks = 1000
+	// maxAttachCost is more than any image has.
+	maxAttachCost = 1 << 40
 )
 
 // diskName is also what "berth detach" takes and a metric may show, so it is kept short and plain.
@@ -70,6 +77,7 @@ func (c *Config) Validate() error {
 			refuse("%s: %s is negative, 0s or more is allowed", d.key, d.value)
 		}
 	}
+	errs = append(errs, c.Catalog.check()...)
 	if c.Stage.RestoreTimeout <= 0 {
 		refuse("stage.restore_timeout: %s, must be more than 0s", c.Stage.RestoreTimeout)
 	}
@@ -84,6 +92,23 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+func (c Catalog) check() []error {
+	var errs []error
+	if d := c.Directory; d != "" && !cleanAbs(d) {
+		errs = append(errs, fmt.Errorf("catalog.directory: %q is not a clean absolute path; \"\" is none", d))
+	}
+	if c.Interval < minInterval {
+		errs = append(errs, fmt.Errorf("catalog.interval: %s, at least %s is allowed", c.Interval, minInterval))
+	}
+	if c.MaxDisks < 0 || c.MaxDisks > maxDisks {
+		errs = append(errs, fmt.Errorf("catalog.max_disks: %d is not within 0..%d", c.MaxDisks, maxDisks))
+	}
+	if c.AttachCost < 0 || c.AttachCost > maxAttachCost {
+		errs = append(errs, fmt.Errorf("catalog.attach_cost: %d is not within 0..%d", c.AttachCost, int64(maxAttachCost)))
+	}
+	return errs
 }
 
 func checkDiscover(d Discover) []error {

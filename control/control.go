@@ -126,6 +126,7 @@ type Service struct {
 	layers  Layers
 	waiting *Waiting
 	ledger  *Ledger
+	choices Choices
 }
 
 // NewService serves disks, those that the configuration names and that are waiting included.

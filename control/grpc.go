@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
@@ -110,7 +111,23 @@ func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayers
 		}
 		resp.Layers = append(resp.Layers, m)
 	}
+	if c := s.service.LastChoice(req.GetImageRef(), names); c != nil {
+		resp.LastChoice = choiceMessage(*c)
+	}
 	return resp, nil
+}
+
+func choiceMessage(c Choice) *controlv1.DiskChoice {
+	m := &controlv1.DiskChoice{
+		Time: timestamppb.New(c.Time), ChainId: c.ChainID.String(), Reason: c.Reason, Waited: durationpb.New(c.Waited),
+	}
+	for _, d := range c.Disks {
+		m.Disks = append(m.Disks, &controlv1.ChosenDisk{ImageSnapshot: d.ImageSnapshot, Disk: d.Disk, Result: d.Result, Error: d.Error})
+	}
+	for _, x := range c.Candidates {
+		m.Candidates = append(m.Candidates, &controlv1.ChoiceCandidate{Name: x.Name, Id: x.ID, Verdict: x.Verdict, Why: x.Why})
+	}
+	return m
 }
 
 // WatchEvents streams events until the client or the daemon ends.

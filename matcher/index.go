@@ -115,6 +115,18 @@ func (x *Index) SetAttached(id string, attached bool) bool {
 	return ok
 }
 
+// SetUnreachable says why this node cannot attach the disk of the candidate with this ID now; empty if it can. It tells whether there
+// is such a candidate.
+func (x *Index) SetUnreachable(id, why string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	slot, ok := x.byID[id]
+	if ok {
+		x.records[slot].unreachable, x.states[slot].reachable = why, why == ""
+	}
+	return ok
+}
+
 // Len is the number of candidates.
 func (x *Index) Len() int {
 	x.mu.RLock()

@@ -52,6 +52,11 @@ func TestMetrics(t *testing.T) {
 	metrics.RegisterDisks(r, func() (metrics.DiskTotals, error) {
 		return metrics.DiskTotals{ByState: map[string]int{"idle": 2, "failed": 1}, Layers: 30, LayersInUse: 4, Adopted: 9}, nil
 	})
+	o := metrics.RegisterOnDemand(r, []string{"attach", "none"}, []string{"ready"}, func() int { return 7 })
+	o.Chosen("attach")
+	o.Chosen("new")
+	o.Attached("ready", time.Second)
+	o.Attached("registry.example/image", time.Second)
 	intercept := m.UnaryInterceptor()
 	info := &grpc.UnaryServerInfo{FullMethod: "/s/M"}
 	for _, err := range []error{nil, status.Error(codes.AlreadyExists, "there")} {
@@ -61,24 +66,31 @@ func TestMetrics(t *testing.T) {
 
 	got := samples(t, r)
 	for name, want := range map[string]float64{
-		"berth_layer_hits_total{chain-id}":              1,
-		"berth_layer_hits_total{blob}":                  2,
-		"berth_layer_bytes_not_pulled_total{}":          1000,
-		"berth_layer_misses_total{no-disk}":             1,
-		"berth_layer_misses_total{other}":               2,
-		"berth_layer_misses_total{disk-failed}":         0,
-		"berth_stage_step_duration_seconds{attach}":     2,
-		"berth_stage_errors_total{unavailable,attach}":  1,
-		"berth_stage_errors_total{unknown,mount}":       1,
-		"berth_disk_failures_total{}":                   1,
-		"berth_disks{idle}":                             2,
-		"berth_disks{failed}":                           1,
-		"berth_layers{}":                                30,
-		"berth_layers_in_use{}":                         4,
-		"berth_adopted_snapshots{}":                     9,
-		"berth_grpc_requests_total{OK,/s/M}":            1,
-		"berth_grpc_requests_total{AlreadyExists,/s/M}": 1,
-		"berth_grpc_request_duration_seconds{/s/M}":     2,
+		"berth_layer_hits_total{chain-id}":             1,
+		"berth_layer_hits_total{blob}":                 2,
+		"berth_layer_bytes_not_pulled_total{}":         1000,
+		"berth_layer_misses_total{no-disk}":            1,
+		"berth_layer_misses_total{other}":              2,
+		"berth_layer_misses_total{disk-failed}":        0,
+		"berth_stage_step_duration_seconds{attach}":    2,
+		"berth_stage_errors_total{unavailable,attach}": 1,
+		"berth_stage_errors_total{unknown,mount}":      1,
+		"berth_disk_failures_total{}":                  1,
+		"berth_disks{idle}":                            2,
+		"berth_disks{failed}":                          1,
+		"berth_layers{}":                               30,
+		"berth_layers_in_use{}":                        4,
+		"berth_adopted_snapshots{}":                    9,
+		"berth_choices_total{attach}":                  1,
+		"berth_choices_total{none}":                    0,
+		"berth_choices_total{other}":                   1,
+		"berth_catalog_entries{}":                      7,
+
+		"berth_on_demand_attach_duration_seconds{ready}": 1,
+		"berth_on_demand_attach_duration_seconds{other}": 1,
+		"berth_grpc_requests_total{OK,/s/M}":             1,
+		"berth_grpc_requests_total{AlreadyExists,/s/M}":  1,
+		"berth_grpc_request_duration_seconds{/s/M}":      2,
 	} {
 		value, ok := got[name]
 		require.True(t, ok, "%s is missing", name)

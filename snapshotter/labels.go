@@ -21,6 +21,8 @@ const (
 	labelParentChain = "containerd.io/snapshot/parent-chain-id"
 	labelBlob        = crilabels.TargetLayerDigestLabel
 	labelImageRef    = crilabels.TargetRefLabel
+	labelManifest    = crilabels.TargetManifestDigestLabel
+	labelLayers      = crilabels.TargetImageLayersLabel
 )
 
 // Labels of our own. They live outside "containerd.io/snapshot/", are cut from what clients send and from what they get,
@@ -109,6 +111,23 @@ func digestOf(label string) digest.Digest {
 		return ""
 	}
 	return d
+}
+
+// above are the digests in a list of layers that come after blob; none if blob is not in it. What is not a digest ends the list.
+func above(list string, blob digest.Digest) []digest.Digest {
+	var found []digest.Digest
+	seen := false
+	for item := range strings.SplitSeq(list, ",") {
+		d := digestOf(item)
+		if d == "" {
+			break
+		}
+		if seen {
+			found = append(found, d)
+		}
+		seen = seen || d == blob
+	}
+	return found
 }
 
 // stacked is the chain ID of a layer on top of a chain, or of a lowest layer if the chain is empty.

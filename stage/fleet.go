@@ -176,6 +176,9 @@ func (f *fleet) status(d *disk, root string) DiskStatus {
 	if f.provides(d) {
 		st.Holders, st.LayersInUse, _ = f.holds.of(st.UUID)
 	}
+	if d.up && st.Holders == 0 {
+		st.IdleSince = f.idleSince(d)
+	}
 	st.State = d.state(st.Holders)
 	return st
 }

@@ -106,6 +106,8 @@ type DiskStatus struct {
 	Layers, LayersInUse, Holders int
 	// Since is the time of the last change of State among the journalled ones.
 	Since time.Time
+	// IdleSince is when the disk was last held, or came up if that was later; zero while it is held or not up.
+	IdleSince time.Time
 	// LastError is nil if all is well.
 	LastError error
 	Keep      bool

@@ -1,21 +1,19 @@
-// Package directory is a catalog of files: in the image of a node, on a share that many nodes have mounted, or made by hand.
+// Package directory keeps a catalog as a directory with one file per image snapshot, <ID>.json. The directory may lie on NFS or in a
+// node's image, and files may be brought by any means: what is incomplete or damaged is reported and left out until it changes.
 //
-//	NAME.json             an entry, as package catalog encodes it
-//	sha256-HEX.index      the encoded index of a disk, for every entry whose identity has that digest
+// The directory is looked at again and again rather than watched by the kernel, which learns nothing of what other machines do to a
+// network file system.
 //
-// Files appear under their names when they are whole: Publish writes them under another name first, and the index before the entry.
-// What is not whole or not sound nevertheless, because somebody else wrote it, is reported and skipped until it changes. A relative
-// path of a disk is relative to the directory.
+// Whoever may write to the directory may have nodes attach any disk; berth's own proof that a disk is the one of the entry's index
+// still stands before anything is mounted.
 package directory
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,233 +21,64 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/catalog"
-	"berth.dev/berth/imagesnapshot"
-	"berth.dev/berth/layerdisk"
 )
 
 const (
-	entrySuffix   = ".json"
-	indexSuffix   = ".index"
-	maxEntryBytes = 1 << 20
-	// maxEntries bounds what a directory that is not one of entries can cost.
-	maxEntries = 1 << 16
-	// keepIndex is how long an index without an entry is kept.
-	keepIndex = time.Hour
+	suffix = ".json"
+	// tempPrefix is of names that no entry can have, because no ID begins with a dot.
+	tempPrefix = "."
+	// DefaultInterval between two looks.
+	DefaultInterval = 2 * time.Second
+	// maxEntries bounds what one directory makes a node remember.
+	maxEntries = 100_000
 )
 
-// Catalog is a catalog.Lister and a catalog.Publisher. It is safe for concurrent use, by several processes too.
-type Catalog struct{ dir string }
+// Directory is a catalog. It is safe for concurrent use, by several processes too.
+type Directory struct {
+	path     string
+	interval time.Duration
+}
 
 var (
-	_ catalog.Lister    = (*Catalog)(nil)
-	_ catalog.Publisher = (*Catalog)(nil)
+	_ catalog.Lister    = (*Directory)(nil)
+	_ catalog.Publisher = (*Directory)(nil)
 )
 
-// New uses the directory dir, which may be missing as long as nothing is published.
-func New(dir string) *Catalog { return &Catalog{dir} }
-
-// Problem is a file that is skipped.
-type Problem struct {
-	File string
-	Err  error
+// Open uses a directory, which may not be there yet. interval is the time between two looks, 0 for DefaultInterval. A path that is not
+// absolute is errdefs.ErrInvalidArgument.
+func Open(path string, interval time.Duration) (*Directory, error) {
+	if !filepath.IsAbs(path) || interval < 0 {
+		return nil, fmt.Errorf("open catalog %q, looked at every %s: want an absolute path and no negative time: %w", path, interval, errdefs.ErrInvalidArgument)
+	}
+	if interval == 0 {
+		interval = DefaultInterval
+	}
+	return &Directory{path: path, interval: interval}, nil
 }
 
-func (p Problem) Error() string { return fmt.Sprintf("%s: %s", p.File, p.Err) }
-
-// Unwrap gives the reason.
-func (p Problem) Unwrap() error { return p.Err }
-
-// List is of catalog.Lister. It leaves out what Read reports.
-func (c *Catalog) List(ctx context.Context) ([]catalog.Entry, error) {
-	entries, _, err := c.Read(ctx)
-	return entries, err
-}
-
-// Read gives the entries, sorted by name, and what is wrong with the other files.
-func (c *Catalog) Read(ctx context.Context) ([]catalog.Entry, []Problem, error) {
-	files, err := os.ReadDir(c.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("read catalog: %w", err)
-	}
-	if len(files) > maxEntries {
-		return nil, nil, fmt.Errorf("read catalog %s: more than %d files: %w", c.dir, maxEntries, errdefs.ErrResourceExhausted)
-	}
-	var entries []catalog.Entry
-	var problems []Problem
-	ids := make(map[string]string)
-	for _, f := range files {
-		name, ok := strings.CutSuffix(f.Name(), entrySuffix)
-		if !ok || strings.HasPrefix(name, ".") {
-			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, nil, err
-		}
-		e, err := c.read(name)
-		if errors.Is(err, fs.ErrNotExist) && !errors.As(err, new(indexError)) {
-			continue // withdrawn since the listing
-		}
-		if err == nil && ids[e.ID] != "" {
-			err = fmt.Errorf("ID %s is that of %s too: %w", e.ID, ids[e.ID], errdefs.ErrInvalidArgument)
-		}
-		if err != nil {
-			problems = append(problems, Problem{f.Name(), err})
-			continue
-		}
-		ids[e.ID] = e.Name
-		entries = append(entries, e)
-	}
-	slices.SortFunc(entries, func(a, b catalog.Entry) int { return strings.Compare(a.Name, b.Name) })
-	return entries, problems, nil
-}
-
-// indexError says that it is the index that is missing, not the entry.
-type indexError struct{ error }
-
-func (e indexError) Unwrap() error { return e.error }
-
-func (c *Catalog) read(name string) (catalog.Entry, error) {
-	raw, err := readFile(filepath.Join(c.dir, name+entrySuffix), maxEntryBytes)
-	if err != nil {
-		return catalog.Entry{}, err
-	}
-	var e catalog.Entry
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	if err := dec.Decode(&e); err != nil {
-		return e, fmt.Errorf("not an entry: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if dec.More() {
-		return e, fmt.Errorf("something follows the entry: %w", errdefs.ErrInvalidArgument)
-	}
-	if e.Name != name {
-		return e, fmt.Errorf("the entry's name is %q: %w", e.Name, errdefs.ErrInvalidArgument)
-	}
-	if d := e.Identity.IndexDigest; d != "" {
-		if err := d.Validate(); err != nil {
-			return e, fmt.Errorf("index digest %q: %w: %w", d, err, errdefs.ErrInvalidArgument)
-		}
-		if e.Index, err = readFile(c.indexFile(e), layerdisk.MaxIndexBytes); err != nil {
-			return e, indexError{fmt.Errorf("its index: %w", err)}
-		}
-	}
-	if e.Source.Path != "" && !filepath.IsAbs(e.Source.Path) {
-		dir, err := filepath.Abs(c.dir)
-		if err != nil {
-			return e, err
-		}
-		e.Source.Path = filepath.Join(dir, e.Source.Path)
-	}
-	return e, e.Check()
-}
-
-func (c *Catalog) indexFile(e catalog.Entry) string {
-	d := e.Identity.IndexDigest
-	return filepath.Join(c.dir, d.Algorithm().String()+"-"+d.Encoded()+indexSuffix)
-}
-
-// readFile reads a plain file up to a size.
-func readFile(path string, most int64) ([]byte, error) {
-	// A pipe would hold up whoever opens it.
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, fmt.Errorf("not a plain file of at most %d bytes: %w", most, errdefs.ErrInvalidArgument)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(b)) > most {
-		err = fmt.Errorf("more than %d bytes: %w", most, errdefs.ErrInvalidArgument)
-	}
-	return b, err
-}
-
-// Publish is of catalog.Publisher. An entry that Read would report is InvalidArgument.
-func (c *Catalog) Publish(ctx context.Context, e catalog.Entry) error {
-	if err := e.Check(); err != nil {
-		return fmt.Errorf("publish: %w", err)
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	raw, err := json.MarshalIndent(e, "", "  ")
-	if err != nil {
-		return fmt.Errorf("publish %s: %w", e.Name, err)
-	}
-	if len(raw) > maxEntryBytes {
-		return fmt.Errorf("publish %s: the entry has %d bytes, at most %d are allowed: %w", e.Name, len(raw), maxEntryBytes, errdefs.ErrInvalidArgument)
-	}
-	err = os.MkdirAll(c.dir, 0o755)
-	if err == nil && len(e.Index) > 0 {
-		err = writeWhole(c.indexFile(e), e.Index)
+// Publish writes the entry's file: under another name first, and synced, so that a crash leaves the old one or the new one.
+func (d *Directory) Publish(ctx context.Context, e catalog.Entry) error {
+	data, err := catalog.Encode(e)
+	if err == nil {
+		err = ctx.Err()
 	}
 	if err == nil {
-		err = writeWhole(filepath.Join(c.dir, e.Name+entrySuffix), append(raw, '\n'))
+		err = d.write(e.ID, data)
 	}
 	if err != nil {
-		return fmt.Errorf("publish %s: %w", e.Name, err)
-	}
-	return c.dropIndexes(ctx)
-}
-
-// Withdraw is of catalog.Publisher.
-func (c *Catalog) Withdraw(ctx context.Context, name string) error {
-	if err := imagesnapshot.CheckName(name); err != nil {
-		return fmt.Errorf("withdraw: %w", err)
-	}
-	err := os.Remove(filepath.Join(c.dir, name+entrySuffix))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("withdraw %s: %w", name, err)
-	}
-	return c.dropIndexes(ctx)
-}
-
-// dropIndexes deletes old ones that no entry refers to. With entries that cannot be read it deletes none.
-func (c *Catalog) dropIndexes(ctx context.Context) error {
-	entries, problems, err := c.Read(ctx)
-	if err != nil || len(problems) > 0 {
-		return err
-	}
-	used := make(map[string]bool)
-	for _, e := range entries {
-		if e.Identity.IndexDigest != "" {
-			used[filepath.Base(c.indexFile(e))] = true
-		}
-	}
-	files, err := os.ReadDir(c.dir)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return fmt.Errorf("read catalog: %w", err)
-	}
-	for _, f := range files {
-		if strings.HasSuffix(f.Name(), indexSuffix) && strings.HasPrefix(f.Name(), "sha256-") && !used[f.Name()] {
-			// Another publisher may be about to write the entry.
-			if info, err := f.Info(); err != nil || time.Since(info.ModTime()) < keepIndex {
-				continue
-			}
-			if err := os.Remove(filepath.Join(c.dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("delete index: %w", err)
-			}
-		}
+		return fmt.Errorf("publish in catalog %s: %w", d.path, err)
 	}
 	return nil
 }
 
-// writeWhole makes a file appear with all of its content, on the disk.
-func writeWhole(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+func (d *Directory) write(id string, data []byte) (err error) {
+	if err := os.MkdirAll(d.path, 0o755); err != nil { //nolint:gosec // nothing in an entry is secret
+		return err
+	}
+	f, err := os.CreateTemp(d.path, tempPrefix+id+"-*")
 	if err != nil {
 		return err
 	}
@@ -258,17 +87,208 @@ func writeWhole(path string, content []byte) (err error) {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(d.path, id+suffix)); err != nil {
+		return err
+	}
+	return d.sync()
+}
+
+// sync makes names last.
+func (d *Directory) sync() error {
+	f, err := os.Open(d.path)
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// Withdraw deletes the entry's file.
+func (d *Directory) Withdraw(ctx context.Context, id string) error {
+	err := catalog.CheckID(id)
+	if err == nil {
+		err = ctx.Err()
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	if err == nil {
+		err = os.Remove(filepath.Join(d.path, id+suffix))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+	}
+	if err == nil {
+		err = d.sync()
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("withdraw from catalog %s: %w", d.path, err)
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return nil
+}
+
+// Watch looks at the directory now and then. A directory that is not there has no entries; one that cannot be read is a Problem, and
+// the entries known of it stay.
+func (d *Directory) Watch(ctx context.Context) (<-chan catalog.Change, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("watch catalog %s: %w", d.path, err)
+	}
+	w := &watch{path: d.path, out: make(chan catalog.Change), known: make(map[string]seen)}
+	go w.run(ctx, d.interval)
+	return w.out, nil
+}
+
+// seen is a file as it was looked at.
+type seen struct {
+	stamp stamp
+	// entry says that the file was a good entry.
+	entry bool
+}
+
+// stamp changes whenever the content of a file does. The time of change (ctime) cannot be set by those who copy files.
+type stamp struct {
+	inode  uint64
+	size   int64
+	mtime  unix.Timespec
+	change unix.Timespec
+}
+
+type watch struct {
+	path  string
+	out   chan catalog.Change
+	known map[string]seen // by file name
+	// trouble is the last one about the directory itself, to say it once.
+	trouble string
+}
+
+func (w *watch) run(ctx context.Context, interval time.Duration) {
+	defer close(w.out)
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for first := true; ; first = false {
+		if !w.look(ctx) || first && !w.send(ctx, catalog.Change{Synced: true}) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// send returns false at the end.
+func (w *watch) send(ctx context.Context, c catalog.Change) bool {
+	select {
+	case w.out <- c:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// look sends what changed since the last look; false at the end.
+func (w *watch) look(ctx context.Context) bool {
+	names, err := w.names()
+	if err != nil {
+		text := err.Error()
+		known := text == w.trouble
+		w.trouble = text
+		return known || w.send(ctx, catalog.Change{Problem: fmt.Errorf("read catalog: %w", err)})
+	}
+	w.trouble = ""
+	for _, name := range slices.Sorted(maps.Keys(w.known)) {
+		if _, there := slices.BinarySearch(names, name); !there && !w.forget(ctx, name) {
+			return false
+		}
+	}
+	for _, name := range names {
+		if !w.lookAt(ctx, name) {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *watch) names() ([]string, error) {
+	entries, err := os.ReadDir(w.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if name := e.Name(); strings.HasSuffix(name, suffix) && !strings.HasPrefix(name, tempPrefix) {
+			names = append(names, name)
+		}
+	}
+	if len(names) > maxEntries {
+		return nil, fmt.Errorf("%s has %d entries, at most %d are allowed: remove those that nobody needs", w.path, len(names), maxEntries)
+	}
+	return names, nil // os.ReadDir sorts
+}
+
+// forget a file that is gone or no entry any more.
+func (w *watch) forget(ctx context.Context, name string) bool {
+	was := w.known[name].entry
+	delete(w.known, name)
+	return !was || w.send(ctx, catalog.Change{Entry: &catalog.Entry{ID: strings.TrimSuffix(name, suffix)}, Deleted: true})
+}
+
+func (w *watch) lookAt(ctx context.Context, name string) bool {
+	path := filepath.Join(w.path, name)
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return true // gone since the listing; the next look says so
+	}
+	now := stamp{st.Ino, st.Size, st.Mtim, st.Ctim}
+	if old, ok := w.known[name]; ok && old.stamp == now {
+		return true
+	}
+	e, err := read(path, strings.TrimSuffix(name, suffix))
+	if err == nil {
+		w.known[name] = seen{stamp: now, entry: true}
+		return w.send(ctx, catalog.Change{Entry: e})
+	}
+	if !w.forget(ctx, name) {
+		return false
+	}
+	w.known[name] = seen{stamp: now}
+	return w.send(ctx, catalog.Change{Problem: fmt.Errorf("catalog entry %s is left out: %w", path, err)})
+}
+
+// read one file, which need not be what it says.
+func read(path, id string) (*catalog.Entry, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("it is not a regular file: %w", errdefs.ErrInvalidArgument)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, catalog.MaxEncodedBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	e, err := catalog.Decode(data)
+	if err != nil {
+		return nil, err
+	}
+	if e.ID != id {
+		return nil, fmt.Errorf("its ID is %q, so its name has to be %s: %w", e.ID, e.ID+suffix, errdefs.ErrInvalidArgument)
+	}
+	return &e, nil
 }

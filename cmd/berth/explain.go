@@ -10,6 +10,7 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -39,7 +40,7 @@ manifest and the config are read, and nothing is changed.`,
 				if err != nil {
 					return err
 				}
-				e, err := explain(ctx, c, image)
+				e, err := explain(ctx, c, image, args[0])
 				if err != nil {
 					return err
 				}
@@ -67,6 +68,8 @@ type explanation struct {
 	Image  string             `json:"image"`
 	Source string             `json:"source"`
 	Layers []layerExplanation `json:"layers"`
+	// LastChoice of image snapshots for a pull; null if there was none or it is forgotten.
+	LastChoice *lastChoice `json:"last_choice,omitempty"`
 	// ContainerdError says why InContainerd is not known.
 	ContainerdError string `json:"containerd_error,omitempty"`
 }
@@ -92,8 +95,12 @@ type lastAnswer struct {
 	Text string    `json:"text"`
 }
 
-func explain(ctx context.Context, c controlv1.ControlServiceClient, image *imageLayers) (*explanation, error) {
-	req := &controlv1.ExplainLayersRequest{}
+func explain(ctx context.Context, c controlv1.ControlServiceClient, image *imageLayers, ref string) (*explanation, error) {
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return nil, fmt.Errorf("image %q: %w", ref, err)
+	}
+	req := &controlv1.ExplainLayersRequest{ImageRef: named.String()}
 	parent := ""
 	for i, diffID := range image.DiffIDs {
 		chain := image.chainID(i).String()
@@ -108,7 +115,7 @@ func explain(ctx context.Context, c controlv1.ControlServiceClient, image *image
 	if len(resp.GetLayers()) != len(req.GetLayers()) {
 		return nil, fmt.Errorf("berthd answered for %d of %d layers: is it of another version?", len(resp.GetLayers()), len(req.GetLayers()))
 	}
-	e := &explanation{Source: image.Source, Layers: []layerExplanation{}}
+	e := &explanation{Source: image.Source, Layers: []layerExplanation{}, LastChoice: lastChoiceOf(resp.GetLastChoice())}
 	for i, a := range resp.GetLayers() {
 		l := layerExplanation{
 			Number: i, DiffID: req.Layers[i].GetDiffId(), ChainID: req.Layers[i].GetChainId(),
@@ -189,6 +196,9 @@ func (e *explanation) print(w io.Writer) error {
 		if _, err := fmt.Fprintf(w, "layer %d, last asked for %s: %s\n", l.Number, l.Last.Time.Format(time.RFC3339), l.Last.Text); err != nil {
 			return err
 		}
+	}
+	if err := e.LastChoice.print(w); err != nil {
+		return err
 	}
 	if e.ContainerdError != "" {
 		_, err := fmt.Fprintf(w, "containerd could not be asked: %s\n", e.ContainerdError)

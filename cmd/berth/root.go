@@ -13,6 +13,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		newAttach(),
 		newBuild(),
+		newCatalog(),
 		newConfig(),
 		newCSILoop(),
 		newDetach(),

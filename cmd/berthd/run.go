@@ -19,9 +19,11 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"berth.dev/berth/catalog"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
 	"berth.dev/berth/metrics"
+	"berth.dev/berth/ondemand"
 	"berth.dev/berth/snapshotter"
 	"berth.dev/berth/stage"
 	"berth.dev/berth/unixsocket"
@@ -36,6 +38,8 @@ const drainTimeout = 10 * time.Second
 type node struct {
 	drivers  *drivers
 	stage    *stage.Stager
+	catalogs []catalog.Lister
+	chooser  *ondemand.Chooser
 	snaps    *snapshotter.Snapshotter
 	ledger   *control.Ledger
 	waiting  *control.Waiting
@@ -76,7 +80,7 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	}
 
 	service := control.NewService(control.Node{Version: version.String(), PID: os.Getpid(), Started: started, Root: c.Root},
-		disks{n.stage}, disks{n.stage}, n.waiting, n.ledger)
+		disks{n.stage}, disks{n.stage}, n.waiting, n.ledger).WithChoices(choices{n.chooser})
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
 	control.Register(server, service)
@@ -103,11 +107,14 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.restore(ctx, c.Stage.RestoreTimeout.Std()); err != nil {
 		return err
 	}
+	if err := n.openChooser(ctx, c); err != nil {
+		return err
+	}
 	protocol, err := snapshotter.ParseProtocol(string(c.Snapshotter.Protocol))
 	if err != nil {
 		return err
 	}
-	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{Root: c.Root, Source: layerSource{n.stage}, Observer: watch, Protocol: protocol})
+	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Observer: watch, Protocol: protocol})
 	if err != nil {
 		return err
 	}
@@ -138,6 +145,7 @@ func (n *node) restore(ctx context.Context, timeout time.Duration) error {
 func (n *node) serve(ctx context.Context, c config.Config, load func() (config.Config, error), server *grpc.Server, alive *health.Server, l net.Listener) error {
 	work, stopWork := context.WithCancel(ctx)
 	defer stopWork()
+	unfollow := n.followCatalogs(work)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	background := n.startWork(work, c, load)
@@ -159,6 +167,7 @@ func (n *node) serve(ctx context.Context, c config.Config, load func() (config.C
 	drain(stopping, server)
 	stopWork()
 	background()
+	unfollow()
 	return err
 }
 
@@ -188,6 +197,9 @@ func (n *node) Close() error {
 	}
 	if n.snaps != nil {
 		errs = append(errs, n.snaps.Close())
+	}
+	if n.chooser != nil {
+		errs = append(errs, n.chooser.Close())
 	}
 	if n.stage != nil {
 		errs = append(errs, n.stage.Close())

@@ -71,6 +71,8 @@ type node struct {
 	idle       time.Duration
 	unpacks    int
 	pauseImage string
+	// configure changes berthd's configuration further; nil changes nothing.
+	configure func(*berth.Config)
 }
 
 // newNode starts the registry; start runs the rest.
@@ -156,9 +158,11 @@ func (n *node) attachAtStart(name, path string) {
 func (n *node) start() {
 	n.Helper()
 	var err error
-	n.berthd, err = berth.New(berth.Config{
-		Dir: filepath.Join(n.dir, "b"), Bin: bin, Disks: n.disks, CSI: n.csi, IdleTimeout: n.idle, Env: n.env(),
-	})
+	cfg := berth.Config{Dir: filepath.Join(n.dir, "b"), Bin: bin, Disks: n.disks, CSI: n.csi, IdleTimeout: n.idle, Env: n.env()}
+	if n.configure != nil {
+		n.configure(&cfg)
+	}
+	n.berthd, err = berth.New(cfg)
 	require.NoError(n, err)
 	n.startBerthd()
 	n.Cleanup(n.stopBerthd)

@@ -52,6 +52,11 @@ type Config struct {
 	CSI map[string]string
 	// IdleTimeout after which an unused disk is detached; 0 never.
 	IdleTimeout time.Duration
+	// AttachWait of pulls for disks; 0 is berthd's own.
+	AttachWait time.Duration
+	// Catalog is a directory of catalog entries, MaxDisks the limit of attached disks; empty and 0 are berthd's own.
+	Catalog  string
+	MaxDisks int
 	// Env is added to the environment of both programs.
 	Env []string
 }
@@ -85,6 +90,15 @@ func (d *Daemon) writeConfig() error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "root = %q\nsocket = %q\n[log]\nlevel = \"debug\"\n[metrics]\naddress = \"\"\n", d.Root(), d.Socket())
 	fmt.Fprintf(&b, "[stage]\nidle_timeout = %q\n", d.cfg.IdleTimeout)
+	if d.cfg.AttachWait > 0 {
+		fmt.Fprintf(&b, "attach_wait = %q\n", d.cfg.AttachWait)
+	}
+	if d.cfg.Catalog != "" {
+		fmt.Fprintf(&b, "[catalog]\ndirectory = %q\ninterval = \"100ms\"\n", d.cfg.Catalog)
+	}
+	if d.cfg.MaxDisks > 0 {
+		fmt.Fprintf(&b, "max_disks = %d\n", d.cfg.MaxDisks)
+	}
 	for name, socket := range d.cfg.CSI {
 		fmt.Fprintf(&b, "[drivers.csi.%s]\nnode = %q\n", name, socket)
 	}

@@ -18,6 +18,7 @@ package controlv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -890,7 +891,9 @@ func (x *FindImageResponse) GetConfig() []byte {
 type ExplainLayersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Layers, lowest first; at most 1000.
-	Layers        []*LayerName `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
+	Layers []*LayerName `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
+	// Normalised reference of the image, to be told of the last choice of disks for it too; may be empty.
+	ImageRef      string `protobuf:"bytes,2,opt,name=image_ref,json=imageRef,proto3" json:"image_ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -930,6 +933,13 @@ func (x *ExplainLayersRequest) GetLayers() []*LayerName {
 		return x.Layers
 	}
 	return nil
+}
+
+func (x *ExplainLayersRequest) GetImageRef() string {
+	if x != nil {
+		return x.ImageRef
+	}
+	return ""
 }
 
 // LayerName names a layer in up to four ways.
@@ -1009,7 +1019,9 @@ func (x *LayerName) GetBlobDigest() string {
 type ExplainLayersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One per layer asked for.
-	Layers        []*LayerAnswer `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
+	Layers []*LayerAnswer `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
+	// How berthd chose last which disk to attach for a pull of the image, if it did since it started and still remembers.
+	LastChoice    *DiskChoice `protobuf:"bytes,2,opt,name=last_choice,json=lastChoice,proto3" json:"last_choice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1051,6 +1063,250 @@ func (x *ExplainLayersResponse) GetLayers() []*LayerAnswer {
 	return nil
 }
 
+func (x *ExplainLayersResponse) GetLastChoice() *DiskChoice {
+	if x != nil {
+		return x.LastChoice
+	}
+	return nil
+}
+
+// DiskChoice is one choice of image snapshots whose disks are attached for a pull, and what came of it.
+type DiskChoice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the pull asked.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Chain ID of the layer that no attached disk had.
+	ChainId string `protobuf:"bytes,2,opt,name=chain_id,json=chainId,proto3" json:"chain_id,omitempty"`
+	// Why it was chosen so, in words.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How long the pull waited for disks.
+	Waited *durationpb.Duration `protobuf:"bytes,4,opt,name=waited,proto3" json:"waited,omitempty"`
+	// Disks that were being attached because of it.
+	Disks []*ChosenDisk `protobuf:"bytes,5,rep,name=disks,proto3" json:"disks,omitempty"`
+	// Image snapshots that were looked at, the best first.
+	Candidates    []*ChoiceCandidate `protobuf:"bytes,6,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskChoice) Reset() {
+	*x = DiskChoice{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskChoice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskChoice) ProtoMessage() {}
+
+func (x *DiskChoice) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskChoice.ProtoReflect.Descriptor instead.
+func (*DiskChoice) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DiskChoice) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *DiskChoice) GetChainId() string {
+	if x != nil {
+		return x.ChainId
+	}
+	return ""
+}
+
+func (x *DiskChoice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DiskChoice) GetWaited() *durationpb.Duration {
+	if x != nil {
+		return x.Waited
+	}
+	return nil
+}
+
+func (x *DiskChoice) GetDisks() []*ChosenDisk {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *DiskChoice) GetCandidates() []*ChoiceCandidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+// ChosenDisk is a disk that was being attached for a pull.
+type ChosenDisk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the image snapshot that it is of.
+	ImageSnapshot string `protobuf:"bytes,1,opt,name=image_snapshot,json=imageSnapshot,proto3" json:"image_snapshot,omitempty"`
+	// Name of the disk on this node.
+	Disk string `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	// "ready", "late" if the pull did not wait for it any longer, "failed", or "no-room".
+	Result string `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	// What went wrong; empty for "ready" and "late".
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChosenDisk) Reset() {
+	*x = ChosenDisk{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChosenDisk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChosenDisk) ProtoMessage() {}
+
+func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChosenDisk.ProtoReflect.Descriptor instead.
+func (*ChosenDisk) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ChosenDisk) GetImageSnapshot() string {
+	if x != nil {
+		return x.ImageSnapshot
+	}
+	return ""
+}
+
+func (x *ChosenDisk) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *ChosenDisk) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *ChosenDisk) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// ChoiceCandidate is an image snapshot that was looked at.
+type ChoiceCandidate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the image snapshot.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// ID of the image snapshot.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Verdict in one word, such as "chosen", "lost" or "expired".
+	Verdict string `protobuf:"bytes,3,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// The verdict as a sentence.
+	Why           string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChoiceCandidate) Reset() {
+	*x = ChoiceCandidate{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChoiceCandidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChoiceCandidate) ProtoMessage() {}
+
+func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChoiceCandidate.ProtoReflect.Descriptor instead.
+func (*ChoiceCandidate) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ChoiceCandidate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ChoiceCandidate) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ChoiceCandidate) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *ChoiceCandidate) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 // LayerAnswer tells how a pull would find a layer now.
 type LayerAnswer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1072,7 +1328,7 @@ type LayerAnswer struct {
 
 func (x *LayerAnswer) Reset() {
 	*x = LayerAnswer{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1340,7 @@ func (x *LayerAnswer) String() string {
 func (*LayerAnswer) ProtoMessage() {}
 
 func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1353,7 @@ func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerAnswer.ProtoReflect.Descriptor instead.
 func (*LayerAnswer) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LayerAnswer) GetHit() bool {
@@ -1151,7 +1407,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1419,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1432,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 // WatchEventsResponse is one event.
@@ -1192,7 +1448,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1460,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1473,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -1259,7 +1515,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1527,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1540,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Event) GetTime() *timestamppb.Timestamp {
@@ -1347,7 +1603,7 @@ var File_berth_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x1eberth/control/v1/control.proto\x12\x10berth.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
+	"\x1eberth/control/v1/control.proto\x12\x10berth.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
 	"\rStatusRequest\"\x85\x04\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
@@ -1412,17 +1668,41 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x11FindImageResponse\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x1a\n" +
 	"\bmanifest\x18\x02 \x01(\fR\bmanifest\x12\x16\n" +
-	"\x06config\x18\x03 \x01(\fR\x06config\"K\n" +
+	"\x06config\x18\x03 \x01(\fR\x06config\"h\n" +
 	"\x14ExplainLayersRequest\x123\n" +
-	"\x06layers\x18\x01 \x03(\v2\x1b.berth.control.v1.LayerNameR\x06layers\"\x88\x01\n" +
+	"\x06layers\x18\x01 \x03(\v2\x1b.berth.control.v1.LayerNameR\x06layers\x12\x1b\n" +
+	"\timage_ref\x18\x02 \x01(\tR\bimageRef\"\x88\x01\n" +
 	"\tLayerName\x12\x19\n" +
 	"\bchain_id\x18\x01 \x01(\tR\achainId\x12&\n" +
 	"\x0fparent_chain_id\x18\x02 \x01(\tR\rparentChainId\x12\x17\n" +
 	"\adiff_id\x18\x03 \x01(\tR\x06diffId\x12\x1f\n" +
 	"\vblob_digest\x18\x04 \x01(\tR\n" +
-	"blobDigest\"N\n" +
+	"blobDigest\"\x8d\x01\n" +
 	"\x15ExplainLayersResponse\x125\n" +
-	"\x06layers\x18\x01 \x03(\v2\x1d.berth.control.v1.LayerAnswerR\x06layers\"\xba\x01\n" +
+	"\x06layers\x18\x01 \x03(\v2\x1d.berth.control.v1.LayerAnswerR\x06layers\x12=\n" +
+	"\vlast_choice\x18\x02 \x01(\v2\x1c.berth.control.v1.DiskChoiceR\n" +
+	"lastChoice\"\x99\x02\n" +
+	"\n" +
+	"DiskChoice\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x19\n" +
+	"\bchain_id\x18\x02 \x01(\tR\achainId\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x121\n" +
+	"\x06waited\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06waited\x122\n" +
+	"\x05disks\x18\x05 \x03(\v2\x1c.berth.control.v1.ChosenDiskR\x05disks\x12A\n" +
+	"\n" +
+	"candidates\x18\x06 \x03(\v2!.berth.control.v1.ChoiceCandidateR\n" +
+	"candidates\"u\n" +
+	"\n" +
+	"ChosenDisk\x12%\n" +
+	"\x0eimage_snapshot\x18\x01 \x01(\tR\rimageSnapshot\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x16\n" +
+	"\x06result\x18\x03 \x01(\tR\x06result\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"a\n" +
+	"\x0fChoiceCandidate\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
+	"\averdict\x18\x03 \x01(\tR\averdict\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\"\xba\x01\n" +
 	"\vLayerAnswer\x12\x10\n" +
 	"\x03hit\x18\x01 \x01(\bR\x03hit\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\x12!\n" +
@@ -1477,7 +1757,7 @@ func file_berth_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_berth_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_berth_control_v1_control_proto_goTypes = []any{
 	(EventKind)(0),                // 0: berth.control.v1.EventKind
 	(*StatusRequest)(nil),         // 1: berth.control.v1.StatusRequest
@@ -1494,47 +1774,56 @@ var file_berth_control_v1_control_proto_goTypes = []any{
 	(*ExplainLayersRequest)(nil),  // 12: berth.control.v1.ExplainLayersRequest
 	(*LayerName)(nil),             // 13: berth.control.v1.LayerName
 	(*ExplainLayersResponse)(nil), // 14: berth.control.v1.ExplainLayersResponse
-	(*LayerAnswer)(nil),           // 15: berth.control.v1.LayerAnswer
-	(*WatchEventsRequest)(nil),    // 16: berth.control.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 17: berth.control.v1.WatchEventsResponse
-	(*Event)(nil),                 // 18: berth.control.v1.Event
-	nil,                           // 19: berth.control.v1.StatusResponse.HitsEntry
-	nil,                           // 20: berth.control.v1.StatusResponse.MissesEntry
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*DiskChoice)(nil),            // 15: berth.control.v1.DiskChoice
+	(*ChosenDisk)(nil),            // 16: berth.control.v1.ChosenDisk
+	(*ChoiceCandidate)(nil),       // 17: berth.control.v1.ChoiceCandidate
+	(*LayerAnswer)(nil),           // 18: berth.control.v1.LayerAnswer
+	(*WatchEventsRequest)(nil),    // 19: berth.control.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),   // 20: berth.control.v1.WatchEventsResponse
+	(*Event)(nil),                 // 21: berth.control.v1.Event
+	nil,                           // 22: berth.control.v1.StatusResponse.HitsEntry
+	nil,                           // 23: berth.control.v1.StatusResponse.MissesEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
 }
 var file_berth_control_v1_control_proto_depIdxs = []int32{
-	21, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	19, // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.StatusResponse.HitsEntry
-	20, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.StatusResponse.MissesEntry
+	24, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	22, // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.StatusResponse.HitsEntry
+	23, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.StatusResponse.MissesEntry
 	5,  // 3: berth.control.v1.StatusResponse.disks:type_name -> berth.control.v1.Disk
 	5,  // 4: berth.control.v1.ListDisksResponse.disks:type_name -> berth.control.v1.Disk
-	21, // 5: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
+	24, // 5: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
 	5,  // 6: berth.control.v1.AttachDiskResponse.disk:type_name -> berth.control.v1.Disk
 	13, // 7: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
-	15, // 8: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
-	18, // 9: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
-	18, // 10: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
-	21, // 11: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
-	0,  // 12: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
-	1,  // 13: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
-	3,  // 14: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
-	6,  // 15: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
-	8,  // 16: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
-	10, // 17: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
-	12, // 18: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
-	16, // 19: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
-	2,  // 20: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
-	4,  // 21: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
-	7,  // 22: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
-	9,  // 23: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
-	11, // 24: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
-	14, // 25: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
-	17, // 26: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
-	20, // [20:27] is the sub-list for method output_type
-	13, // [13:20] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	18, // 8: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
+	15, // 9: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
+	24, // 10: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
+	25, // 11: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
+	16, // 12: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
+	17, // 13: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
+	21, // 14: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
+	21, // 15: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
+	24, // 16: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
+	0,  // 17: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
+	1,  // 18: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
+	3,  // 19: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
+	6,  // 20: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
+	8,  // 21: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
+	10, // 22: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
+	12, // 23: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
+	19, // 24: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
+	2,  // 25: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
+	4,  // 26: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
+	7,  // 27: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
+	9,  // 28: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
+	11, // 29: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
+	14, // 30: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
+	20, // 31: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
+	25, // [25:32] is the sub-list for method output_type
+	18, // [18:25] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_berth_control_v1_control_proto_init() }
@@ -1548,7 +1837,7 @@ func file_berth_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_control_v1_control_proto_rawDesc), len(file_berth_control_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,73 @@
+package catalog_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/catalog"
+	"berth.dev/berth/catalog/catalogtest"
+	"berth.dev/berth/layerdisk/layerdisktest"
+)
+
+func sample(t testing.TB) []byte {
+	data, err := catalog.Encode(catalogtest.Entry(t, "a", layerdisktest.Image{Reference: "docker.io/library/nginx:1", Layers: []string{"base"}}))
+	require.NoError(t, err)
+	return data
+}
+
+// Every part of an entry that is cut off anywhere is refused.
+func TestDecodeTruncated(t *testing.T) {
+	data := sample(t)
+	for n := range len(data) - 2 {
+		_, err := catalog.Decode(data[:n])
+		require.ErrorIs(t, err, errdefs.ErrDataLoss, n)
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(map[string]any)
+		class  error
+		want   string
+	}{
+		"format": {func(m map[string]any) { m["format"] = 2 }, errdefs.ErrInvalidArgument, "format 2 is not known"},
+		"digest": {func(m map[string]any) { m["indexDigest"] = "sha256:1" }, errdefs.ErrDataLoss, "its index has digest"},
+		"source": {func(m map[string]any) { m["source"] = map[string]any{"driver": "x"} }, errdefs.ErrInvalidArgument, "either a volume"},
+		"ID":     {func(m map[string]any) { m["id"] = "a/b" }, errdefs.ErrInvalidArgument, "ID"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var m map[string]any
+			require.NoError(t, json.Unmarshal(sample(t), &m))
+			c.change(m)
+			data, err := json.Marshal(m)
+			require.NoError(t, err)
+			_, err = catalog.Decode(data)
+			require.ErrorIs(t, err, c.class)
+			require.ErrorContains(t, err, c.want)
+		})
+	}
+	_, err := catalog.Decode(bytes.Repeat([]byte{' '}, catalog.MaxEncodedBytes+1))
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(sample(f))
+	f.Add([]byte(`{"format":1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		e, err := catalog.Decode(data)
+		if err != nil {
+			return
+		}
+		again, err := catalog.Encode(e)
+		require.NoError(t, err)
+		back, err := catalog.Decode(again)
+		require.NoError(t, err)
+		require.True(t, back.Created.Equal(e.Created))
+		back.Created, back.Expires = e.Created, e.Expires
+		require.Equal(t, e, back)
+	})
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/blockdev"
+	"berth.dev/berth/catalog"
+	"berth.dev/berth/catalog/directory"
+	"berth.dev/berth/config"
+	"berth.dev/berth/control"
+	"berth.dev/berth/matcher"
+	"berth.dev/berth/metrics"
+	"berth.dev/berth/ondemand"
+	"berth.dev/berth/snapshotter"
+	"berth.dev/berth/stage"
+)
+
+// catalogTimeout bounds how long a start waits until the catalog has been read. Pulls that come before that find only what is read.
+const catalogTimeout = 10 * time.Second
+
+// openCatalogs is the one list of catalogs.
+func openCatalogs(c config.Config) ([]catalog.Lister, error) {
+	var listers []catalog.Lister
+	if c.Catalog.Directory != "" {
+		d, err := directory.Open(c.Catalog.Directory, c.Catalog.Interval.Std())
+		if err != nil {
+			return nil, err
+		}
+		listers = append(listers, d)
+	}
+	return listers, nil
+}
+
+// openChooser makes what attaches disks for pulls. It knows no image snapshots until followCatalogs.
+func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
+	if n.catalogs, err = openCatalogs(c); err != nil {
+		return err
+	}
+	platform := platforms.Normalize(platforms.DefaultSpec())
+	observer := &chooserObserver{}
+	n.chooser, err = ondemand.New(context.WithoutCancel(ctx), ondemand.Config{
+		Stage: n.stage, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
+		AttachCostBytes: c.Catalog.AttachCost, Observer: observer,
+		Platform: matcher.Platform{OS: platform.OS, Architecture: platform.Architecture, Variant: platform.Variant},
+	})
+	if err != nil {
+		return err
+	}
+	observer.metrics = metrics.RegisterOnDemand(n.registry, texts(ondemand.Outcomes()), texts(ondemand.Results()), n.chooser.Entries)
+	return nil
+}
+
+func driverNames(drivers map[string]blockdev.Attacher) []string {
+	return slices.Sorted(maps.Keys(drivers))
+}
+
+func texts[T ~string](values []T) []string {
+	list := make([]string, len(values))
+	for i, v := range values {
+		list[i] = string(v)
+	}
+	return list
+}
+
+// followCatalogs starts following all catalogs until ctx ends, and returns when they have been read, or a bound is over. wait returns
+// when nothing of it runs any more.
+func (n *node) followCatalogs(ctx context.Context) (wait func()) {
+	ended := make(chan struct{}, len(n.catalogs))
+	synced := make(chan struct{}, len(n.catalogs))
+	for _, l := range n.catalogs {
+		go func() {
+			defer func() { ended <- struct{}{} }()
+			if err := n.chooser.Follow(ctx, l, func() { synced <- struct{}{} }); err != nil && ctx.Err() == nil {
+				log.G(ctx).WithError(err).Error("catalog is not followed any more, restart berthd when it is well")
+			}
+		}()
+	}
+	bound := time.NewTimer(catalogTimeout)
+	defer bound.Stop()
+	for range n.catalogs {
+		select {
+		case <-synced:
+		case <-bound.C:
+			log.G(ctx).Warn("serving while the catalog is still being read")
+			bound.Reset(0)
+		case <-ctx.Done():
+		}
+	}
+	return func() {
+		for range n.catalogs {
+			<-ended
+		}
+	}
+}
+
+// chooserObserver passes on what is chosen. Its metrics are set before anything is.
+type chooserObserver struct {
+	metrics *metrics.OnDemand
+}
+
+func (o *chooserObserver) Chosen(outcome ondemand.Outcome, _ matcher.Decision) {
+	o.metrics.Chosen(string(outcome))
+}
+
+func (o *chooserObserver) Attached(result ondemand.Result, took time.Duration) {
+	o.metrics.Attached(string(result), took)
+}
+
+// chosenLayers are layers of disks that are attached when they are asked for.
+type chosenLayers struct {
+	layerSource
+	chooser *ondemand.Chooser
+}
+
+var _ snapshotter.LayerSource = chosenLayers{}
+
+// Acquire has the disk attached first that has the layer.
+func (s chosenLayers) Acquire(ctx context.Context, holder string, l snapshotter.LayerRequest) (snapshotter.HeldLayer, error) {
+	s.chooser.Ready(ctx, ondemand.Wanted{
+		Query:    stage.Query{ChainID: l.ChainID, ParentChainID: l.ParentChainID, DiffID: l.DiffID, Blob: l.Blob},
+		ImageRef: l.ImageRef, Manifest: l.Manifest, Above: l.Above,
+	})
+	return s.layerSource.Acquire(ctx, holder, l)
+}
+
+// choices are what the control API tells of.
+type choices struct {
+	chooser *ondemand.Chooser
+}
+
+var _ control.Choices = choices{}
+
+func (c choices) LastChoice(imageRef string, chainIDs []digest.Digest) *control.Choice {
+	r, ok := c.chooser.Last(imageRef, chainIDs...)
+	if !ok {
+		return nil
+	}
+	out := &control.Choice{Time: r.Time, ChainID: r.ChainID, Reason: r.Decision.Reason, Waited: r.Waited}
+	for _, d := range r.Disks {
+		disk := control.ChosenDisk{ImageSnapshot: d.Name, Disk: d.Disk, Result: string(d.Result)}
+		if d.Err != nil {
+			disk.Error = d.Err.Error()
+		}
+		out.Disks = append(out.Disks, disk)
+	}
+	for _, x := range r.Decision.Candidates {
+		out.Candidates = append(out.Candidates, control.Candidate{Name: x.Name, ID: x.ID, Verdict: string(x.Verdict), Why: x.Why})
+	}
+	return out
+}

@@ -1,0 +1,81 @@
+package ondemand
+
+import (
+	"container/list"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/matcher"
+)
+
+// Record is one choice and what came of it.
+type Record struct {
+	Time     time.Time
+	ImageRef string
+	// ChainID of the layer that was not there.
+	ChainID  digest.Digest
+	Decision matcher.Decision
+	// Disks that were being attached because of it, and how long the pull waited for all of them.
+	Disks  []DiskResult
+	Waited time.Duration
+}
+
+// DiskResult is what came of attaching one disk, as far as the pull waited.
+type DiskResult struct {
+	// Name and ID of the image snapshot, Disk the name of its disk on this node.
+	Name, ID, Disk string
+	Result         Result
+	// Err is nil unless Result is ResultFailed or ResultNoRoom.
+	Err error
+}
+
+// maxRecords bounds the images whose last choice is remembered; a node pulls some hundred different ones.
+const maxRecords = 1024
+
+// records keeps the last one of each image.
+type records struct {
+	mu    *sync.Mutex
+	order *list.List // of Record, the newest in front
+	byKey map[string]*list.Element
+}
+
+func newRecords() records {
+	return records{mu: new(sync.Mutex), order: list.New(), byKey: map[string]*list.Element{}}
+}
+
+// key of a record: the image, or the layer where containerd does not tell which image it pulls.
+func (r *Record) key() string {
+	if r.ImageRef == "" || len(r.ImageRef) > matcher.MaxReferenceBytes {
+		return r.ChainID.String()
+	}
+	return r.ImageRef
+}
+
+func (r *records) put(rec Record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if at, ok := r.byKey[rec.key()]; ok {
+		at.Value = rec
+		r.order.MoveToFront(at)
+		return
+	}
+	r.byKey[rec.key()] = r.order.PushFront(rec)
+	if r.order.Len() > maxRecords {
+		if oldest, ok := r.order.Remove(r.order.Back()).(Record); ok {
+			delete(r.byKey, oldest.key())
+		}
+	}
+}
+
+func (r *records) get(key string) (Record, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, ok := r.byKey[key]
+	if !ok {
+		return Record{}, false
+	}
+	rec, ok := at.Value.(Record)
+	return rec, ok
+}
