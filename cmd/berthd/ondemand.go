@@ -13,6 +13,7 @@ import (
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/catalog"
 	"berth.dev/berth/catalog/directory"
+	"berth.dev/berth/catalog/stored"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
 	"berth.dev/berth/matcher"
@@ -26,8 +27,10 @@ import (
 const catalogTimeout = 10 * time.Second
 
 // openCatalogs is the one list of catalogs.
-func openCatalogs(c config.Config) ([]catalog.Lister, error) {
-	var listers []catalog.Lister
+func openCatalogs(c config.Config, own *imageSnapshots) ([]catalog.Lister, error) {
+	listers := []catalog.Lister{stored.New(stored.Config{
+		Store: own.store, Watcher: own.store, Indexes: own.store, Driver: config.LoopDriver,
+	})}
 	if c.Catalog.Directory != "" {
 		d, err := directory.Open(c.Catalog.Directory, c.Catalog.Interval.Std())
 		if err != nil {
@@ -40,11 +43,11 @@ func openCatalogs(c config.Config) ([]catalog.Lister, error) {
 
 // openChooser makes what attaches disks for pulls. It knows no image snapshots until followCatalogs.
 func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
-	if n.catalogs, err = openCatalogs(c); err != nil {
+	if n.catalogs, err = openCatalogs(c, n.snapshots); err != nil {
 		return err
 	}
 	platform := platforms.Normalize(platforms.DefaultSpec())
-	observer := &chooserObserver{}
+	observer := &chooserObserver{matches: n.snapshots.engine}
 	n.chooser, err = ondemand.New(context.WithoutCancel(ctx), ondemand.Config{
 		Stage: n.stage, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
 		AttachCostBytes: c.Catalog.AttachCost, Observer: observer,
@@ -103,10 +106,34 @@ func (n *node) followCatalogs(ctx context.Context) (wait func()) {
 // chooserObserver passes on what is chosen. Its metrics are set before anything is.
 type chooserObserver struct {
 	metrics *metrics.OnDemand
+	matches matchRecorder
 }
 
-func (o *chooserObserver) Chosen(outcome ondemand.Outcome, _ matcher.Decision) {
+func (o *chooserObserver) Chosen(outcome ondemand.Outcome, d matcher.Decision) {
 	o.metrics.Chosen(string(outcome))
+	for _, c := range d.Chosen {
+		o.matches.RecordMatch(c.Name, c.ID)
+	}
+}
+
+// matchRecorder notes that an image snapshot was of use; what is of no use for long may be deleted.
+type matchRecorder interface {
+	RecordMatch(name, id string)
+}
+
+// useRecorder is an observer of the snapshotter that also records which image snapshots serve layers: one whose disk is
+// attached already is not chosen again.
+type useRecorder struct {
+	snapshotter.Observer
+	chooser *ondemand.Chooser
+	matches matchRecorder
+}
+
+func (r useRecorder) Hit(ctx context.Context, h snapshotter.Hit) {
+	r.Observer.Hit(ctx, h)
+	if name, id, ok := r.chooser.ImageSnapshot(h.DiskUUID); ok {
+		r.matches.RecordMatch(name, id)
+	}
 }
 
 func (o *chooserObserver) Attached(result ondemand.Result, took time.Duration) {

@@ -107,6 +107,9 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.restore(ctx, c.Stage.RestoreTimeout.Std()); err != nil {
 		return err
 	}
+	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backend, n.stage); err != nil {
+		return err
+	}
 	if err := n.openChooser(ctx, c); err != nil {
 		return err
 	}
@@ -114,11 +117,11 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Observer: watch, Protocol: protocol})
+	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{
+		Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Protocol: protocol,
+		Observer: useRecorder{watch, n.chooser, n.snapshots.engine},
+	})
 	if err != nil {
-		return err
-	}
-	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backend, n.stage); err != nil {
 		return err
 	}
 	missing, err := reconcile(ctx, n.snaps, n.stage)
