@@ -187,7 +187,7 @@ func (a *savedImage) describeLayer(name string, diffID digest.Digest) (ocispec.D
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer f.Close() //nolint:errcheck // a section of a file that stays open
+	defer f.Close() // a section of a file that stays open
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return ocispec.Descriptor{}, err

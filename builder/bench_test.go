@@ -9,8 +9,9 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
@@ -24,11 +25,13 @@ import (
 // tests has the data.
 func benchImage(b *testing.B, layers int) (r *testRegistry, ref string, img forgedImage, tarBytes int64) {
 	b.Helper()
+	goroot, err := exec.CommandContext(b.Context(), "go", "env", "GOROOT").Output()
+	require.NoError(b, err)
+	root := filepath.Join(strings.TrimSpace(string(goroot)), "src")
 	var made []forgedLayer
 	for i := range layers {
 		var buf bytes.Buffer
 		w := tar.NewWriter(&buf)
-		root := filepath.Join(runtime.GOROOT(), "src")
 		require.NoError(b, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || !d.Type().IsRegular() && !d.IsDir() {
 				return err

@@ -125,7 +125,7 @@ func (b *blobReader) readOnce(p []byte) (int, error) {
 // again prepares another attempt, if there is reason to hope.
 func (b *blobReader) again(err error) error {
 	if b.body != nil {
-		_ = b.body.Close() //nolint:errcheck // it is broken already
+		_ = b.body.Close() // it is broken already
 		b.body = nil
 	}
 	b.failures++
@@ -152,7 +152,7 @@ func (b *blobReader) verdict() error {
 // finish reads what a decompressor left over and gives the verdict on the whole: nil or the error.
 func (b *blobReader) finish() error {
 	if b.end == nil {
-		_, _ = io.Copy(io.Discard, struct{ io.Reader }{b}) //nolint:errcheck // it is b.end
+		_, _ = io.Copy(io.Discard, struct{ io.Reader }{b}) // it is b.end
 	}
 	if errors.Is(b.end, io.EOF) {
 		return nil

@@ -58,6 +58,7 @@ func decompress(ctx context.Context, gzipProgram string, blob io.Reader) (io.Rea
 			return nil, fmt.Errorf("decompress zstd: %w", err)
 		}
 		return r.IOReadCloser(), nil
+	case compressionNone:
 	}
 	for name, magic := range map[string]string{"bzip2": "BZh", "xz": "\xfd7zX", "lz4": "\x04\x22\x4d\x18"} {
 		if bytes.HasPrefix(head, []byte(magic)) {

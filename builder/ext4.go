@@ -37,7 +37,7 @@ func (b *build) runExt4(ctx context.Context) (*Result, error) {
 	spools, err := b.spoolArchives(ctx)
 	defer func() {
 		for _, s := range spools {
-			_ = s.Close() //nolint:errcheck // read only by now
+			_ = s.Close() // read only by now
 		}
 	}()
 	if err != nil {
@@ -106,6 +106,7 @@ func explainSpace(err error, dir string) error {
 // discardAt takes the place of the disk where only the tree is wanted.
 type discardAt struct{}
 
+// WriteAt pretends.
 func (discardAt) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 
 // fillExt4 makes the file system and puts everything into it.
@@ -317,13 +318,9 @@ func (t *target) blockDevice(ctx context.Context) (path string, release func() e
 		t.File = shared
 		return t.Name(), func() error { return nil }, nil
 	}
-	loop, err := device.AttachLoop(ctx, fmt.Sprintf("/proc/self/fd/%d", t.Fd()), device.LoopOptions{Tag: "berth build"})
+	loop, user, err := device.AttachLoopWhileUsed(ctx, fmt.Sprintf("/proc/self/fd/%d", t.Fd()), device.LoopOptions{Tag: "berth build"})
 	if err != nil {
 		return "", nil, err
-	}
-	user, err := device.ClearWithLastUser(loop)
-	if err != nil {
-		return "", nil, errors.Join(err, detach(ctx, loop))
 	}
 	return loop.Path, func() error { return errors.Join(user.Close(), detach(ctx, loop)) }, nil
 }

@@ -87,7 +87,7 @@ func (t *target) copyFrom(offset int64, src *os.File, n int64) (copied int64, er
 		case noSpace(err):
 			t.full.Store(true)
 		case err != nil || done <= 0:
-			return copied, nil // other file systems, a block device, an old kernel: the caller copies
+			return copied, nil //nolint:nilerr // other file systems, a block device, an old kernel: the caller copies
 		}
 		copied += int64(done)
 		t.written.Add(int64(done))

@@ -1,9 +1,11 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -154,7 +156,9 @@ func (p *plan) listLayers() {
 	}
 }
 
-// fresh are the jobs with work to do.
+// fresh are the jobs with work to do, in the order in which they are begun and in which their data lie on the disk: large
+// ones first, since the first goes straight to its place while the others wait, and since the last one running should be a
+// short one.
 func (p *plan) fresh() []*layerJob {
 	var jobs []*layerJob
 	for _, j := range p.jobs {
@@ -162,6 +166,9 @@ func (p *plan) fresh() []*layerJob {
 			jobs = append(jobs, j)
 		}
 	}
+	slices.SortFunc(jobs, func(a, b *layerJob) int {
+		return cmp.Or(cmp.Compare(b.blob.Size, a.blob.Size), cmp.Compare(a.number, b.number))
+	})
 	return jobs
 }
 

@@ -13,8 +13,8 @@ import (
 // A waiting layer keeps its first layerMemoryBytes in memory, since most layers are smaller than that, as long as all
 // waiting layers together, complete ones included, have no more than waitingMemoryBytes for each layer in parallel.
 const (
-	layerMemoryBytes   = 16 << 20
-	waitingMemoryBytes = 16 << 20
+	layerMemoryBytes   = 8 << 20
+	waitingMemoryBytes = 8 << 20
 )
 
 // budget is memory that regions share.

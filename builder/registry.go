@@ -140,7 +140,9 @@ func credentials(ctx context.Context, keychain authn.Keychain, host string) (use
 // registryName is a host as the keychain wants it.
 type registryName string
 
-func (r registryName) String() string      { return string(r) }
+func (r registryName) String() string { return string(r) }
+
+// RegistryStr is the host, the only thing that credentials depend on here.
 func (r registryName) RegistryStr() string { return string(r) }
 
 // registryImage is one reference in a registry.
@@ -219,6 +221,7 @@ func (s *stallReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Close ends the connection.
 func (s *stallReader) Close() error {
 	s.timer.Stop()
 	err := s.body.Close()

@@ -46,13 +46,24 @@ func checkPlugin(p ProxyPlugin, s Settings) []Problem {
 		problems = append(problems, Problem{false, fmt.Sprintf("%s.exports.root is %q, berthd's root is %q: CRI measures the wrong file system of images", section, root, s.Root),
 			fmt.Sprintf("set root = %q in [%s.exports]", s.Root, section)})
 	}
-	if !slices.Contains(p.Capabilities, "remap-ids") {
-		problems = append(problems, Problem{false, section + ".capabilities lacks remap-ids: each pod in a user namespace copies its image",
-			`add "remap-ids" to capabilities`})
-	}
-	if slices.Contains(p.Capabilities, "rebase") && !slices.Contains(s.Version.Capabilities(), "rebase") {
-		problems = append(problems, Problem{false, fmt.Sprintf("%s.capabilities has rebase, which containerd %s uses in a way that makes layers on disks be pulled nonetheless", section, s.Version),
-			`remove "rebase" from capabilities`})
+	return append(problems, checkCapabilities(section, p, s)...)
+}
+
+func checkCapabilities(section string, p ProxyPlugin, s Settings) (problems []Problem) {
+	for _, c := range []struct{ name, without, with string }{
+		{capaRemapIDs, "each pod in a user namespace copies its image",
+			"pods in a user namespace cannot start from layers on several file systems"},
+		{capaRebase, "", "layers on disks are pulled nonetheless when containerd unpacks in parallel"},
+	} {
+		has, wants := slices.Contains(p.Capabilities, c.name), slices.Contains(s.Version.Capabilities(), c.name)
+		switch {
+		case wants && !has && c.without != "":
+			problems = append(problems, Problem{false, fmt.Sprintf("%s.capabilities lacks %s: %s", section, c.name, c.without),
+				fmt.Sprintf("add %q to capabilities", c.name)})
+		case has && !wants:
+			problems = append(problems, Problem{false, fmt.Sprintf("%s.capabilities has %s, with which in containerd %s %s", section, c.name, s.Version, c.with),
+				fmt.Sprintf("remove %q from capabilities", c.name)})
+		}
 	}
 	return problems
 }

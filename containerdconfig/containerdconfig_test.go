@@ -145,7 +145,7 @@ snapshotter = "berth"
 `
 	c, err := containerdconfig.Parse([]byte(good))
 	require.NoError(t, err)
-	require.Empty(t, containerdconfig.Check(c, settings("2.2")))
+	require.Empty(t, containerdconfig.Check(c, settings("2.3")))
 
 	for name, tc := range map[string]struct {
 		change func(*containerdconfig.Config, *containerdconfig.ProxyPlugin)
@@ -182,7 +182,7 @@ snapshotter = "berth"
 			if c.ProxyPlugins != nil && len(c.ProxyPlugins) == 0 {
 				c.ProxyPlugins["berth"] = p
 			}
-			got := containerdconfig.Check(c, settings("2.2"))
+			got := containerdconfig.Check(c, settings("2.3"))
 			require.Len(t, got, 1)
 			require.Equal(t, tc.fatal, got[0].Fatal)
 			require.Contains(t, got[0].What, tc.want)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	_ "embed"
 	"fmt"
+	"slices"
 	"strings"
 	"text/template"
 )
@@ -41,8 +42,8 @@ func Snippet(s Settings) ([]byte, error) {
 		"Format":       s.Version.ConfigVersion(),
 		"Transfer":     `plugins."` + transferPlugin + `"`,
 		"CRIPlugin":    criTable(s.Version),
-		"Capabilities": `"` + strings.Join(s.Version.Capabilities(), `", "`) + `"`,
-		"Rebase":       len(s.Version.Capabilities()) > 1,
+		"Capabilities": s.Version.Capabilities(),
+		"Rebase":       slices.Contains(s.Version.Capabilities(), capaRebase),
 		"ByTransfer":   s.Version.pullsByTransfer(),
 		"DropIns":      s.Version.importsDropIns(),
 		"Erofs":        s.Version.hasErofsDefault(),

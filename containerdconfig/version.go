@@ -78,12 +78,24 @@ func (v Version) hasErofsDefault() bool { return !v.Before(Version{2, 3}) }
 // on per plugin (exports), and disable_snapshot_annotations = false would switch the whole node to the old way.
 func (v Version) pullsByTransfer() bool { return !v.Before(Version{2, 1}) }
 
+// Capabilities that a proxy plugin can announce, as containerd names them.
+const (
+	capaRemapIDs = "remap-ids"
+	capaRebase   = "rebase"
+)
+
 // Capabilities to announce to this containerd, and why; docs/snapshotter.md has the rule.
 func (v Version) Capabilities() []string {
-	if v.Before(Version{2, 4}) {
+	switch {
+	case v.Before(Version{2, 3}):
+		// 1.7 cannot mount what "remap-ids" promises. 2.0 to 2.2 map the ids of the directory that all layers have in common
+		// without what is mounted below it, so layers on several file systems cannot be mapped (core/mount/mount_linux.go).
+		// Without the capability containerd copies the image of a pod in a user namespace, which is slow and works.
+		return nil
+	case v.Before(Version{2, 4}):
 		// With "rebase" and parallel unpacking 2.2 and 2.3 ask without naming the parent, and cannot be answered that a
 		// layer is there: everything would be pulled.
-		return []string{"remap-ids"}
+		return []string{capaRemapIDs}
 	}
-	return []string{"remap-ids", "rebase"}
+	return []string{capaRemapIDs, capaRebase}
 }

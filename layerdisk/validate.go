@@ -78,7 +78,7 @@ func checkLayers(layers []Layer) error {
 		if err := checkLayer(l); err != nil {
 			return fmt.Errorf("layers[%d]: %w", i, err)
 		}
-		if other, ok := first[l.DiffID]; ok && !(l.StackBound && layers[other].StackBound) {
+		if other, ok := first[l.DiffID]; ok && (!l.StackBound || !layers[other].StackBound) {
 			return fmt.Errorf("layers[%d]: diff ID %s belongs to layers[%d] already, and not both are bound to their stack", i, l.DiffID, other)
 		} else if !ok {
 			first[l.DiffID] = i

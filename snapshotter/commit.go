@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -39,6 +40,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	if err := checkRebase(n, want.Parent); err != nil {
 		return fmt.Errorf("commit snapshot %s: %w", key, err)
+	}
+	if strings.HasSuffix(key, remapSuffix) {
+		want.Labels = with(want.Labels, labelRemapped, "true")
 	}
 	usage, err := fs.DiskUsage(ctx, s.upperDir(n.id))
 	if err != nil {

@@ -122,15 +122,6 @@ func (im *image) add(t testing.TB, mediaType string, v any) ocispec.Descriptor {
 	return d
 }
 
-// chainIDs are those of all layers, the lowest first.
-func (im *image) chainIDs() []digest.Digest {
-	ids := make([]digest.Digest, len(im.layers))
-	for i, l := range im.layers {
-		ids[i] = l.chainID
-	}
-	return ids
-}
-
 func (im *image) top() digest.Digest { return im.layers[len(im.layers)-1].chainID }
 
 // fetch puts a blob of the image into a content store, as a pull does, and returns its children.

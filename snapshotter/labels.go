@@ -31,7 +31,13 @@ const (
 	labelAdopted = privatePrefix + "adopted"
 	// labelApart marks an extraction snapshot that was prepared without its parent and handed out in overlay form.
 	labelApart = privatePrefix + "apart"
+	// labelRemapped marks a committed snapshot whose files containerd has given to a user namespace by chown.
+	labelRemapped = privatePrefix + "remapped"
 )
+
+// remapSuffix ends the key of the snapshot in which containerd's client changes the owner of every file of an image, for a
+// snapshotter that is configured without the capability "remap-ids" (client/snapshotter_opts_unix.go).
+const remapSuffix = "-remap"
 
 // adoptedPrefix begins the names of adopted snapshots. containerd's own begin with a namespace, which has no slash.
 const adoptedPrefix = "/layer/"

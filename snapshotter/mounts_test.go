@@ -133,6 +133,37 @@ func TestUserNamespace(t *testing.T) {
 	}
 }
 
+// TestCopyForUserNamespace does what containerd does for a snapshotter without the capability remap-ids: it copies the
+// image with other owners, and then asks for the id map all the same.
+func TestCopyForUserNamespace(t *testing.T) {
+	im := forge(t, "sample", nil, sampleTars(t)...)
+	n := newNode(t, snapshotter.Config{}, pick(im, 0, 1, 3))
+	n.mustPull(t, im, pulling{})
+	ctx := pulling{}.context(t)
+	copied := im.top().String() + "-200000-300000"
+	mounts, err := n.meta.Prepare(ctx, copied+"-remap", im.top().String())
+	require.NoError(t, err)
+	root := mountAt(t, mounts)
+	require.NoError(t, os.Lchown(filepath.Join(root, "etc/passwd"), 200000, 300000))
+	require.NoError(t, n.meta.Commit(ctx, copied, copied+"-remap"))
+
+	mounts, err = n.meta.Prepare(ctx, "container", copied, snapshots.WithLabels(map[string]string{
+		snapshots.LabelSnapshotUIDMapping: "0:200000:150000", snapshots.LabelSnapshotGIDMapping: "0:300000:150000",
+	}))
+	require.NoError(t, err)
+	again, err := n.meta.Mounts(ctx, "container")
+	require.NoError(t, err)
+	require.Equal(t, mounts, again)
+	for _, o := range mounts[0].Options {
+		require.NotContains(t, o, "idmap=")
+	}
+	info, err := os.Lstat(filepath.Join(mountAt(t, mounts), "etc/passwd"))
+	require.NoError(t, err)
+	st, ok := info.Sys().(*syscall.Stat_t)
+	require.True(t, ok)
+	require.Equal(t, []uint32{200000, 300000}, []uint32{st.Uid, st.Gid})
+}
+
 // TestOwnerOfRoot: a container's root directory has the owner of its image's, as with the stock snapshotter.
 func TestOwnerOfRoot(t *testing.T) {
 	im := forge(t, "owned", nil, tarOf(t, entry{name: "f", body: "f"}), tarOf(t, entry{name: "g", body: "g"}))

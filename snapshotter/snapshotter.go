@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -186,6 +187,13 @@ func (s *Snapshotter) create(ctx context.Context, do creator, key, parent string
 	below, err := s.lowersOf(ctx, parent)
 	if err != nil {
 		return nil, err
+	}
+	if _, ok := below.top.info.Labels[labelRemapped]; ok {
+		// containerd asks for the id map all the same; with both, every file would belong to nobody, and containerd before
+		// 2.0 does not even know such mounts.
+		labels = maps.Clone(labels)
+		delete(labels, snapshots.LabelSnapshotUIDMapping)
+		delete(labels, snapshots.LabelSnapshotGIDMapping)
 	}
 	if err := s.giveForm(ctx, below); err != nil {
 		return nil, err

@@ -135,9 +135,9 @@ func newNode(t testing.TB, cfg snapshotter.Config, disks ...[]layer) *node {
 // pulling is how a test pulls.
 type pulling struct {
 	namespace string
-	parallel  int64 // 0 is sequential
-	rebase    bool  // the proxy plugin is configured with that capability
-	ctx       context.Context
+	parallel  int64           // 0 is sequential
+	rebase    bool            // the proxy plugin is configured with that capability
+	ctx       context.Context //nolint:containedctx // of one call
 }
 
 // pull does what containerd does to pull and unpack an image, and returns the layer blobs that it fetched.

@@ -13,13 +13,20 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
+// finder finds layers and holds them.
+type finder struct {
+	*shared
+	// attachWait is Config.AttachWait.
+	attachWait time.Duration
+}
+
 // Acquire finds the layer on a disk that serves and holds it for holder until Release. A holder holds one layer: acquiring
 // that again changes nothing, acquiring another is errdefs.ErrFailedPrecondition. If no disk serves the layer the error is a
 // *MissError. The cost does not grow with disks, layers or holders.
 //
 // A disk is looked at before its layer is handed out: one that does not answer any more, or answers otherwise than
 // before, is taken out of service, and the layer looked for elsewhere.
-func (s *Stager) Acquire(ctx context.Context, holder string, q Query) (Held, error) {
+func (s *finder) Acquire(ctx context.Context, holder string, q Query) (Held, error) {
 	for {
 		t, err := s.take(holder, q)
 		if err == nil {
@@ -51,7 +58,7 @@ type taken struct {
 }
 
 // take holds the layer before it is checked, so that its disk cannot leave meanwhile.
-func (s *Stager) take(holder string, q Query) (taken, error) {
+func (s *finder) take(holder string, q Query) (taken, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := taken{fresh: true}
@@ -73,7 +80,7 @@ func (s *Stager) take(holder string, q Query) (taken, error) {
 	return t, nil
 }
 
-func (s *Stager) takeAgain(hold Hold, q Query) (taken, error) {
+func (s *finder) takeAgain(hold Hold, q Query) (taken, error) {
 	d := s.fleet.byUUID[hold.DiskUUID]
 	if d == nil || !d.up || hold.LayerNumber < 0 || hold.LayerNumber >= len(d.lookup.Index().Layers) {
 		return taken{}, &MissError{MissFailed, fmt.Sprintf("layer %d of disk %s, which is held already, cannot be served", hold.LayerNumber, hold.DiskUUID)}
@@ -102,7 +109,7 @@ func (l located) matches(q Query) (Match, bool) {
 }
 
 // find looks for the layer on the disks that serve. The caller holds mu.
-func (s *Stager) find(q Query) (located, Match, error) {
+func (s *finder) find(q Query) (located, Match, error) {
 	inUse := func(d *disk) bool { return s.fleet.holders(d) > 0 }
 	if l, match, ok := s.fleet.serving.find(q, inUse); ok {
 		if got := l.layerOf().DiffID; q.DiffID != "" && q.DiffID != got {
@@ -126,7 +133,7 @@ func (s *Stager) find(q Query) (located, Match, error) {
 	return located{}, "", &MissError{MissNotOnDisk, fmt.Sprintf("none of the %d layer disks has the layer", len(s.fleet.serving.disks))}
 }
 
-func (s *Stager) held(l located, match Match, q Query) Held {
+func (s *finder) held(l located, match Match, q Query) Held {
 	layer := l.layerOf()
 	h := Held{
 		Dir:         s.layerDir(l.disk, l.layer),
@@ -144,11 +151,11 @@ func (s *Stager) held(l located, match Match, q Query) Held {
 	return h
 }
 
-func (s *Stager) layerDir(d *disk, number int) string {
+func (s *shared) layerDir(d *disk, number int) string {
 	return filepath.Join(d.rec.target(s.root), filepath.FromSlash(layerdisk.LayerDir(number)))
 }
 
-func (s *Stager) giveBack(holder string, t taken) {
+func (s *finder) giveBack(holder string, t taken) {
 	if !t.fresh {
 		return
 	}
@@ -175,9 +182,18 @@ func waitForDisk(ctx context.Context, change <-chan struct{}, until time.Time) b
 }
 
 // broken takes a disk out of service.
-func (s *Stager) broken(ctx context.Context, d *disk, cause error) {
+func (s *finder) broken(ctx context.Context, d *disk, cause error) {
 	s.mu.Lock()
-	was := d.up
+	since := d.upSince
+	s.mu.Unlock()
+	s.brokenSince(ctx, d, since, cause)
+}
+
+// brokenSince takes a disk out of service that has been in service since then; one that has come back meanwhile stays.
+func (s *finder) brokenSince(ctx context.Context, d *disk, since time.Time, cause error) {
+	s.mu.Lock()
+	was := d.up && d.upSince.Equal(since)
+	name, holders := d.rec.Spec.Name, s.fleet.holders(d)
 	if was {
 		d.err = cause
 		d.retryAt = time.Now().Add(firstRetry)
@@ -187,12 +203,14 @@ func (s *Stager) broken(ctx context.Context, d *disk, cause error) {
 	if !was {
 		return // another has seen it before
 	}
-	log.G(ctx).WithError(cause).WithField("disk", s.record(d).Spec.Name).Error("layer disk is out of service, its layers are pulled until it is back")
+	s.observer.DiskFailed(name, holders, cause)
+	log.G(ctx).WithError(cause).WithFields(log.Fields{"disk": name, "snapshots": holders}).
+		Error("layer disk is out of service: its layers are pulled until it is back, containers that use it get I/O errors")
 	s.wake()
 }
 
 // Locate is what Acquire would find now, without holding it, waiting, or looking at the disk.
-func (s *Stager) Locate(q Query) (Held, error) {
+func (s *finder) Locate(q Query) (Held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.ready()
@@ -208,7 +226,7 @@ func (s *Stager) Locate(q Query) (Held, error) {
 
 // LayerDir is where a layer that is held lies now, from memory. A disk that is not mounted, not healthy or not known is
 // errdefs.ErrUnavailable.
-func (s *Stager) LayerDir(diskUUID string, number int) (string, error) {
+func (s *finder) LayerDir(diskUUID string, number int) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.fleet.byUUID[diskUUID]
@@ -227,7 +245,7 @@ func (s *Stager) LayerDir(diskUUID string, number int) (string, error) {
 
 // Release gives up what the holder holds; nothing is no error. It waits for no disk. Its error is always nil today and
 // there for the interfaces it fits.
-func (s *Stager) Release(_ context.Context, holder string) error {
+func (s *finder) Release(_ context.Context, holder string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drop(holder)
@@ -235,7 +253,7 @@ func (s *Stager) Release(_ context.Context, holder string) error {
 }
 
 // drop ends a hold. The caller holds mu.
-func (s *Stager) drop(holder string) {
+func (s *shared) drop(holder string) {
 	if s.fleet.holds.drop(holder) {
 		s.wake() // a disk may be idle now
 	}

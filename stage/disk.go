@@ -83,6 +83,4 @@ func (k key) tryLock() bool {
 	}
 }
 
-func (k key) locked() bool { return len(k) > 0 }
-
 func (k key) unlock() { <-k }

@@ -2,6 +2,7 @@ package stage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -72,7 +73,7 @@ func (f *fakeSystem) label(path string) (string, error) {
 		return "", err
 	}
 	label := make([]byte, labelBytes)
-	if _, err := c.ReadAt(label, 0); err != nil && err != io.EOF {
+	if _, err := c.ReadAt(label, 0); err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
 	return strings.TrimRight(string(label), "\x00"), nil

@@ -21,8 +21,17 @@ func backoff(failures int) time.Duration {
 	return min(firstRetry<<min(failures, 10), mostRetry)
 }
 
+// keeper works in the background.
+type keeper struct {
+	*steps
+	// idleTimeout is Config.IdleTimeout.
+	idleTimeout time.Duration
+	// done is closed when the loop has ended.
+	done chan struct{}
+}
+
 // loop works on disks that are not where they should be, and lets idle ones go, until ctx ends.
-func (s *Stager) loop(ctx context.Context) {
+func (s *keeper) loop(ctx context.Context) {
 	defer close(s.done)
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -49,7 +58,7 @@ func (s *Stager) loop(ctx context.Context) {
 }
 
 // sleep until next, a wake-up, or the end; next zero is no time at all.
-func (s *Stager) sleep(ctx context.Context, next time.Time) bool {
+func (s *keeper) sleep(ctx context.Context, next time.Time) bool {
 	var alarm <-chan time.Time
 	if !next.IsZero() {
 		timer := time.NewTimer(time.Until(next))
@@ -66,7 +75,7 @@ func (s *Stager) sleep(ctx context.Context, next time.Time) bool {
 }
 
 // due returns the disks to work on now, with their keys held, and when to look again.
-func (s *Stager) due(now time.Time) (due []*disk, next time.Time) {
+func (s *keeper) due(now time.Time) (due []*disk, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.fleet.byName {
@@ -89,7 +98,7 @@ func (s *Stager) due(now time.Time) (due []*disk, next time.Time) {
 }
 
 // dueAt is when something is to be done with the disk, if anything.
-func (s *Stager) dueAt(d *disk) (time.Time, bool) {
+func (s *keeper) dueAt(d *disk) (time.Time, bool) {
 	switch {
 	case d.removed || !d.journalled:
 		return time.Time{}, false // a call of Stage is at it
@@ -106,7 +115,7 @@ func (s *Stager) dueAt(d *disk) (time.Time, bool) {
 }
 
 // maintain does what is due. The key is held.
-func (s *Stager) maintain(ctx context.Context, d *disk) {
+func (s *keeper) maintain(ctx context.Context, d *disk) {
 	s.mu.Lock()
 	at, ok := s.dueAt(d)
 	if !ok || at.After(time.Now()) {
@@ -134,7 +143,7 @@ func (s *Stager) maintain(ctx context.Context, d *disk) {
 }
 
 // unlock gives the disk's key back and lets the loop look at it again.
-func (s *Stager) unlock(d *disk) {
+func (s *keeper) unlock(d *disk) {
 	d.key.unlock()
 	s.wake()
 }

@@ -16,7 +16,7 @@ import (
 
 // lower undoes raise, from whatever point it came to, and forgets the disk. The caller holds the disk's key and has made
 // sure that nobody holds the disk.
-func (s *Stager) lower(ctx context.Context, d *disk) error {
+func (s *steps) lower(ctx context.Context, d *disk) error {
 	s.mu.Lock()
 	s.fleet.withdraw(d)
 	s.mu.Unlock()
@@ -46,7 +46,7 @@ func (s *Stager) lower(ctx context.Context, d *disk) error {
 	return nil
 }
 
-func (s *Stager) unmount(ctx context.Context, d *disk) error {
+func (s *steps) unmount(ctx context.Context, d *disk) error {
 	rec := s.record(d)
 	err := await(ctx, func() error {
 		_, err := s.clear(rec, 0)
@@ -65,7 +65,7 @@ func (s *Stager) unmount(ctx context.Context, d *disk) error {
 	return nil
 }
 
-func (s *Stager) detach(ctx context.Context, d *disk) error {
+func (s *steps) detach(ctx context.Context, d *disk) error {
 	rec := s.record(d)
 	if !rec.AttachBegun {
 		return nil
@@ -117,7 +117,7 @@ func untilFree(ctx context.Context, detach func() error) error {
 }
 
 // delete deletes the volume that create made, also if its ID never came to the journal.
-func (s *Stager) delete(ctx context.Context, d *disk) error {
+func (s *steps) delete(ctx context.Context, d *disk) error {
 	rec := s.record(d)
 	if rec.VolumeName == "" {
 		return nil
@@ -164,67 +164,11 @@ func madeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec recor
 	return "", nil
 }
 
-// failed notes why the disk is not where it should be and when to try again.
-func (s *Stager) failed(d *disk, cause error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d.err = cause
-	d.retryAt = time.Now().Add(backoff(d.failures))
-	d.failures++
-	d.pendingSince = time.Time{}
-	s.fleet.place(d)
-	s.wake()
-}
-
-// put journals a change of the disk's record. Only who holds the disk's key calls it.
-func (s *Stager) put(d *disk, change func(*record)) error {
-	rec := s.record(d)
-	step := rec.Step
-	change(&rec)
-	if rec.Step != step {
-		rec.Since = time.Now()
-	}
-	s.failpoint("before " + string(rec.Step))
-	if err := s.journal.put(rec); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	d.rec, d.journalled = rec, true
-	s.mu.Unlock()
-	s.failpoint("after " + string(rec.Step))
-	return nil
-}
-
-func (s *Stager) record(d *disk) record {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return d.rec
-}
-
-func (s *Stager) isJournalled(d *disk) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return d.journalled
-}
-
-func (s *Stager) isUp(d *disk) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return d.up
-}
-
-func (s *Stager) driver(d *disk) (blockdev.Attacher, error) {
+func (s *steps) driver(d *disk) (blockdev.Attacher, error) {
 	name := s.record(d).Spec.Driver
 	driver, ok := s.drivers[name]
 	if !ok {
 		return nil, fmt.Errorf("no driver %q here, configure it or restart with the configuration that had it: %w", name, errdefs.ErrInvalidArgument)
 	}
 	return driver, nil
-}
-
-func (s *Stager) observed(step Step, do func() error) error {
-	start := time.Now()
-	err := do()
-	s.observer.StepDone(step, time.Since(start), err)
-	return err
 }

@@ -16,9 +16,15 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
+// steps does things with one disk, whose key the caller holds.
+type steps struct {
+	*shared
+	drivers map[string]blockdev.Attacher
+}
+
 // raise has the disk ready: volume, device, proof, mount. It can be called at any time, whatever is there already. The
 // caller holds the disk's key.
-func (s *Stager) raise(ctx context.Context, d *disk) error {
+func (s *steps) raise(ctx context.Context, d *disk) error {
 	driver, err := s.driver(d)
 	if err != nil {
 		return err
@@ -45,7 +51,7 @@ func (s *Stager) raise(ctx context.Context, d *disk) error {
 }
 
 // create makes the volume of a disk that is on a volume snapshot. A repetition finds the volume by its name.
-func (s *Stager) create(ctx context.Context, d *disk, driver blockdev.Attacher) error {
+func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) error {
 	rec := s.record(d)
 	if rec.Spec.SnapshotID == "" || rec.VolumeID != "" {
 		return nil
@@ -70,7 +76,7 @@ func (s *Stager) create(ctx context.Context, d *disk, driver blockdev.Attacher) 
 	return s.put(d, func(rec *record) { rec.VolumeID = volume.ID })
 }
 
-func (s *Stager) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (blockdev.Device, error) {
+func (s *steps) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (blockdev.Device, error) {
 	rec := s.record(d)
 	volumeID := rec.VolumeID
 	if volumeID == "" {
@@ -100,7 +106,7 @@ func (s *Stager) attach(ctx context.Context, d *disk, driver blockdev.Attacher) 
 		})
 	})
 	if err != nil {
-		return blockdev.Device{}, fmt.Errorf("attach volume %s: %w", volumeID, err)
+		return blockdev.Device{}, err // the driver says which volume
 	}
 	s.mu.Lock()
 	d.device = dev.Path
@@ -109,7 +115,7 @@ func (s *Stager) attach(ctx context.Context, d *disk, driver blockdev.Attacher) 
 }
 
 // prove reads what is on the device and makes sure that it is the disk that is wanted and not staged already.
-func (s *Stager) prove(ctx context.Context, d *disk, dev blockdev.Device) (proof, error) {
+func (s *steps) prove(ctx context.Context, d *disk, dev blockdev.Device) (proof, error) {
 	rec := s.record(d)
 	var p proof
 	err := s.observed(StepProve, func() error {
@@ -144,7 +150,7 @@ func (s *Stager) prove(ctx context.Context, d *disk, dev blockdev.Device) (proof
 // errForeign says that something is mounted on our directory that we did not mount.
 var errForeign = errors.New("something else is mounted there")
 
-func (s *Stager) mount(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
+func (s *steps) mount(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
 	err := s.mountJournalled(ctx, d, dev, p)
 	if err != nil {
 		s.mu.Lock()
@@ -154,7 +160,7 @@ func (s *Stager) mount(ctx context.Context, d *disk, dev blockdev.Device, p proo
 	return err
 }
 
-func (s *Stager) mountJournalled(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
+func (s *steps) mountJournalled(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
 	adopt, number, err := s.makeRoom(d, p.number)
 	if err != nil {
 		return fmt.Errorf("look for a place to mount: %w", err)
@@ -184,7 +190,7 @@ func (s *Stager) mountJournalled(ctx context.Context, d *disk, dev blockdev.Devi
 
 // makeRoom unmounts what we mounted of a device that the disk is not on any more. If the device itself is mounted there
 // already, that mount is to be adopted. If others have mounted something there, another number is chosen.
-func (s *Stager) makeRoom(d *disk, wanted uint64) (adopt bool, number int, err error) {
+func (s *steps) makeRoom(d *disk, wanted uint64) (adopt bool, number int, err error) {
 	rec := s.record(d)
 	adopt, err = s.clear(rec, wanted)
 	if !errors.Is(err, errForeign) {
@@ -207,7 +213,7 @@ func (s *Stager) makeRoom(d *disk, wanted uint64) (adopt bool, number int, err e
 }
 
 // clear unmounts our mounts on the disk's directory from the top, until nothing or a mount of the device wanted is there.
-func (s *Stager) clear(rec record, wanted uint64) (adopt bool, err error) {
+func (s *steps) clear(rec record, wanted uint64) (adopt bool, err error) {
 	target := rec.target(s.root)
 	for {
 		mounts, err := s.system.At(target)
@@ -228,7 +234,7 @@ func (s *Stager) clear(rec record, wanted uint64) (adopt bool, err error) {
 }
 
 // raised puts the disk into service.
-func (s *Stager) raised(ctx context.Context, d *disk, dev blockdev.Device, p proof) {
+func (s *steps) raised(ctx context.Context, d *disk, dev blockdev.Device, p proof) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d.lookup != nil {

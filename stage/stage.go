@@ -45,23 +45,27 @@ type Config struct {
 	Observer Observer
 }
 
-// Stager is safe for concurrent use.
+// Stager is safe for concurrent use. It is put together of what is known of the disks (shared), what is done with one of
+// them (steps), the work in the background (keeper), and the look-up of layers (finder).
 type Stager struct {
-	root        string
-	drivers     map[string]blockdev.Attacher
-	idleTimeout time.Duration
-	attachWait  time.Duration
-	observer    Observer
-	system      system
-	journal     *journal
-	boot        string
+	*shared
+	*keeper
+	*finder
+	stop context.CancelFunc // guarded by mu
+}
+
+// shared is what all parts know and the ways to change it.
+type shared struct {
+	// root is the directory that disks are mounted below.
+	root     string
+	boot     string
+	system   system
+	observer Observer
+	journal  *journal
 	// crash, in tests, is called around each write of the journal.
 	crash func(point string)
-
 	// kick wakes the background loop; it holds one wake-up.
 	kick chan struct{}
-	stop context.CancelFunc
-	done chan struct{}
 
 	// mu guards what follows and what disks say it guards. It is never held across anything that can wait.
 	mu         sync.Mutex
@@ -104,18 +108,19 @@ func open(cfg Config, sys system) (*Stager, error) {
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
 	}
+	sh := &shared{
+		root:     disks,
+		boot:     boot,
+		system:   sys,
+		observer: cfg.Observer,
+		journal:  j,
+		kick:     make(chan struct{}, 1),
+		fleet:    newFleet(),
+	}
 	return &Stager{
-		root:        disks,
-		drivers:     cfg.Drivers,
-		idleTimeout: cfg.IdleTimeout,
-		attachWait:  cfg.AttachWait,
-		observer:    cfg.Observer,
-		system:      sys,
-		journal:     j,
-		boot:        boot,
-		kick:        make(chan struct{}, 1),
-		done:        make(chan struct{}),
-		fleet:       newFleet(),
+		shared: sh,
+		keeper: &keeper{steps: &steps{sh, cfg.Drivers}, idleTimeout: cfg.IdleTimeout, done: make(chan struct{})},
+		finder: &finder{sh, cfg.AttachWait},
 	}, nil
 }
 
@@ -201,50 +206,4 @@ func (s *Stager) Close() error {
 		<-s.done
 	}
 	return s.journal.close()
-}
-
-// ready refuses what may only be asked between Restore and Close. The caller holds mu.
-func (s *Stager) ready() error {
-	if s.closed {
-		return fmt.Errorf("the stage is closed: %w", errdefs.ErrUnavailable)
-	}
-	if !s.restored {
-		return fmt.Errorf("disks are not restored yet: %w", errdefs.ErrUnavailable)
-	}
-	return nil
-}
-
-// failpoint is where a test can stop everything, as a crash would.
-func (s *Stager) failpoint(point string) {
-	if s.crash != nil {
-		s.crash(point)
-	}
-}
-
-// wait until cond, which is called with mu held, after changes of the fleet.
-func (s *Stager) wait(ctx context.Context, cond func() bool) error {
-	for {
-		s.mu.Lock()
-		met, change, closed := cond(), s.fleet.change, s.closed
-		s.mu.Unlock()
-		if met {
-			return nil
-		}
-		if closed {
-			return fmt.Errorf("the stage is closed: %w", errdefs.ErrUnavailable)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-change:
-		}
-	}
-}
-
-// wake makes the background loop look at all disks.
-func (s *Stager) wake() {
-	select {
-	case s.kick <- struct{}{}:
-	default: // a wake-up is waiting already
-	}
 }

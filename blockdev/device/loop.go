@@ -55,25 +55,38 @@ type LoopOptions struct {
 // The device does not clear itself on last close (no LO_FLAGS_AUTOCLEAR): it has to live from here until somebody mounts
 // it, to survive our process, and to leave only when it is told to, so that a step of a journal can be repeated.
 func AttachLoop(ctx context.Context, file string, opts LoopOptions) (Loop, error) {
-	loop, err := attachLoop(ctx, file, opts)
+	loop, dev, err := attachLoop(ctx, file, opts, 0)
 	if err != nil {
 		return Loop{}, fmt.Errorf("attach loop device for %s: %w", file, err)
 	}
+	_ = dev.Close() // nothing was written
 	return loop, nil
 }
 
-func attachLoop(ctx context.Context, file string, opts LoopOptions) (Loop, error) {
+// AttachLoopWhileUsed makes a loop device as AttachLoop does, but the kernel detaches it as soon as nobody uses it any
+// more (LO_FLAGS_AUTOCLEAR). The returned file is a user of it, mounts are others: a process that is killed leaves no
+// device behind.
+func AttachLoopWhileUsed(ctx context.Context, file string, opts LoopOptions) (Loop, *os.File, error) {
+	loop, dev, err := attachLoop(ctx, file, opts, unix.LO_FLAGS_AUTOCLEAR)
+	if err != nil {
+		return Loop{}, nil, fmt.Errorf("attach loop device for %s: %w", file, err)
+	}
+	return loop, dev, nil
+}
+
+// attachLoop returns the open device too.
+func attachLoop(ctx context.Context, file string, opts LoopOptions, flags uint32) (Loop, *os.File, error) {
 	if len(opts.Tag) >= loNameSize {
-		return Loop{}, fmt.Errorf("tag of %d bytes, at most %d: %w", len(opts.Tag), loNameSize-1, blockdev.ErrInvalid)
+		return Loop{}, nil, fmt.Errorf("tag of %d bytes, at most %d: %w", len(opts.Tag), loNameSize-1, blockdev.ErrInvalid)
 	}
 	backing, err := openBacking(file, opts.ReadOnly)
 	if err != nil {
-		return Loop{}, err
+		return Loop{}, nil, err
 	}
 	defer backing.Close() //nolint:errcheck // the kernel keeps its own reference, nothing was written here
 	control, err := os.OpenFile(loopControl, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return Loop{}, fmt.Errorf("open loop control: %w", notFound(err))
+		return Loop{}, nil, fmt.Errorf("open loop control: %w", notFound(err))
 	}
 	defer control.Close() //nolint:errcheck // nothing was written
 
@@ -81,18 +94,18 @@ func attachLoop(ctx context.Context, file string, opts LoopOptions) (Loop, error
 	for {
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
-			return Loop{}, fmt.Errorf("get a free loop device: %w", limit(err))
+			return Loop{}, nil, fmt.Errorf("get a free loop device: %w", limit(err))
 		}
-		loop, err := configure(number, backing, opts)
+		loop, dev, err := configure(number, backing, opts, flags)
 		if err == nil {
-			return loop, nil
+			return loop, dev, nil
 		}
-		// Somebody else took the free number between the two calls; that is how the interface is, see loop(4).
-		if !errors.Is(err, unix.EBUSY) {
-			return Loop{}, err
+		// Somebody else took or removed the free number between the two calls; that is how the interface is, see loop(4).
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) {
+			return Loop{}, nil, err
 		}
 		if err := wait.next(ctx); err != nil {
-			return Loop{}, fmt.Errorf("wait for a free loop device: %w", err)
+			return Loop{}, nil, fmt.Errorf("wait for a free loop device: %w", err)
 		}
 	}
 }
@@ -121,42 +134,50 @@ func openBacking(file string, readonly bool) (*os.File, error) {
 	return f, nil
 }
 
-func configure(number int, backing *os.File, opts LoopOptions) (Loop, error) {
+func configure(number int, backing *os.File, opts LoopOptions, flags uint32) (_ Loop, _ *os.File, err error) {
 	path := fmt.Sprintf("/dev/loop%d", number)
-	flags := unix.O_RDWR
+	mode := unix.O_RDWR
 	if opts.ReadOnly {
-		flags = unix.O_RDONLY
+		mode = unix.O_RDONLY
 	}
-	dev, err := openBlock(path, flags)
+	dev, err := openBlock(path, mode)
 	if err != nil {
-		return Loop{}, err
+		return Loop{}, nil, err
 	}
-	defer dev.Close()                                   //nolint:errcheck // nothing was written
 	config := unix.LoopConfig{Fd: uint32(backing.Fd())} //nolint:gosec // a file descriptor fits
-	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
+	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO | flags
 	if opts.ReadOnly {
 		config.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 	}
 	copy(config.Info.File_name[:loNameSize-1], opts.Tag)
 	if err := unix.IoctlLoopConfigure(int(dev.Fd()), &config); err != nil {
-		return Loop{}, fmt.Errorf("configure %s: %w", path, err)
+		return Loop{}, nil, errors.Join(fmt.Errorf("configure %s: %w", path, err), dev.Close())
 	}
+	loop, err := configured(dev, path, opts)
+	if err != nil {
+		return Loop{}, nil, errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0), dev.Close())
+	}
+	return loop, dev, nil
+}
+
+// configured makes sure that the new device is as it was asked for.
+func configured(dev *os.File, path string, opts LoopOptions) (Loop, error) {
 	if !opts.ReadOnly {
 		// BLKROSET on a loop device outlives what was attached to it: LOOP_CONFIGURE sets the disk's flag and leaves that
 		// of the block device alone (seen on 6.18; block/ioctl.c, drivers/block/loop.c). The device is ours alone still.
 		if _, err := setReadOnly(dev, false); err != nil {
-			return Loop{}, errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0))
+			return Loop{}, err
 		}
 	}
 	loop, ok, err := status(dev)
-	if err == nil && !ok {
-		err = fmt.Errorf("%s was detached at once: %w", path, blockdev.ErrNotFound)
-	}
-	if err == nil && opts.ReadOnly && !loop.ReadOnly {
-		err = fmt.Errorf("%s is writable although read-only was asked for: %w", path, blockdev.ErrUnsupported)
-	}
 	if err != nil {
-		return Loop{}, errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0))
+		return Loop{}, err
+	}
+	if !ok {
+		return Loop{}, fmt.Errorf("%s was detached at once: %w", path, blockdev.ErrNotFound)
+	}
+	if opts.ReadOnly && !loop.ReadOnly {
+		return Loop{}, fmt.Errorf("%s is writable although read-only was asked for: %w", path, blockdev.ErrUnsupported)
 	}
 	return loop, nil
 }

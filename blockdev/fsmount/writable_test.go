@@ -23,9 +23,7 @@ func TestWritable(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "image")
 	require.NoError(t, os.WriteFile(image, nil, 0o600))
 	require.NoError(t, os.Truncate(image, 16<<20))
-	loop, err := device.AttachLoop(t.Context(), image, device.LoopOptions{})
-	require.NoError(t, err)
-	user, err := device.ClearWithLastUser(loop)
+	loop, user, err := device.AttachLoopWhileUsed(t.Context(), image, device.LoopOptions{})
 	require.NoError(t, err)
 
 	_, err = fsmount.Writable(loop.Path, fsmount.Ext4)

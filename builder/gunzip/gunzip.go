@@ -143,7 +143,7 @@ func pipe() (r, w *os.File, err error) {
 	if err == nil {
 		err = conn.Control(func(fd uintptr) {
 			// Smaller pipes work too, when the user's share of pipe memory is used up.
-			_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeBytes) //nolint:errcheck // an optimisation
+			_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeBytes) // an optimisation
 		})
 	}
 	if err != nil {
@@ -192,7 +192,7 @@ func (p *process) wait() error {
 func (p *process) Close() error {
 	p.cancel()
 	err := p.out.Close()
-	_ = p.wait() //nolint:errcheck // killed on purpose, or Read has told all before
+	_ = p.wait() // killed on purpose, or Read has told all before
 	return err
 }
 

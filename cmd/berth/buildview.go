@@ -124,7 +124,7 @@ func newBarView(w io.Writer) *barView {
 func (v *barView) event(e builder.Event) {
 	switch e.Kind {
 	case builder.EventResolved:
-		_, _ = fmt.Fprintf(v.progress, "%s for %s: %d layers\n", e.Image.Reference, e.Image.Platform, e.Image.Layers) //nolint:errcheck // a progress display
+		_, _ = fmt.Fprintf(v.progress, "%s for %s: %d layers\n", e.Image.Reference, e.Image.Platform, e.Image.Layers) // a progress display
 	case builder.EventPlanned:
 		v.total = v.bar("total", e.Plan.BlobBytes, mpb.BarPriority(e.Plan.Layers))
 	case builder.EventLayerStarted:
@@ -132,7 +132,7 @@ func (v *barView) event(e builder.Event) {
 	case builder.EventLayerProgress, builder.EventLayerDone:
 		v.advance(e)
 	case builder.EventFinishing:
-		_, _ = fmt.Fprintln(v.progress, "writing metadata and index") //nolint:errcheck // a progress display
+		_, _ = fmt.Fprintln(v.progress, "writing metadata and index") // a progress display
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
@@ -48,8 +49,29 @@ func (f *daemonFlags) call(ctx context.Context, use func(context.Context, contro
 		return fmt.Errorf("connect to berthd: %w", err)
 	}
 	defer conn.Close()
-	err = use(ctx, controlv1.NewControlServiceClient(conn))
-	return errgrpc.ToNative(err)
+	return answered(use(ctx, controlv1.NewControlServiceClient(conn)))
+}
+
+// answer is an error of a server: its words as they are, and its class. errgrpc.ToNative adds the class to the words
+// again, on a line of its own.
+type answer struct {
+	words string
+	class error
+}
+
+func (a *answer) Error() string { return a.words }
+func (a *answer) Unwrap() error { return a.class }
+
+// answered makes a gRPC status the error that it stands for; other errors stay what they are.
+func answered(err error) error {
+	if err == nil {
+		return nil
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	return &answer{words: s.Message(), class: errgrpc.ToNative(err)}
 }
 
 // reachable asks the kernel before gRPC, whose errors would have to be read for it.

@@ -11,7 +11,6 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -145,7 +144,7 @@ func (r *resolver) snapshots(ctx context.Context, snapshotter string, e *explana
 		has := false
 		for _, ns := range spaces {
 			_, err := client.Stat(namespaces.WithNamespace(ctx, ns), &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: e.Layers[i].ChainID})
-			err = errgrpc.ToNative(err)
+			err = answered(err)
 			if err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("look for snapshots of %s: %w", snapshotter, err)
 			}

@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -87,7 +86,7 @@ func (r *resolver) find(ctx context.Context, ref string, control controlv1.Contr
 func onDisk(ctx context.Context, control controlv1.ControlServiceClient, ref string, p ocispec.Platform) (*imageLayers, error) {
 	resp, err := control.FindImage(ctx, &controlv1.FindImageRequest{Reference: ref, Platform: platforms.FormatAll(p)})
 	if err != nil {
-		return nil, fmt.Errorf("on the attached disks: %w", errgrpc.ToNative(err))
+		return nil, fmt.Errorf("on the attached disks: %w", answered(err))
 	}
 	return parseImage("disk "+resp.GetDisk(), resp.GetManifest(), resp.GetConfig())
 }
@@ -144,7 +143,7 @@ func (r *resolver) namespaces(ctx context.Context, conn *grpc.ClientConn) ([]str
 	}
 	resp, err := namespacesapi.NewNamespacesClient(conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("list namespaces: %w", errgrpc.ToNative(err))
+		return nil, fmt.Errorf("list namespaces: %w", answered(err))
 	}
 	var names []string
 	for _, ns := range resp.GetNamespaces() {
@@ -157,7 +156,7 @@ func (r *resolver) namespaces(ctx context.Context, conn *grpc.ClientConn) ([]str
 func inNamespace(ctx context.Context, conn *grpc.ClientConn, ref string, p ocispec.Platform) (*imageLayers, error) {
 	resp, err := imagesapi.NewImagesClient(conn).Get(ctx, &imagesapi.GetImageRequest{Name: ref})
 	if err != nil {
-		return nil, errgrpc.ToNative(err)
+		return nil, answered(err)
 	}
 	t := resp.GetImage().GetTarget()
 	target := ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()}

@@ -3,11 +3,11 @@ package main
 import (
 	"fmt"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/version"
 )
 
 func newVersion() *cobra.Command {
@@ -17,25 +17,8 @@ func newVersion() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "berth %s, layer disk format %d.%d, %s %s/%s\n",
-				version(), layerdisk.MajorVersion, layerdisk.MinorVersion, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				version.String(), layerdisk.MajorVersion, layerdisk.MinorVersion, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}
-}
-
-// version is the module version the binary was built from, or the commit of its work tree.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	if v := info.Main.Version; v != "" && v != "(devel)" {
-		return v
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-			return "devel-" + s.Value[:12]
-		}
-	}
-	return "devel"
 }

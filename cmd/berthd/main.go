@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/config"
+	"berth.dev/berth/version"
 )
 
 func main() {
@@ -36,7 +37,7 @@ format, and disks that were added to it, take effect at once, everything else at
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       version(),
+		Version:       version.String(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			load := func() (config.Config, error) { return o.load(cmd) }
 			c, err := load()

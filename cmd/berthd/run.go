@@ -24,6 +24,8 @@ import (
 	"berth.dev/berth/metrics"
 	"berth.dev/berth/snapshotter"
 	"berth.dev/berth/stage"
+	"berth.dev/berth/unixsocket"
+	"berth.dev/berth/version"
 )
 
 // drainTimeout bounds how long a stop waits for requests that are being answered; a Prepare takes milliseconds, only
@@ -53,15 +55,15 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 		return err
 	}
 	defer joinClose(&err, lock)
-	// Clients that come too early wait in the socket's queue instead of failing. Nothing else runs yet, see listen.
-	listener, err := listen(ctx, c.Socket)
+	// Clients that come too early wait in the socket's queue instead of failing. Nothing else runs yet, see unixsocket.Listen.
+	listener, err := unixsocket.Listen(ctx, c.Socket)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, ignoreClosed(listener.Close())) }()
 
 	n := &node{ledger: control.NewLedger(), registry: prometheus.NewRegistry()}
-	n.metrics = metrics.New(n.registry, version())
+	n.metrics = metrics.New(n.registry, version.String())
 	defer joinClose(&err, n)
 	if err := n.open(ctx, c); err != nil {
 		if ctx.Err() != nil {
@@ -71,7 +73,7 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 		return err
 	}
 
-	service := control.NewService(control.Node{Version: version(), PID: os.Getpid(), Started: started, Root: c.Root},
+	service := control.NewService(control.Node{Version: version.String(), PID: os.Getpid(), Started: started, Root: c.Root},
 		disks{n.stage}, disks{n.stage}, n.waiting, n.ledger)
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
@@ -134,7 +136,7 @@ func (n *node) serve(ctx context.Context, c config.Config, load func() (config.C
 	go func() { served <- server.Serve(l) }()
 	background := n.startWork(work, c, load)
 	notify(ctx, daemon.SdNotifyReady)
-	log.G(ctx).WithFields(log.Fields{"socket": c.Socket, "root": c.Root, "version": version()}).Info("berthd serves")
+	log.G(ctx).WithFields(log.Fields{"socket": c.Socket, "root": c.Root, "version": version.String()}).Info("berthd serves")
 
 	var err error
 	select {

@@ -158,7 +158,7 @@ func listing(nodes []node) []attrs.Entry {
 	var entries []attrs.Entry
 	for _, n := range nodes {
 		e := n.entry
-		switch e.Type {
+		switch e.Type { //nolint:exhaustive // the others have no size
 		case attrs.Regular:
 			if n.data == "" {
 				n.data = string(make([]byte, e.Size))

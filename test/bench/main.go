@@ -25,6 +25,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.json, "json", "", "`file` to write the results to")
 	flag.BoolVar(&o.quick, "quick", false, "without the large image and with fewer snapshots")
+	flag.StringVar(&o.stock, "stock", "", "serve containerd's overlay snapshotter in a `directory`; for this command itself")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	err := run(ctx, o)
@@ -36,8 +37,8 @@ func main() {
 }
 
 type options struct {
-	json  string
-	quick bool
+	json, stock string
+	quick       bool
 }
 
 // bench has what the measurements share.
@@ -59,6 +60,9 @@ type subject struct {
 func run(ctx context.Context, o options) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it mounts file systems and runs containers")
+	}
+	if o.stock != "" {
+		return serveStock(ctx, o.stock)
 	}
 	// Short, for unix sockets and mount options; on a disk, which /tmp need not be.
 	dir, err := os.MkdirTemp("/var/tmp", "bb")

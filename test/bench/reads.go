@@ -90,7 +90,7 @@ func readInContainer(ctx context.Context, m *machine.Machine, s subject, name, f
 		return 0, err
 	}
 	// The program and its libraries are read before.
-	script := "dd if=/bin/dd of=/dev/null 2>/dev/null; exec env LC_ALL=C dd if=" + file + " of=/dev/null bs=1M"
+	script := "dd if=/bin/dd of=/dev/null 2>/dev/null; exec env LC_ALL=C dd if=" + file + " of=/dev/null bs=1M 2>&1"
 	out, err := m.Containerd.Run(ctx, s.ref, name, containerd.RunOptions{Snapshotter: berth.PluginName}, "sh", "-c", script)
 	if err != nil {
 		return 0, err

@@ -39,7 +39,7 @@ func Below(dir string) ([]string, error) {
 
 // settle is how long something may take to go away: a loop device is detached when its last user closes it, and whoever
 // lists devices is one for a moment.
-const settle = 10 * time.Second
+const settle = 30 * time.Second
 
 // WaitNone is an error with what is still there below dir after a while.
 func WaitNone(ctx context.Context, dir string) error {

@@ -56,9 +56,10 @@ type Fetches struct {
 // blobPath is of the distribution API.
 var blobPath = regexp.MustCompile(`^/v2/.+/blobs/(sha256:[0-9a-f]{64})$`)
 
-func newProxy(backend string, cfg Config) (*Proxy, error) {
+func newProxy(backend http.RoundTripper, cfg Config) (*Proxy, error) {
 	p := &Proxy{blobFaults: map[digest.Digest]Fault{}, blobs: map[digest.Digest]Fetches{}}
-	reverse := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: backend})
+	reverse := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "registry"})
+	reverse.Transport = backend
 	reverse.ModifyResponse = p.alter
 	// Broken connections are what some tests are about; the log of them is noise.
 	reverse.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) {

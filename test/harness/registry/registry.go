@@ -40,7 +40,7 @@ type Config struct {
 	TLS bool
 }
 
-// Start runs a registry on a free port of the loopback address.
+// Start runs a registry behind a proxy on a free port of the loopback address.
 func Start(ctx context.Context, cfg Config) (*Registry, error) {
 	bin, err := tools.Dir(ctx, "registry")
 	if err != nil {
@@ -52,13 +52,13 @@ func Start(ctx context.Context, cfg Config) (*Registry, error) {
 	if err := errors.Join(os.MkdirAll(cfg.Dir, 0o755), os.MkdirAll(cfg.Storage, 0o755)); err != nil {
 		return nil, fmt.Errorf("make directories of registry: %w", err)
 	}
-	port, err := freePort(ctx)
-	if err != nil {
-		return nil, err
-	}
-	backend := fmt.Sprintf("127.0.0.1:%d", port)
+	// A socket of its own: a port that is free now may be another's by the time the registry listens.
+	socket := filepath.Join(cfg.Dir, "registry.sock")
+	backend := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}
 	file := filepath.Join(cfg.Dir, "registry.yml")
-	if err := os.WriteFile(file, []byte(configText(backend, cfg.Storage)), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(configText(socket, cfg.Storage)), 0o600); err != nil {
 		return nil, fmt.Errorf("write configuration of registry: %w", err)
 	}
 	p, err := process.Start(ctx, process.Spec{
@@ -81,33 +81,22 @@ func Start(ctx context.Context, cfg Config) (*Registry, error) {
 	return r, nil
 }
 
-func configText(address, storage string) string {
+func configText(socket, storage string) string {
 	return fmt.Sprintf("version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: true\n"+
-		"storage:\n  filesystem:\n    rootdirectory: %q\n  delete:\n    enabled: true\nhttp:\n  addr: %s\n", storage, address)
+		"storage:\n  filesystem:\n    rootdirectory: %q\n  delete:\n    enabled: true\nhttp:\n  net: unix\n  addr: %q\n", storage, socket)
 }
 
-// freePort asks the kernel for a port that is free now. Another process may take it before the registry does; then the
-// registry ends and Start says so.
-func freePort(ctx context.Context) (int, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil //nolint:errcheck,forcetypeassert // a TCP listener
-}
-
-func waitReady(ctx context.Context, p *process.Process, address string) error {
+func waitReady(ctx context.Context, p *process.Process, backend http.RoundTripper) error {
 	var ended error
 	err := wait.Until(ctx, startTimeout, "registry to answer", func(ctx context.Context) error {
 		if ended = p.Err(); ended != nil {
 			return nil
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/v2/", http.NoBody)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://registry/v2/", http.NoBody)
 		if err != nil {
 			return err
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := (&http.Client{Transport: backend}).Do(req)
 		if err != nil {
 			return err
 		}

@@ -1,9 +1,11 @@
-package main
+// Package version says which berth this is.
+package version
 
 import "runtime/debug"
 
-// version is the module version the binary was built from, or the commit of its work tree.
-func version() string {
+// String is the module version the binary was built from, or the commit of its work tree, as the Go toolchain recorded
+// them (go help buildvcs).
+func String() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
