@@ -38,6 +38,7 @@ build: bootstrap ## build berth and berthd into bin/
 .PHONY: test
 test: bootstrap ## everything a change has to pass: all packages, then real containerd, new and old
 	go test -timeout $(TEST_TIMEOUT) $(GO_PACKAGES)
+	$(MAKE) --no-print-directory test-csi
 	$(MAKE) --no-print-directory test-integration
 	$(MAKE) --no-print-directory test-integration CONTAINERD=$(OLD_CONTAINERD)
 
@@ -45,6 +46,10 @@ test: bootstrap ## everything a change has to pass: all packages, then real cont
 test-integration: bootstrap ## tests with a real containerd, CONTAINERD=VERSION
 	@scripts/tools containerd@$(CONTAINERD) runc registry >/dev/null
 	BERTH_CONTAINERD=$(CONTAINERD) go test -count=1 -tags integration -timeout $(TEST_TIMEOUT) -run '$(RUN)' ./test/integration/... ./test/harness/containerd/...
+
+.PHONY: test-csi
+test-csi: bootstrap ## the CSI project's conformance suite, csi-sanity, against "berth csi-loop"
+	cd test/csisanity && go test -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-matrix
 test-matrix: bootstrap ## tests with every supported containerd

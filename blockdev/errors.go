@@ -30,6 +30,10 @@ var (
 	ErrUnsupported = fmt.Errorf("not supported by the driver: %w", errdefs.ErrNotImplemented)
 	// ErrInvalid: a name, size or ID that can never be right.
 	ErrInvalid = fmt.Errorf("invalid: %w", errdefs.ErrInvalidArgument)
+	// ErrDenied: the storage does not let us do that with the credentials we have.
+	ErrDenied = fmt.Errorf("denied by the storage, check the credentials: %w", errdefs.ErrPermissionDenied)
+	// ErrFailed: the storage tried and could not, and says nothing that anybody could act upon.
+	ErrFailed = fmt.Errorf("the storage could not do it: %w", errdefs.ErrInternal)
 )
 
 // Retryable says that the same operation may succeed later with nobody doing anything about it. A nil error is not

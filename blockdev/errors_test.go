@@ -25,6 +25,8 @@ func TestClasses(t *testing.T) {
 		{blockdev.ErrNotReady, errdefs.IsUnavailable, true},
 		{blockdev.ErrUnsupported, errdefs.IsNotImplemented, false},
 		{blockdev.ErrInvalid, errdefs.IsInvalidArgument, false},
+		{blockdev.ErrDenied, errdefs.IsPermissionDenied, false},
+		{blockdev.ErrFailed, errdefs.IsInternal, false},
 	} {
 		err := fmt.Errorf("attach volume v: %w", tc.err)
 		require.True(t, tc.is(err), "%v", err)

@@ -156,8 +156,9 @@ func (p *plan) listLayers() {
 	}
 }
 
-// fresh are the jobs with work to do, in the order in which they are begun and in which their data lie on the disk: large ones
-// first, since the first goes straight to its place while the others wait, and since the last one running should be a short one.
+// fresh are the jobs with work to do, in the order in which they are begun and in which their data lie on the disk: large
+// ones first, since the first goes straight to its place while the others wait, and since the last one running should be a
+// short one.
 func (p *plan) fresh() []*layerJob {
 	var jobs []*layerJob
 	for _, j := range p.jobs {

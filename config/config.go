@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -23,6 +24,8 @@ type Config struct {
 	Stage       Stage       `toml:"stage"`
 	Snapshotter Snapshotter `toml:"snapshotter"`
 	Loop        Loop        `toml:"loop"`
+	Drivers     Drivers     `toml:"drivers"`
+	Discover    Discover    `toml:"discover"`
 	Disks       []Disk      `toml:"disk"`
 	// ImageSnapshots that this berthd makes and keeps.
 	ImageSnapshots ImageSnapshots `toml:"image_snapshots"`
@@ -62,14 +65,31 @@ type Loop struct {
 	Directory string `toml:"directory"`
 }
 
+// AttachedDriver is the name of the driver of disks that are attached already.
+const AttachedDriver = "attached"
+
+// Discover is about layer disks among the node's block devices that nobody names.
+type Discover struct {
+	// Enabled looks for them and serves from them. Off, because it trusts whoever can attach a disk to the node.
+	Enabled bool `toml:"enabled"`
+	// Expect, if not empty, are the index digests of the only disks that are used.
+	Expect []digest.Digest `toml:"expect"`
+	// LoopsBelow are directories whose files are looked at too where others have made loop devices of them.
+	LoopsBelow []string `toml:"loops_below"`
+}
+
 // Disk is a layer disk to attach at every start.
 type Disk struct {
 	// Name to show it under and detach it by; unique.
 	Name string `toml:"name"`
-	// Path of a layer disk's file or block device. Either this or Volume.
+	// Driver that attaches it; empty is LoopDriver.
+	Driver string `toml:"driver"`
+	// Path of a layer disk's file or block device, for LoopDriver. Either this, Volume or Snapshot.
 	Path string `toml:"path"`
 	// Volume is the driver's own ID of a volume.
 	Volume string `toml:"volume"`
+	// Snapshot is the driver's own ID of a volume snapshot, of which a volume is made for this node.
+	Snapshot string `toml:"snapshot"`
 	// Expect, if not empty, is the index digest the disk must have: any other disk is refused.
 	Expect digest.Digest `toml:"expect"`
 	// Keep the disk attached while nothing uses it; not set is true.
@@ -79,13 +99,17 @@ type Disk struct {
 // KeepAttached is Keep with its default.
 func (d Disk) KeepAttached() bool { return d.Keep == nil || *d.Keep }
 
-// VolumeID is the name that the driver knows the disk by: its path, or the volume's own ID.
+// VolumeID is the name that the driver knows the disk by: its path, or the volume's own ID; empty for one on a volume
+// snapshot.
 func (d Disk) VolumeID() string {
 	if d.Path != "" {
 		return d.Path
 	}
 	return d.Volume
 }
+
+// DriverName is Driver with its default.
+func (d Disk) DriverName() string { return cmp.Or(d.Driver, LoopDriver) }
 
 // Default is what berthd does without a file. default.toml says the same, with reasons.
 func Default() Config {
@@ -99,7 +123,8 @@ func Default() Config {
 			AttachWait:     Duration(5 * time.Second),
 			RestoreTimeout: Duration(30 * time.Second),
 		},
-		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
 		ImageSnapshots: defaultImageSnapshots(),
+		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
+		Discover:       Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
 	}
 }

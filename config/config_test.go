@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/config"
@@ -39,6 +40,66 @@ func TestDefaultFileExampleDisk(t *testing.T) {
 	require.True(t, got.Disks[0].KeepAttached())
 }
 
+func TestDefaultFileExampleDriver(t *testing.T) {
+	_, example, ok := strings.Cut(string(config.DefaultTOML()), "# [drivers.csi.cloud]\n")
+	require.True(t, ok)
+	example, _, ok = strings.Cut(example, "\n\n")
+	require.True(t, ok)
+	var lines []string
+	for line := range strings.Lines(example) {
+		lines = append(lines, strings.TrimPrefix(line, "# "))
+	}
+	got, err := config.Parse([]byte("[drivers.csi.cloud]\n" + strings.Join(lines, "")))
+	require.NoError(t, err)
+	require.Equal(t, config.Drivers{CSI: map[string]config.CSI{"cloud": {
+		Node: "/var/lib/kubelet/plugins/csi.example.com/csi.sock", Controller: "/run/csi.example.com/controller.sock",
+		Parameters: map[string]string{"type": "fast"}, SnapshotParameters: map[string]string{},
+		Topology: map[string]string{"topology.example.com/zone": "a"},
+		Secrets:  config.CSISecrets{Provision: "/etc/berth/secrets/cloud"},
+	}}}, got.Drivers)
+}
+
+func TestDriversEqual(t *testing.T) {
+	parse := func(text string) config.Drivers {
+		c, err := config.Parse([]byte(text))
+		require.NoError(t, err)
+		return c.Drivers
+	}
+	base := "[drivers.csi.a]\nnode = \"/n\"\n"
+	require.True(t, parse(base).Equal(parse(base+"parameters = {}\n")))
+	for _, other := range []string{
+		"", "[drivers.csi.b]\nnode = \"/n\"\n", "[drivers.csi.a]\nnode = \"/m\"\n", base + "controller = \"/n\"\n",
+		base + "directory = \"/d\"\n", base + "timeout = \"1s\"\n", base + "parameters = {a = \"b\"}\n",
+		base + "snapshot_parameters = {a = \"b\"}\n", base + "topology = {a = \"b\"}\n",
+		base + "[drivers.csi.a.secrets]\nsnapshot = \"/s\"\n",
+	} {
+		require.False(t, parse(base).Equal(parse(other)), other)
+	}
+}
+
+func TestParseDisksOfDrivers(t *testing.T) {
+	c, err := config.Parse([]byte(`
+[drivers.csi.azure]
+node = "/run/csi.sock"
+[[disk]]
+name = "one"
+driver = "azure"
+volume = "/subscriptions/1/disk"
+[[disk]]
+name = "two"
+driver = "azure"
+snapshot = "snap"
+[[disk]]
+name = "three"
+path = "/subscriptions/1/disk"
+`))
+	require.NoError(t, err)
+	require.Equal(t, "/subscriptions/1/disk", c.Disks[0].VolumeID())
+	require.Equal(t, "azure", c.Disks[1].DriverName())
+	require.Empty(t, c.Disks[1].VolumeID())
+	require.Equal(t, "loop", c.Disks[2].DriverName())
+}
+
 func TestParse(t *testing.T) {
 	got, err := config.Parse([]byte(`
 root = "/b"
@@ -51,12 +112,17 @@ address = ""
 idle_timeout = "0s"
 [snapshotter]
 protocol = "staged"
+[discover]
+enabled = true
+expect = ["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
+loops_below = ["/srv"]
 [[disk]]
 name = "one"
 path = "/dev/sdb"
 [[disk]]
 name = "two"
 volume = "v-2"
+driver = "attached"
 expect = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 keep = false
 `))
@@ -64,10 +130,12 @@ keep = false
 	want := config.Default()
 	want.Root, want.Log, want.Metrics.Address = "/b", config.Log{Level: config.LogDebug, Format: config.LogJSON}, ""
 	want.Stage.IdleTimeout, want.Snapshotter.Protocol = 0, config.ProtocolStaged
+	want.Discover = config.Discover{Enabled: true, LoopsBelow: []string{"/srv"},
+		Expect: []digest.Digest{"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}}
 	keep := false
 	want.Disks = []config.Disk{
 		{Name: "one", Path: "/dev/sdb"},
-		{Name: "two", Volume: "v-2", Expect: "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", Keep: &keep},
+		{Name: "two", Volume: "v-2", Driver: "attached", Expect: "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", Keep: &keep},
 	}
 	require.Equal(t, want, got)
 	require.Equal(t, 5*time.Second, got.Stage.AttachWait.Std())
@@ -105,6 +173,10 @@ func TestParseRefuses(t *testing.T) {
 		"metrics no port":   {"[metrics]\naddress = \"localhost\"", []string{"metrics.address", "host:port"}},
 		"metrics port":      {"[metrics]\naddress = \":99999\"", []string{"metrics.address", "65535"}},
 		"loop dir":          {"[loop]\ndirectory = \"v\"", []string{"loop.directory"}},
+		"discover digest":   {"[discover]\nexpect = [\"sha256:12\"]", []string{"discover.expect", "berth inspect"}},
+		"discover dir":      {"[discover]\nloops_below = [\"srv\"]", []string{"discover.loops_below", "absolute"}},
+		"discover key":      {"[discover]\nexpected = []", []string{`did you mean "expect"?`}},
+		"driver of a path":  {disk("path = \"/x\"\ndriver = \"attached\""), []string{"path: driver attached attaches volumes"}},
 		"disk without name": {"[[disk]]\npath = \"/x\"", []string{"disk 1", "name"}},
 		"disk name":         {"[[disk]]\nname = \"A/b\"\npath = \"/x\"", []string{"disk 1", "no disk name"}},
 		"disk twice":        {disk("path = \"/x\"\n") + disk("path = \"/y\""), []string{"disk 2 (a)", "used by another"}},
@@ -113,6 +185,20 @@ func TestParseRefuses(t *testing.T) {
 		"both":              {disk("path = \"/x\"\nvolume = \"v\""), []string{"exclude each other"}},
 		"relative path":     {disk("path = \"x\""), []string{"path", "absolute"}},
 		"volume is path":    {disk("volume = \"/x\""), []string{"write it as path"}},
+		"unknown driver":    {disk("driver = \"aws\"\nvolume = \"v\""), []string{`"aws" is not one of loop`}},
+		"path for driver":   {"[drivers.csi.c]\nnode = \"/n\"\n" + disk("driver = \"c\"\npath = \"/x\""), []string{"name one as volume"}},
+		"volume, snapshot":  {disk("volume = \"v\"\nsnapshot = \"s\""), []string{"exclude each other"}},
+		"same snapshot":     {disk("snapshot = \"s\"\n") + "[[disk]]\nname=\"b\"\nsnapshot = \"s\"", []string{`"s" is also disk "a"`}},
+		"driver key":        {"[drivers.csi.c]\nnode = \"/n\"\ncontroler = \"/c\"", []string{`did you mean "controller"?`}},
+		"secrets key":       {"[drivers.csi.c]\nnode = \"/n\"\n[drivers.csi.c.secrets]\nstage = \"/c\"", []string{"unknown key drivers.csi.c.secrets.stage"}},
+		"drivers key":       {"[drivers.cis.c]\nnode = \"/n\"", []string{"unknown key drivers.cis.c", "no such section"}},
+		"no node socket":    {"[drivers.csi.c]\ncontroller = \"/n\"", []string{"drivers.csi.c: node"}},
+		"relative socket":   {"[drivers.csi.c]\nnode = \"n\"", []string{"drivers.csi.c: node", "absolute"}},
+		"long node socket":  {"[drivers.csi.c]\nnode = \"/" + strings.Repeat("n", 107) + "\"", []string{"drivers.csi.c: node", "at most 107"}},
+		"driver is loop":    {"[drivers.csi.loop]\nnode = \"/n\"", []string{"driver of berth's own"}},
+		"driver name":       {"[drivers.csi.A]\nnode = \"/n\"", []string{"drivers.csi.A: name"}},
+		"relative secrets":  {"[drivers.csi.c]\nnode = \"/n\"\n[drivers.csi.c.secrets]\nprovision = \"p\"", []string{"secrets.provision"}},
+		"driver timeout":    {"[drivers.csi.c]\nnode = \"/n\"\ntimeout = \"-1s\"", []string{"timeout", "negative"}},
 		"expect":            {disk("path = \"/x\"\nexpect = \"sha256:12\""), []string{"expect", "berth inspect"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -109,8 +109,8 @@ func suggest(key []string) string {
 
 // sectionKeys are the sorted keys of a section ("" is the top), read from default.toml so that there is one list.
 func sectionKeys(section string) []string {
-	if section == "disk" {
-		return []string{"name", "path", "volume", "expect", "keep"} // default.toml has them in a comment only
+	if keys := commentedKeys(section); keys != nil {
+		return keys
 	}
 	var all map[string]any
 	if err := toml.Unmarshal(defaultTOML, &all); err != nil {
@@ -125,10 +125,26 @@ func sectionKeys(section string) []string {
 		keys = append(keys, k)
 	}
 	if top {
-		keys = append(keys, "disk")
+		keys = append(keys, "disk", "drivers")
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// commentedKeys are those of sections that default.toml has in a comment only.
+func commentedKeys(section string) []string {
+	driver, isDriver := strings.CutPrefix(section, "drivers.csi.")
+	switch {
+	case section == "disk":
+		return []string{"name", "driver", "path", "volume", "snapshot", "expect", "keep"}
+	case section == "drivers":
+		return []string{"csi"}
+	case isDriver && strings.HasSuffix(driver, ".secrets"):
+		return []string{"provision", "snapshot", "controller_publish", "node_stage", "node_publish"}
+	case isDriver:
+		return []string{"node", "controller", "directory", "timeout", "parameters", "snapshot_parameters", "topology", "secrets"}
+	}
+	return nil
 }
 
 // editDistance is Levenshtein's, on bytes: keys are ASCII.

@@ -1,12 +1,14 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 )
@@ -74,48 +76,85 @@ func (c *Config) Validate() error {
 	if d := c.Loop.Directory; d != "" && !cleanAbs(d) {
 		refuse("loop.directory: %q is not a clean absolute path; \"\" is <root>/volumes", d)
 	}
-	errs = append(errs, checkDisks(c.Disks)...)
 	errs = append(errs, c.ImageSnapshots.check()...)
+	errs = append(errs, checkDiscover(c.Discover)...)
+	errs = append(errs, c.Drivers.check()...)
+	errs = append(errs, checkDisks(c.Disks, c.Drivers)...)
 	if len(errs) > 0 {
 		return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
-func checkDisks(disks []Disk) []error {
+func checkDiscover(d Discover) []error {
 	var errs []error
-	names, volumes := map[string]bool{}, map[string]string{}
-	for i, d := range disks {
-		refuse := func(format string, args ...any) {
-			errs = append(errs, fmt.Errorf("disk %d (%s): %w", i+1, d.Name, fmt.Errorf(format, args...)))
+	for _, e := range d.Expect {
+		if err := e.Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("discover.expect: %q: %w; \"berth inspect\" prints the index digest", e, err))
 		}
+	}
+	for _, dir := range d.LoopsBelow {
+		if !cleanAbs(dir) {
+			errs = append(errs, fmt.Errorf("discover.loops_below: %q is not a clean absolute path", dir))
+		}
+	}
+	return errs
+}
+
+func checkDisks(disks []Disk, drivers Drivers) []error {
+	var errs []error
+	names, sources := map[string]bool{}, map[source]string{}
+	for i, d := range disks {
+		refuse := func(err error) { errs = append(errs, fmt.Errorf("disk %d (%s): %w", i+1, d.Name, err)) }
 		if err := checkDiskName(d.Name); err != nil {
-			refuse("name: %w", err)
+			refuse(fmt.Errorf("name: %w", err))
 		} else if names[d.Name] {
-			refuse("name: %q is used by another disk", d.Name)
+			refuse(fmt.Errorf("name: %q is used by another disk", d.Name))
 		}
 		names[d.Name] = true
-		switch {
-		case d.Path == "" && d.Volume == "":
-			refuse("path or volume is required")
-		case d.Path != "" && d.Volume != "":
-			refuse("path and volume exclude each other")
-		case d.Path != "" && !cleanAbs(d.Path):
-			refuse("path: %q is not a clean absolute path", d.Path)
-		case d.Volume != "" && filepath.IsAbs(d.Volume):
-			refuse("volume: %q is a path, write it as path", d.Volume)
+		if err := checkSource(d, drivers); err != nil {
+			refuse(err)
 		}
-		if other, ok := volumes[d.VolumeID()]; ok && d.VolumeID() != "" {
-			refuse("%q is also disk %q", d.VolumeID(), other)
+		from := source{d.DriverName(), d.VolumeID(), d.Snapshot}
+		if other, ok := sources[from]; ok && (from.volume != "" || from.snapshot != "") {
+			refuse(fmt.Errorf("%q is also disk %q", cmp.Or(from.volume, from.snapshot), other))
 		}
-		volumes[d.VolumeID()] = d.Name
+		sources[from] = d.Name
 		if d.Expect != "" {
 			if err := d.Expect.Validate(); err != nil {
-				refuse("expect: %q: %w; \"berth inspect\" prints the index digest", d.Expect, err)
+				refuse(fmt.Errorf("expect: %q: %w; \"berth inspect\" prints the index digest", d.Expect, err))
 			}
 		}
 	}
 	return errs
+}
+
+// source is what a disk is on.
+type source struct{ driver, volume, snapshot string }
+
+func checkSource(d Disk, drivers Drivers) error {
+	given := 0
+	for _, s := range []string{d.Path, d.Volume, d.Snapshot} {
+		if s != "" {
+			given++
+		}
+	}
+	loop := d.DriverName() == LoopDriver
+	switch {
+	case !drivers.has(d.DriverName()):
+		return fmt.Errorf("driver: %q is not one of %s", d.Driver, strings.Join(drivers.names(), ", "))
+	case given == 0:
+		return errors.New("path or volume is required, or a snapshot")
+	case given > 1:
+		return errors.New("path, volume and snapshot exclude each other")
+	case d.Path != "" && !loop:
+		return fmt.Errorf("path: driver %s attaches volumes, name one as volume", d.Driver)
+	case d.Path != "" && !cleanAbs(d.Path):
+		return fmt.Errorf("path: %q is not a clean absolute path", d.Path)
+	case filepath.IsAbs(d.Volume) && loop: // other drivers' IDs may look like paths, as Azure's do
+		return fmt.Errorf("volume: %q is a path, write it as path", d.Volume)
+	}
+	return nil
 }
 
 // checkDiskName refuses early what the stage would refuse at the attempt to attach.

@@ -45,11 +45,11 @@ type Disk struct {
 	Configured bool
 }
 
-// DiskSpec says what to attach.
+// DiskSpec says what to attach: a volume, or one to be made of a volume snapshot.
 type DiskSpec struct {
-	Name             string
-	Driver, VolumeID string
-	Keep             bool
+	Name                         string
+	Driver, VolumeID, SnapshotID string
+	Keep                         bool
 	// Expect, if not empty, is the only index digest that is accepted.
 	Expect digest.Digest
 }
@@ -163,7 +163,7 @@ func (s *Service) AttachDisk(ctx context.Context, spec DiskSpec) (Disk, error) {
 		return Disk{}, fmt.Errorf("attach disk: no volume named: %w", errdefs.ErrInvalidArgument)
 	}
 	spec.Driver = cmp.Or(spec.Driver, DefaultDriver)
-	if filepath.IsAbs(spec.VolumeID) {
+	if spec.Driver == DefaultDriver && filepath.IsAbs(spec.VolumeID) {
 		spec.VolumeID = filepath.Clean(spec.VolumeID)
 	}
 	if spec.Name == "" {

@@ -20,14 +20,16 @@ type fakeStage struct {
 	mu     sync.Mutex
 	disks  map[string]control.Disk
 	faults map[string]int
+	// exists makes every disk be attached already, in another way.
+	exists bool
 	log    []string
 	layers map[digest.Digest]control.Location
 	images map[string]control.Image
 }
 
 var (
-	_ control.Disks  = (*fakeStage)(nil)
-	_ control.Layers = (*fakeStage)(nil)
+	_ control.Checker = (*fakeStage)(nil)
+	_ control.Layers  = (*fakeStage)(nil)
 )
 
 func newFakeStage() *fakeStage {
@@ -52,6 +54,9 @@ func (f *fakeStage) Attach(ctx context.Context, s control.DiskSpec) (control.Dis
 	if f.faults[s.VolumeID] != 0 {
 		f.faults[s.VolumeID]--
 		return control.Disk{}, fmt.Errorf("volume %s is not there: %w", s.VolumeID, errdefs.ErrUnavailable)
+	}
+	if f.exists {
+		return control.Disk{}, fmt.Errorf("the same layer disk is staged: %w", errdefs.ErrAlreadyExists)
 	}
 	d := control.Disk{Name: s.Name, Driver: s.Driver, VolumeID: s.VolumeID, Keep: s.Keep, State: "idle", Serving: true, Layers: 3,
 		IndexDigest: s.Expect}

@@ -149,6 +149,7 @@ func eventMessage(e Event) *controlv1.Event {
 		Hit: controlv1.EventKind_EVENT_KIND_HIT, Miss: controlv1.EventKind_EVENT_KIND_MISS,
 		Failure:      controlv1.EventKind_EVENT_KIND_ERROR,
 		DiskAttached: controlv1.EventKind_EVENT_KIND_DISK_ATTACHED, DiskDetached: controlv1.EventKind_EVENT_KIND_DISK_DETACHED,
+		DiskFailed: controlv1.EventKind_EVENT_KIND_DISK_FAILED,
 	}
 	reason := e.Reason
 	if e.Detail != "" {

@@ -3,6 +3,7 @@ package control
 import (
 	"container/list"
 	"context"
+	"fmt"
 	"maps"
 	"sync"
 	"time"
@@ -35,6 +36,8 @@ const (
 	// DiskAttached and DiskDetached are about a disk; one that drains counts as detached.
 	DiskAttached
 	DiskDetached
+	// DiskFailed is a disk that served and is out of service; Detail says why.
+	DiskFailed
 )
 
 // Event is something that happened.
@@ -100,6 +103,11 @@ func (l *Ledger) Failure(e Event) {
 	l.record(e)
 }
 
+// DiskFailed records that a disk is out of service while so many snapshots use it.
+func (l *Ledger) DiskFailed(name string, snapshots int, cause error) {
+	l.record(Event{Kind: DiskFailed, Disk: name, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
+}
+
 func (l *Ledger) record(e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
@@ -117,7 +125,7 @@ func (l *Ledger) record(e Event) {
 	case Failure:
 		count(l.counts.Misses, "error")
 		l.remember(e)
-	case DiskAttached, DiskDetached:
+	case DiskAttached, DiskDetached, DiskFailed:
 		// only watchers want to know
 	}
 	for w := range l.watchers {

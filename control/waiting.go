@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 )
 
@@ -18,8 +19,8 @@ const (
 // StateWaiting is the state of a configured disk that is not attached yet.
 const StateWaiting = "waiting"
 
-// Waiting attaches the disks that the configuration names, in the background and as often as it takes: a disk that is
-// missing or broken must not keep the node from serving. It is safe for concurrent use.
+// Waiting attaches the disks that the configuration names, and those that were found, in the background and as often as it
+// takes: a disk that is missing or broken must not keep the node from serving. It is safe for concurrent use.
 type Waiting struct {
 	disks  Disks
 	ledger *Ledger
@@ -33,7 +34,9 @@ type Waiting struct {
 
 // attempt is the state of a disk that is waited for.
 type attempt struct {
-	spec   DiskSpec
+	spec DiskSpec
+	// found says that it is not the configuration that names the disk.
+	found  bool
 	since  time.Time
 	err    error
 	cancel context.CancelFunc
@@ -53,21 +56,44 @@ func (w *Waiting) Attach(ctx context.Context, specs []DiskSpec) {
 		if _, ok := w.names[spec.Name]; ok {
 			continue
 		}
-		ctx, cancel := context.WithCancel(ctx)
-		a := &attempt{spec: spec, since: time.Now(), cancel: cancel}
-		w.names[spec.Name], w.todo[spec.Name] = spec, a
-		w.wg.Go(func() {
-			defer cancel()
-			w.keepTrying(ctx, a)
-		})
+		w.names[spec.Name] = spec
+		w.begin(ctx, &attempt{spec: spec})
 	}
+}
+
+// attachFound begins to attach a disk that was found, unless that is being tried.
+func (w *Waiting) attachFound(ctx context.Context, spec DiskSpec) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.todo[spec.Name]; !ok {
+		w.begin(ctx, &attempt{spec: spec, found: true})
+	}
+}
+
+// begin is called with mu held.
+func (w *Waiting) begin(ctx context.Context, a *attempt) {
+	ctx, cancel := context.WithCancel(ctx)
+	a.since, a.cancel = time.Now(), cancel
+	w.todo[a.spec.Name] = a
+	w.wg.Go(func() {
+		defer cancel()
+		w.keepTrying(ctx, a)
+	})
+}
+
+// tried says whether the disk is being waited for.
+func (w *Waiting) tried(name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.todo[name]
+	return ok
 }
 
 // Wait returns when nothing is tried any more.
 func (w *Waiting) Wait() { w.wg.Wait() }
 
 func (w *Waiting) keepTrying(ctx context.Context, a *attempt) {
-	fields := log.Fields{"disk": a.spec.Name, "volume": a.spec.VolumeID}
+	fields := log.Fields{"disk": a.spec.Name, "volume": a.spec.VolumeID, "found": a.found}
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		_, err := w.disks.Attach(ctx, a.spec)
 		if ctx.Err() != nil {
@@ -75,12 +101,18 @@ func (w *Waiting) keepTrying(ctx context.Context, a *attempt) {
 		}
 		if err == nil {
 			w.done(a)
-			log.G(ctx).WithFields(fields).Info("configured disk attached")
+			log.G(ctx).WithFields(fields).Info("awaited disk attached")
 			w.ledger.record(Event{Kind: DiskAttached, Disk: a.spec.Name})
 			return
 		}
+		if a.found && errdefs.IsAlreadyExists(err) {
+			// It serves under another name, which is all that is wanted.
+			w.done(a)
+			log.G(ctx).WithFields(fields).WithError(err).Info("found disk is attached in another way")
+			return
+		}
 		w.failed(a, err)
-		log.G(ctx).WithFields(fields).WithField("retry_in", wait).WithError(err).Warn("configured disk cannot be attached")
+		log.G(ctx).WithFields(fields).WithField("retry_in", wait).WithError(err).Warn("awaited disk cannot be attached")
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -117,6 +149,19 @@ func (w *Waiting) remove(name string) bool {
 	return ok
 }
 
+// foundSpecs are the found disks that are being tried.
+func (w *Waiting) foundSpecs() []DiskSpec {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var specs []DiskSpec
+	for _, a := range w.todo {
+		if a.found {
+			specs = append(specs, a.spec)
+		}
+	}
+	return specs
+}
+
 func (w *Waiting) configured(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -135,7 +180,7 @@ func (w *Waiting) merge(disks []Disk) []Disk {
 		i := slices.IndexFunc(disks, func(d Disk) bool { return d.Name == name })
 		if i < 0 {
 			disks = append(disks, Disk{Name: name, Driver: a.spec.Driver, VolumeID: a.spec.VolumeID,
-				State: StateWaiting, Since: a.since, Keep: a.spec.Keep, Configured: true})
+				State: StateWaiting, Since: a.since, Keep: a.spec.Keep, Configured: !a.found})
 			i = len(disks) - 1
 		}
 		if a.err != nil && disks[i].LastError == "" {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 
+	"berth.dev/berth/blockdev/attached"
 	"berth.dev/berth/containerdconfig"
 )
 
@@ -64,6 +65,8 @@ type Node struct {
 	CRI bool
 	// ProcFileSystems, LoopControl and Modules are the kernel's files; empty is where they are.
 	ProcFileSystems, LoopControl, Modules string
+	// Devices says where to look for layer disks; the zero value is everywhere but on loop devices.
+	Devices attached.Options
 }
 
 // Run makes all checks, in an order in which the first failure explains the later ones.
@@ -72,6 +75,7 @@ func Run(ctx context.Context, n Node) []Result {
 	all = append(all, checkKernel(n)...)
 	all = append(all, checkRoot(n)...)
 	all = append(all, checkBerthd(ctx, n)...)
+	all = append(all, checkDevices(ctx, n)...)
 	version, results := checkContainerdVersion(ctx, n)
 	all = append(all, results...)
 	all = append(all, checkContainerdConfig(ctx, n, version)...)

@@ -1,6 +1,7 @@
 package matcher
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -50,25 +51,29 @@ type CandidateImage struct {
 	SizeBytes int64
 }
 
-// Content gives the images and layers of a candidate from the index of its layer disk.
+// Content gives the images and layers of a candidate from the index of its layer disk, which must be valid (layerdisk.Parse
+// gives no other). The result always passes [Index.Put].
 func Content(ix *layerdisk.Index) ([]CandidateImage, []Layer) {
 	layers := make([]Layer, 0, len(ix.Chains))
 	compressed := make(map[digest.Digest]int64, len(ix.Chains)) // of whole stacks
+	seen := make([]bool, len(ix.Layers))
 	for _, c := range ix.Chains {
-		on := ix.Layers[c.Layer]
-		l := Layer{ChainID: c.ChainID, DiffID: c.DiffID, UnpackedBytes: on.UnpackedBytes, StackBound: on.StackBound}
-		var first int64
-		for i, b := range on.Blobs {
-			if i == 0 {
-				first = b.Size
-			}
-			l.Blob, l.CompressedBytes = b.Digest, b.Size
+		on := &ix.Layers[c.Layer]
+		l := Layer{ChainID: c.ChainID, DiffID: c.DiffID, StackBound: on.StackBound, UnpackedBytes: min(on.UnpackedBytes, maxLayerBytes)}
+		if len(on.Blobs) > 0 {
+			l.Blob, l.CompressedBytes = on.Blobs[0].Digest, min(on.Blobs[0].Size, maxLayerBytes)
+		}
+		layers = append(layers, l)
+		// A parent stands before its children.
+		compressed[c.ChainID] = min(compressed[c.Parent]+l.CompressedBytes, maxLayerBytes)
+		if seen[c.Layer] || on.StackBound {
+			continue // the other compressed forms lead to the same layer whatever is below it
+		}
+		seen[c.Layer] = true
+		for _, b := range on.Blobs[min(1, len(on.Blobs)):] {
+			l.Blob, l.CompressedBytes = b.Digest, min(b.Size, maxLayerBytes)
 			layers = append(layers, l)
 		}
-		if len(on.Blobs) == 0 {
-			layers = append(layers, l)
-		}
-		compressed[c.ChainID] = compressed[c.Parent] + first // a parent stands before its children
 	}
 	images := make([]CandidateImage, 0, len(ix.Images))
 	for i := range ix.Images {
@@ -79,6 +84,9 @@ func Content(ix *layerdisk.Index) ([]CandidateImage, []Layer) {
 			ManifestDigest: img.Manifest.Digest,
 			SizeBytes:      compressed[img.ChainID],
 		}
+		if size, ok := manifestBytes(img.RawManifest); ok { // exact where a layer has several compressed forms
+			ci.SizeBytes = size
+		}
 		if img.IndexDescriptor != nil {
 			ci.IndexDigest = img.IndexDescriptor.Digest
 		}
@@ -87,10 +95,30 @@ func Content(ix *layerdisk.Index) ([]CandidateImage, []Layer) {
 	return images, layers
 }
 
-// Limits of one candidate: those of a layer disk's index, with room for several compressed forms.
+// manifestBytes sums the sizes of the layers in a manifest. It does not believe absurd ones.
+func manifestBytes(raw []byte) (int64, bool) {
+	var manifest struct {
+		Layers []struct {
+			Size int64 `json:"size"`
+		} `json:"layers"`
+	}
+	if err := json.Unmarshal(raw, &manifest); err != nil {
+		return 0, false
+	}
+	var sum int64
+	for _, l := range manifest.Layers {
+		if l.Size < 0 || l.Size > maxLayerBytes-sum {
+			return 0, false
+		}
+		sum += l.Size
+	}
+	return sum, true
+}
+
+// Limits of one candidate: those of a layer disk's index, of which 64 MiB have room for some 450,000 compressed forms.
 const (
-	maxCandidateImages = 1 << 12
-	maxCandidateLayers = 1 << 18
+	maxCandidateImages = layerdisk.MaxImages
+	maxCandidateLayers = 1 << 20
 )
 
 func (c *Candidate) validate() error {

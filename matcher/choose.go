@@ -13,8 +13,8 @@ func (m *match) auto() Decision {
 		d.Warnings = append(d.Warnings, fmt.Sprintf(
 			"%d images have to match exactly but there are only %d, so nothing ever matches", rules.MatchCount, m.plan.entries))
 	}
-	usable := m.usable()
-	d.NothingMatched = !slices.ContainsFunc(usable, func(i int) bool { return !m.touched[i].exact.empty() })
+	usable := m.usable
+	d.NothingMatched = !slices.ContainsFunc(usable, func(i int) bool { return !m.exact(&m.touched[i]).empty() })
 	if len(usable) == 0 {
 		d.Reason = "no image snapshot that may be used matches"
 		return d
@@ -34,7 +34,7 @@ func (m *match) auto() Decision {
 	for _, i := range chosen {
 		t := &m.touched[i]
 		r := &m.index.records[t.slot]
-		has.or(t.has)
+		has.or(m.has(t))
 		d.Chosen = append(d.Chosen, Choice{Name: r.name, ID: r.id, Attached: m.index.states[t.slot].attached, Pinned: t.pinned})
 	}
 	d.Saved = m.plan.saving(has, m.run)
@@ -44,16 +44,6 @@ func (m *match) auto() Decision {
 			len(chosen), len(usable), rules.Order)
 	}
 	return d
-}
-
-func (m *match) usable() []int {
-	var usable []int
-	for i := range m.touched {
-		if m.touched[i].verdict == "" {
-			usable = append(usable, i)
-		}
-	}
-	return usable
 }
 
 // rank sorts the best first.

@@ -17,7 +17,7 @@ func (m *match) explain(d *Decision, limit int) {
 	for _, c := range d.Chosen {
 		at := int(m.at[m.index.byID[c.ID]]) - 1
 		e.chosen = append(e.chosen, at)
-		e.covered.or(m.touched[at].has)
+		e.covered.or(m.has(&m.touched[at]))
 	}
 	shown := m.top(limit)
 	for i := range m.touched {
@@ -73,9 +73,9 @@ type explainer struct {
 func (e *explainer) candidate(i int) Explanation {
 	t := &e.touched[i]
 	r := &e.index.records[t.slot]
-	x := Explanation{Name: r.name, ID: r.id, Attached: e.index.states[t.slot].attached, Pinned: t.pinned, Saved: t.saved}
+	x := Explanation{Name: r.name, ID: r.id, Attached: e.index.states[t.slot].attached, Pinned: t.pinned, Saved: e.groups[t.group].saved}
 	x.Verdict, x.Why = e.verdict(i)
-	for k, name := range orderKeys[e.plan.rules.Order] {
+	for k, name := range e.keys {
 		x.Score = append(x.Score, Key{Name: name, Value: t.score[k]})
 	}
 	x.Images = make([]ImageMatch, 0, len(e.plan.images))
@@ -92,7 +92,7 @@ func (e *explainer) verdict(i int) (Verdict, string) {
 		return VerdictChosen, e.chosenText(i)
 	case t.verdict == VerdictGate && e.plan.rules.Pin.IsZero():
 		return VerdictGate, e.gateText(t)
-	case t.verdict == VerdictNoMatch || t.pinned && e.plan.rules.PinNeedsMatch && t.exact.empty() && e.unusableText(t) == "":
+	case t.verdict == VerdictNoMatch || t.pinned && e.plan.rules.PinNeedsMatch && e.exact(t).empty() && e.unusableText(t) == "":
 		return VerdictNoMatch, "it holds none of the images" + e.partsText(t)
 	case e.unusableText(t) != "":
 		return t.verdict, e.unusableText(t)
@@ -108,7 +108,7 @@ func (e *explainer) verdict(i int) (Verdict, string) {
 }
 
 func (e *explainer) partsText(t *touched) string {
-	if t.has.empty() {
+	if e.has(t).empty() {
 		return " and none of their layers"
 	}
 	return ", only single layers of them"
@@ -120,9 +120,9 @@ func (e *explainer) chosenText(i int) string {
 	case t.pinned && !e.plan.rules.Pin.IsZero():
 		return "it is asked for"
 	case e.plan.rules.Order != OrderSaved:
-		return "it is the best by " + keyList(e.plan.rules.Order)
+		return "it is the best by " + keyList(e.keys)
 	}
-	text := "it saves " + savingText(t.saved)
+	text := "it saves " + savingText(e.groups[t.group].saved)
 	if len(e.chosen) > 1 {
 		text += fmt.Sprintf(", the %d chosen ones together %s", len(e.chosen), savingText(e.decision.Saved))
 	}
@@ -133,19 +133,19 @@ func (e *explainer) chosenText(i int) string {
 func (e *explainer) savedVerdict(i int) (Verdict, string) {
 	t := &e.touched[i]
 	cost := e.plan.rules.AttachCostBytes
-	if t.has.within(e.plan.present) {
+	if e.has(t).within(e.plan.present) {
 		return VerdictNotNeeded, "all layers that it has are on the node already"
 	}
-	if t.has.within(e.covered) {
+	if e.has(t).within(e.covered) {
 		for _, c := range e.chosen {
-			if t.has.within(e.touched[c].has) && e.better(&e.touched[c], t) {
+			if e.has(t).within(e.has(&e.touched[c])) && e.better(&e.touched[c], t) {
 				return VerdictLost, e.lostText(i, c)
 			}
 		}
 		return VerdictNotNeeded, "the chosen ones have all layers that it has"
 	}
 	with := slices.Clone(e.covered)
-	with.or(t.has)
+	with.or(e.has(t))
 	saved := e.plan.saving(with, e.run)
 	more := Saving{saved.DownloadBytes - e.decision.Saved.DownloadBytes, saved.UnpackBytes - e.decision.Saved.UnpackBytes}
 	if more.DownloadBytes <= cost && cost > 0 {
@@ -168,7 +168,7 @@ func (e *explainer) lostText(loser, winner int) string {
 	if c <= 0 {
 		return fmt.Sprintf("it equals image snapshot %q, whose name is first in the alphabet", name)
 	}
-	k := slices.Index(orderKeys[e.plan.rules.Order], key)
+	k := slices.Index(e.keys, key)
 	return fmt.Sprintf("it lost to image snapshot %q by %s: %s against %s", name, key,
 		keyText(key, l.score[k]), keyText(key, w.score[k]))
 }
@@ -198,10 +198,10 @@ func (e *explainer) image(i int, t *touched, r *record) ImageMatch {
 	x.Layers = len(img.items)
 	gap := false
 	for _, item := range img.items {
-		if t.has.has(item) {
+		if e.has(t).has(item) {
 			x.Hits++
 		}
-		gap = gap || !t.has.has(item) && !e.plan.present.has(item)
+		gap = gap || !e.has(t).has(item) && !e.plan.present.has(item)
 		if !gap {
 			x.Run++
 		}
@@ -212,9 +212,9 @@ func (e *explainer) image(i int, t *touched, r *record) ImageMatch {
 	return x
 }
 
-func keyList(o Order) string {
+func keyList(keys []KeyName) string {
 	names := make([]string, 0, maxKeys)
-	for _, k := range orderKeys[o] {
+	for _, k := range keys {
 		names = append(names, string(k))
 	}
 	return strings.Join(names, ", ")

@@ -2,24 +2,23 @@ package matcher
 
 import (
 	"fmt"
+	"hash/maphash"
 	"slices"
 )
 
 // touched is a candidate that shares something with the request or is pinned.
 type touched struct {
 	slot    uint32
+	sets    uint32  // where its sets are, see match.has and match.exact
 	verdict Verdict // empty while nothing speaks against it
 	pinned  bool
-	has     bitset // items
-	exact   bitset // images
 	// imageBytes are the sizes of those images in exact whose layers the request does not know. lastImage and lastBytes keep an
 	// image that the candidate has twice from counting twice.
-	imageBytes           int64
-	lastImage, exactings int
-	lastBytes            int64
+	imageBytes, lastBytes int64
+	lastImage             int
+	exactings             int // images of the request in exact, repeated ones included
 
-	group int // candidates with the same has and exact
-	saved Saving
+	group int // candidates with the same sets
 	score score
 }
 
@@ -28,8 +27,9 @@ type match struct {
 	*scratch
 	index *Index
 	plan  *plan
-	now   int64  // microseconds since 1970
-	run   bitset // scratch of plan.saving
+	keys  []KeyName // of the order
+	now   int64     // microseconds since 1970
+	run   bitset    // scratch of plan.saving
 	// platforms are the bits of those that are wanted, see state.platforms.
 	platforms uint64
 }
@@ -38,7 +38,8 @@ type match struct {
 type scratch struct {
 	at      []uint32 // by slot: 1 + the place in touched, 0 if not touched
 	touched []touched
-	words   []uint64 // backs the sets of touched
+	words   []uint64 // sets of the touched
+	usable  []int    // places in touched
 	groups  []group
 	groupOf map[uint64][]int // by hash of the sets
 	seen    []uint32         // numbers of images
@@ -66,8 +67,7 @@ func (x *Index) putScratch(s *scratch) {
 	for i := range s.touched {
 		s.at[s.touched[i].slot] = 0
 	}
-	clear(s.touched)
-	s.touched, s.words, s.groups = s.touched[:0], s.words[:0], s.groups[:0]
+	s.touched, s.words, s.groups, s.usable = s.touched[:0], s.words[:0], s.groups[:0], s.usable[:0]
 	clear(s.groupOf)
 	x.scratches.Put(s)
 }
@@ -80,22 +80,22 @@ func (m *match) touch(slot uint32) int {
 	m.touched = append(m.touched, touched{slot: slot, lastImage: -1, verdict: m.unusable(slot)})
 	at := len(m.touched)
 	m.at[slot] = uint32(at)
-	t := &m.touched[at-1]
-	t.has, t.exact = m.set(len(m.plan.items)), m.set(len(m.plan.images))
+	m.touched[at-1].sets = uint32(len(m.words))
+	for range bitsetWords(len(m.plan.items)) + bitsetWords(len(m.plan.images)) {
+		m.words = append(m.words, 0)
+	}
 	return at - 1
 }
 
-// set makes an empty set from the common memory.
-func (m *match) set(n int) bitset {
-	n = bitsetWords(n)
-	if cap(m.words)-len(m.words) < n {
-		m.words = make([]uint64, 0, max(2*cap(m.words), 1024, n)) // sets made so far keep the old memory alive
-	}
-	from := len(m.words)
-	m.words = m.words[:from+n]
-	b := bitset(m.words[from : from+n : from+n])
-	b.clear()
-	return b
+// has is the set of items that a candidate has. It is valid until another one is touched.
+func (m *match) has(t *touched) bitset {
+	return bitset(m.words[t.sets : int(t.sets)+bitsetWords(len(m.plan.items))])
+}
+
+// exact is the set of images that match exactly, valid likewise.
+func (m *match) exact(t *touched) bitset {
+	from := int(t.sets) + bitsetWords(len(m.plan.items))
+	return bitset(m.words[from : from+bitsetWords(len(m.plan.images))])
 }
 
 // unusable says what keeps a candidate from being used by anybody, whatever it holds.
@@ -134,10 +134,27 @@ func (m *match) gather() {
 	for i := range m.plan.items {
 		m.gatherItem(i)
 	}
-	for i := range m.touched {
-		m.assumeLayers(&m.touched[i])
-	}
 	m.plan.settle()
+}
+
+// judge finishes what gather began: who may be used, and the score of everybody. What a set of items saves is worked out once
+// per distinct set, because thousands of candidates may share just the base layers.
+func (m *match) judge() {
+	seed, last := maphash.MakeSeed(), -1
+	for i := range m.touched {
+		t := &m.touched[i]
+		has, exact := m.has(t), m.exact(t)
+		m.assumeLayers(t, has, exact)
+		m.gate(t, has, exact)
+		if t.verdict == "" {
+			m.usable = append(m.usable, i)
+		}
+		if last < 0 || !m.groups[last].of(has, exact) {
+			last = m.groupFor(seed, has, exact)
+		}
+		t.group = last
+		m.rate(t)
+	}
 }
 
 func (m *match) gatherImage(i int) {
@@ -173,7 +190,8 @@ func (m *match) tryImage(i int, number uint32) {
 	}
 	var one [1]uint32
 	for _, slot := range m.index.images.slots(number, &one) {
-		t := &m.touched[m.touch(slot)]
+		at := m.touch(slot)
+		t := &m.touched[at]
 		if exact { // otherwise a moved tag or another platform: touched, so that the explanation can say so
 			m.exactImage(i, t, c.SizeBytes)
 		}
@@ -182,14 +200,14 @@ func (m *match) tryImage(i int, number uint32) {
 
 func (m *match) exactImage(i int, t *touched, sizeBytes int64) {
 	img := &m.plan.images[i]
-	if !t.exact.has(i) {
-		t.exact.set(i)
+	if exact := m.exact(t); !exact.has(i) {
+		exact.set(i)
 		t.exactings += img.count
 	}
 	if img.known {
 		return
 	}
-	t.has.set(img.items[0])
+	m.has(t).set(img.items[0])
 	if t.lastImage != i {
 		t.lastImage, t.lastBytes = i, 0
 	}
@@ -210,7 +228,8 @@ func (m *match) gatherItem(i int) {
 			l := x.layers.at(number)
 			it.learn(l.compressed, l.unpacked)
 			for _, slot := range x.layers.slots(number, &other) {
-				m.touched[m.touch(slot)].has.set(i)
+				at := m.touch(slot)
+				m.has(&m.touched[at]).set(i)
 			}
 		}
 	}
@@ -222,28 +241,28 @@ func (m *match) gatherItem(i int) {
 }
 
 // assumeLayers gives a candidate of which only the images are known all layers of those it has exactly.
-func (m *match) assumeLayers(t *touched) {
+func (m *match) assumeLayers(t *touched, has, exact bitset) {
 	if m.index.states[t.slot].hasLayers {
 		return
 	}
-	t.exact.each(func(i int) {
+	exact.each(func(i int) {
 		for _, item := range m.plan.images[i].items {
-			t.has.set(item)
+			has.set(item)
 		}
 	})
 }
 
 // gate keeps candidates from automatic matching that share nothing or too little.
-func (m *match) gate(t *touched) {
+func (m *match) gate(t *touched, has, exact bitset) {
 	rules := m.plan.rules
 	switch {
 	case t.verdict != "":
-	case t.has.empty() && t.exact.empty():
+	case has.empty() && exact.empty():
 		t.verdict = VerdictNoMatch
 	case !rules.AutoMatch:
 		t.verdict = VerdictSetAside
 	case rules.PerfectMatch:
-		if t.exact.count() < len(m.plan.images) {
+		if exact.count() < len(m.plan.images) {
 			t.verdict = VerdictGate
 		}
 	case t.exactings < rules.MatchCount:
@@ -254,7 +273,7 @@ func (m *match) gate(t *touched) {
 // gateText says what the gate wanted.
 func (m *match) gateText(t *touched) string {
 	if m.plan.rules.PerfectMatch {
-		return fmt.Sprintf("it matches %d of %d images exactly and a perfect match is asked for", t.exact.count(), len(m.plan.images))
+		return fmt.Sprintf("it matches %d of %d images exactly and a perfect match is asked for", m.exact(t).count(), len(m.plan.images))
 	}
 	return fmt.Sprintf("it matches %d images exactly and %d are asked for", t.exactings, m.plan.rules.MatchCount)
 }

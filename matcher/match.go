@@ -28,17 +28,14 @@ func (x *Index) Match(r Request) (Decision, error) {
 	defer x.mu.RUnlock()
 	s := x.scratch()
 	defer x.putScratch(s)
-	m := &match{scratch: s, index: x, plan: p, now: noTime, run: newBitset(len(p.items))}
+	m := &match{scratch: s, index: x, plan: p, keys: orderKeys(rules.Order), now: noTime, run: newBitset(len(p.items))}
 	if !r.Now.IsZero() {
 		m.now = r.Now.UnixMicro()
 	}
 	m.platforms = m.wanted()
 	at, refusal := m.resolvePin(rules.Pin)
 	m.gather()
-	for i := range m.touched {
-		m.gate(&m.touched[i])
-	}
-	m.rate()
+	m.judge()
 	d := m.decide(at, refusal)
 	m.explain(&d, r.Explain)
 	return d, nil
@@ -71,7 +68,7 @@ func (m *match) decide(at int, refusal *Rejection) Decision {
 		}
 	}
 	t := &m.touched[at]
-	if rules.PinNeedsMatch && t.exact.empty() {
+	if rules.PinNeedsMatch && m.exact(t).empty() {
 		return Decision{
 			Reason: fmt.Sprintf("image snapshot %s holds none of the images; they are pulled", rules.Pin), Proven: true,
 		}
@@ -84,10 +81,10 @@ func (m *match) usePin(at int) Decision {
 	rules, t := m.plan.rules, &m.touched[at]
 	r := &m.index.records[t.slot]
 	d := Decision{
-		Outcome: OutcomeUse, Reason: fmt.Sprintf("image snapshot %q is asked for", r.name), Proven: true, Saved: t.saved,
+		Outcome: OutcomeUse, Reason: fmt.Sprintf("image snapshot %q is asked for", r.name), Proven: true, Saved: m.groups[t.group].saved,
 		Chosen: []Choice{{Name: r.name, ID: r.id, Attached: m.index.states[t.slot].attached, Pinned: true}},
 	}
-	if t.has.empty() && t.exact.empty() {
+	if m.has(t).empty() && m.exact(t).empty() {
 		d.Warnings = append(d.Warnings, fmt.Sprintf("image snapshot %q is asked for but shares no layer with the images", r.name))
 	}
 	if !rules.AutoMatch || rules.Conflict == ConflictPinWinsSilently {

@@ -115,6 +115,12 @@ func (p *plan) item(stacks map[key]int, l *Layer) int {
 		}
 	}
 	to := &p.items[number]
+	if !to.hasDiff { // one image may know more of a shared layer than the other
+		to.diff, to.hasDiff = it.diff, it.hasDiff
+	}
+	if !to.hasBlob {
+		to.blob, to.hasBlob = it.blob, it.hasBlob
+	}
 	if l.CompressedBytes > 0 {
 		to.compressed, to.compressedByUser = max(to.compressed, l.CompressedBytes), true
 	}

@@ -13,13 +13,14 @@ import (
 // for nothing: layers are served by their whole digest.
 type key [16]byte
 
-// digestKey is the key of a digest that checkDigest accepted; the second value is false for the empty digest.
+// digestKey is the key of a digest, whose form checkDigest has looked at already; the second value is false for the empty
+// digest. What is no digest has a key too, one that nothing else has.
 func digestKey(d digest.Digest) (key, bool) {
 	var k key
 	if d == "" {
 		return k, false
 	}
-	if isSHA256(d) {
+	if len(d) == len(sha256Prefix)+64 && d[:len(sha256Prefix)] == sha256Prefix {
 		var text [2 * len(k)]byte
 		copy(text[:], d[len(sha256Prefix):])
 		if _, err := hex.Decode(k[:], text[:]); err == nil {

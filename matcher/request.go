@@ -59,7 +59,7 @@ type Layer struct {
 	ChainID digest.Digest
 	// DiffID of the uncompressed layer.
 	DiffID digest.Digest
-	// Blob is the digest of the compressed layer. A candidate's layer with several compressed forms stands once per form.
+	// Blob is the digest of the compressed layer. A candidate's layer with several compressed forms stands there several times.
 	Blob digest.Digest
 	// CompressedBytes is what a registry sends for the layer, 0 if it is not known.
 	CompressedBytes int64

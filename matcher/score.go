@@ -7,11 +7,17 @@ import (
 )
 
 // orderKeys are the orders of requirement 2.5 as data: a new order is a new row.
-var orderKeys = [...][]KeyName{
-	OrderSaved:    {KeySaved, KeyUnpack, KeyAttached, KeyImages, KeyCreated},
-	OrderSize:     {KeyBytes, KeyCreated},
-	OrderQuantity: {KeyImages, KeyCreated},
-	OrderDegree:   {KeyImages, KeyBytes, KeyCreated},
+func orderKeys(o Order) []KeyName {
+	switch o {
+	case OrderSize:
+		return []KeyName{KeyBytes, KeyCreated}
+	case OrderQuantity:
+		return []KeyName{KeyImages, KeyCreated}
+	case OrderDegree:
+		return []KeyName{KeyImages, KeyBytes, KeyCreated}
+	default:
+		return []KeyName{KeySaved, KeyUnpack, KeyAttached, KeyImages, KeyCreated}
+	}
 }
 
 // maxKeys is the longest row of orderKeys.
@@ -20,72 +26,53 @@ const maxKeys = 5
 // score holds the values of an order's keys, the rest is 0.
 type score [maxKeys]int64
 
-// rate scores all touched candidates. What a set of items saves is worked out once per distinct set, because thousands of
-// candidates may share just the base layers.
-func (m *match) rate() {
-	seed := maphash.MakeSeed()
-	last := -1
-	for i := range m.touched {
-		t := &m.touched[i]
-		if last < 0 || !m.groups[last].of(t) {
-			last = m.groupFor(seed, t)
-		}
-		t.group = last
-		t.saved = m.groups[t.group].saved
-		for k, name := range orderKeys[m.plan.rules.Order] {
-			t.score[k] = m.value(t, name)
+// rate scores a candidate whose group is known.
+func (m *match) rate(t *touched) {
+	s, g := &m.index.states[t.slot], &m.groups[t.group]
+	for k, name := range m.keys {
+		switch name {
+		case KeySaved:
+			t.score[k] = g.saved.DownloadBytes
+			if !s.attached {
+				t.score[k] -= m.plan.rules.AttachCostBytes
+			}
+		case KeyUnpack:
+			t.score[k] = g.saved.UnpackBytes
+		case KeyAttached:
+			if s.attached {
+				t.score[k] = 1
+			}
+		case KeyImages:
+			t.score[k] = int64(g.exact.count())
+		case KeyBytes:
+			t.score[k] = g.bytes + t.imageBytes
+		case KeyCreated:
+			t.score[k] = s.created
 		}
 	}
 }
 
-func (m *match) groupFor(seed maphash.Seed, t *touched) int {
-	h := uint64(len(t.has))
-	for _, w := range t.has {
+func (m *match) groupFor(seed maphash.Seed, has, exact bitset) int {
+	h := uint64(len(has))
+	for _, w := range has {
 		h = maphash.Comparable(seed, [2]uint64{h, w})
 	}
-	for _, w := range t.exact {
+	for _, w := range exact {
 		h = maphash.Comparable(seed, [2]uint64{h, w})
 	}
 	for _, g := range m.groupOf[h] {
-		if m.groups[g].of(t) {
+		if m.groups[g].of(has, exact) {
 			return g
 		}
 	}
-	m.groups = append(m.groups, group{
-		has: t.has, exact: t.exact, saved: m.plan.saving(t.has, m.run), bytes: m.bytesOf(t.has, t.exact),
-	})
+	m.groups = append(m.groups, group{has: has, exact: exact, saved: m.plan.saving(has, m.run), bytes: m.bytesOf(has, exact)})
 	g := len(m.groups) - 1
 	m.groupOf[h] = append(m.groupOf[h], g)
 	return g
 }
 
-func (g *group) of(t *touched) bool {
-	return slices.Equal(g.has, t.has) && slices.Equal(g.exact, t.exact)
-}
-
-func (m *match) value(t *touched, name KeyName) int64 {
-	s := &m.index.states[t.slot]
-	switch name {
-	case KeySaved:
-		if s.attached {
-			return t.saved.DownloadBytes
-		}
-		return t.saved.DownloadBytes - m.plan.rules.AttachCostBytes
-	case KeyUnpack:
-		return t.saved.UnpackBytes
-	case KeyAttached:
-		if s.attached {
-			return 1
-		}
-		return 0
-	case KeyImages:
-		return int64(t.exact.count())
-	case KeyBytes:
-		return m.groups[t.group].bytes + t.imageBytes
-	case KeyCreated:
-		return s.created
-	}
-	return 0
+func (g *group) of(has, exact bitset) bool {
+	return slices.Equal(g.has, has) && slices.Equal(g.exact, exact)
 }
 
 // bytesOf are the sizes of the images in exact, as far as the request knows their layers, and of the single layers that
@@ -111,7 +98,7 @@ func (m *match) bytesOf(has, exact bitset) int64 {
 
 // compare is positive if a is better than b by the keys of the order alone, and says which key decided.
 func (m *match) compare(a, b *touched) (int, KeyName) {
-	for k, name := range orderKeys[m.plan.rules.Order] {
+	for k, name := range m.keys {
 		if c := cmp.Compare(a.score[k], b.score[k]); c != 0 {
 			return c, name
 		}

@@ -32,7 +32,7 @@ func (m *match) chooseSaved(usable []int) (chosen []int, proven bool) {
 	}
 	attached, others := m.bestOfGroups(usable)
 	for _, i := range attached {
-		s.base.or(m.touched[i].has)
+		s.base.or(m.has(&m.touched[i]))
 	}
 	complete := s.fill(others)
 	now := m.plan.saving(s.base, m.run)
@@ -47,12 +47,12 @@ func (m *match) chooseSaved(usable []int) (chosen []int, proven bool) {
 	has := slices.Clone(m.plan.present)
 	for _, at := range s.best {
 		chosen = append(chosen, s.pool[at])
-		has.or(m.touched[s.pool[at]].has)
+		has.or(m.has(&m.touched[s.pool[at]]))
 	}
 	for _, i := range attached { // those that add something are in use too
-		if !m.touched[i].has.within(has) {
+		if !m.has(&m.touched[i]).within(has) {
 			chosen = append(chosen, i)
-			has.or(m.touched[i].has)
+			has.or(m.has(&m.touched[i]))
 		}
 	}
 	slices.SortFunc(chosen, m.rank)
@@ -92,7 +92,7 @@ func (s *setSearch) fill(others []int) bool {
 	free := slices.Clone(s.m.plan.present)
 	free.or(s.base)
 	adds := func(i int) bitset { // what it has beside what is free
-		b := slices.Clone(s.m.touched[i].has)
+		b := slices.Clone(s.m.has(&s.m.touched[i]))
 		for w := range b {
 			b[w] &^= free[w]
 		}
@@ -130,12 +130,13 @@ func (s *setSearch) all(from int, set []int, has bitset) {
 	if len(set) == s.limit {
 		return
 	}
+	set = append(set, 0)
 	for at := from; at < len(s.pool); at++ {
 		with := slices.Clone(has)
-		with.or(s.m.touched[s.pool[at]].has)
-		next := append(set, at)
-		s.try(next, with)
-		s.all(at+1, next, with)
+		with.or(s.m.has(&s.m.touched[s.pool[at]]))
+		set[len(set)-1] = at
+		s.try(set, with)
+		s.all(at+1, set, with)
 	}
 }
 
@@ -158,7 +159,7 @@ func (s *setSearch) stepwise() bool {
 	m := s.m
 	everything := slices.Clone(s.base)
 	for _, i := range s.pool {
-		everything.or(m.touched[i].has)
+		everything.or(m.has(&m.touched[i]))
 	}
 	bound := m.plan.saving(everything, m.run)
 	has, set := slices.Clone(s.base), []int{}
@@ -170,7 +171,7 @@ func (s *setSearch) stepwise() bool {
 				continue
 			}
 			copy(with, has)
-			with.or(m.touched[i].has)
+			with.or(m.has(&m.touched[i]))
 			saved := m.plan.saving(with, m.run)
 			if saved.DownloadBytes > most.DownloadBytes ||
 				saved.DownloadBytes == most.DownloadBytes && saved.UnpackBytes > most.UnpackBytes {
@@ -178,7 +179,7 @@ func (s *setSearch) stepwise() bool {
 			}
 		}
 		set = append(set, next)
-		has.or(m.touched[s.pool[next]].has)
+		has.or(m.has(&m.touched[s.pool[next]]))
 		ascending := slices.Clone(set)
 		slices.Sort(ascending)
 		s.try(ascending, has)

@@ -21,6 +21,7 @@ type Metrics struct {
 	bytes     prometheus.Counter
 	steps     *prometheus.HistogramVec
 	stepFails *prometheus.CounterVec
+	diskFails prometheus.Counter
 	requests  *prometheus.CounterVec
 	latency   *prometheus.HistogramVec
 }
@@ -64,6 +65,10 @@ func New(registry prometheus.Registerer, version string) *Metrics {
 			Name: "berth_stage_errors_total",
 			Help: "Steps of attaching or detaching a disk that failed, by step and class of error.",
 		}, []string{"step", "class"}),
+		diskFails: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "berth_disk_failures_total",
+			Help: "Times that a disk that served gave errors or went away and was taken out of service.",
+		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "berth_grpc_requests_total",
 			Help: "Requests on the socket, by method and gRPC code.",
@@ -80,7 +85,7 @@ func New(registry prometheus.Registerer, version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
 	})
 	build.Set(1)
-	registry.MustRegister(m.hits, m.misses, m.bytes, m.steps, m.stepFails, m.requests, m.latency, build,
+	registry.MustRegister(m.hits, m.misses, m.bytes, m.steps, m.stepFails, m.diskFails, m.requests, m.latency, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, reason := range MissReasons() {
 		m.misses.WithLabelValues(reason) // 0 is more telling than nothing
@@ -98,6 +103,9 @@ func (m *Metrics) Hit(matchedBy string, bytes int64) {
 func (m *Metrics) Miss(reason string) {
 	m.misses.WithLabelValues(bounded(reason, MissReasons(), "other")).Inc()
 }
+
+// DiskFailed counts a disk that was taken out of service.
+func (m *Metrics) DiskFailed() { m.diskFails.Inc() }
 
 // Step records how long a step of a disk's way took. class is empty if it succeeded.
 func (m *Metrics) Step(step string, took time.Duration, class string) {

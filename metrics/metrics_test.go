@@ -48,6 +48,7 @@ func TestMetrics(t *testing.T) {
 	m.Step("attach", time.Second, "")
 	m.Step("attach", time.Second, "unavailable")
 	m.Step("mount", time.Second, "strange")
+	m.DiskFailed()
 	metrics.RegisterDisks(r, func() (metrics.DiskTotals, error) {
 		return metrics.DiskTotals{ByState: map[string]int{"idle": 2, "failed": 1}, Layers: 30, LayersInUse: 4, Adopted: 9}, nil
 	})
@@ -69,6 +70,7 @@ func TestMetrics(t *testing.T) {
 		"berth_stage_step_duration_seconds{attach}":     2,
 		"berth_stage_errors_total{unavailable,attach}":  1,
 		"berth_stage_errors_total{unknown,mount}":       1,
+		"berth_disk_failures_total{}":                   1,
 		"berth_disks{idle}":                             2,
 		"berth_disks{failed}":                           1,
 		"berth_layers{}":                                30,

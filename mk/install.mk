@@ -11,7 +11,7 @@ INSTALL       ?= install
 BUILDDIR      ?= bin
 
 INSTALLED := $(BINDIR)/berth $(BINDIR)/berthd $(UNITDIR)/berthd.service $(UNITDIR)/containerd.service.d/berth.conf \
-	$(DOCDIR)/operations.md $(DOCDIR)/config.toml $(BASHCOMPDIR)/berth $(ZSHCOMPDIR)/_berth
+	$(DOCDIR)/operations.md $(DOCDIR)/drivers.md $(DOCDIR)/config.toml $(BASHCOMPDIR)/berth $(ZSHCOMPDIR)/_berth
 
 .PHONY: install uninstall
 install: ## install binaries, units, completion and docs (PREFIX, DESTDIR)
@@ -23,6 +23,7 @@ install: ## install binaries, units, completion and docs (PREFIX, DESTDIR)
 	chmod 0644 $(DESTDIR)$(UNITDIR)/berthd.service
 	$(INSTALL) -D -m 0644 systemd/containerd.service.d/berth.conf $(DESTDIR)$(UNITDIR)/containerd.service.d/berth.conf
 	$(INSTALL) -D -m 0644 docs/operations.md $(DESTDIR)$(DOCDIR)/operations.md
+	$(INSTALL) -D -m 0644 docs/drivers.md $(DESTDIR)$(DOCDIR)/drivers.md
 	$(INSTALL) -D -m 0644 config/default.toml $(DESTDIR)$(DOCDIR)/config.toml
 	$(INSTALL) -d -m 0755 $(DESTDIR)$(BASHCOMPDIR) $(DESTDIR)$(ZSHCOMPDIR)
 	$(BUILDDIR)/berth completion bash > $(DESTDIR)$(BASHCOMPDIR)/berth

@@ -184,7 +184,16 @@ func waitForDisk(ctx context.Context, change <-chan struct{}, until time.Time) b
 // broken takes a disk out of service.
 func (s *finder) broken(ctx context.Context, d *disk, cause error) {
 	s.mu.Lock()
-	was := d.up
+	since := d.upSince
+	s.mu.Unlock()
+	s.brokenSince(ctx, d, since, cause)
+}
+
+// brokenSince takes a disk out of service that has been in service since then; one that has come back meanwhile stays.
+func (s *finder) brokenSince(ctx context.Context, d *disk, since time.Time, cause error) {
+	s.mu.Lock()
+	was := d.up && d.upSince.Equal(since)
+	name, holders := d.rec.Spec.Name, s.fleet.holders(d)
 	if was {
 		d.err = cause
 		d.retryAt = time.Now().Add(firstRetry)
@@ -194,7 +203,9 @@ func (s *finder) broken(ctx context.Context, d *disk, cause error) {
 	if !was {
 		return // another has seen it before
 	}
-	log.G(ctx).WithError(cause).WithField("disk", s.record(d).Spec.Name).Error("layer disk is out of service, its layers are pulled until it is back")
+	s.observer.DiskFailed(name, holders, cause)
+	log.G(ctx).WithError(cause).WithFields(log.Fields{"disk": name, "snapshots": holders}).
+		Error("layer disk is out of service: its layers are pulled until it is back, containers that use it get I/O errors")
 	s.wake()
 }
 

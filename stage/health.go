@@ -61,6 +61,19 @@ func (h *health) check(ctx context.Context, device, at func() error) error {
 	return at()
 }
 
+// recheck asks the device, whatever it answered before; an answer to a question that was asked before now does not count.
+func (h *health) recheck(ctx context.Context, device func() error) error {
+	for {
+		h.mu.Lock()
+		h.checked = time.Time{}
+		old := h.running != nil
+		h.mu.Unlock()
+		if err := h.check(ctx, device, func() error { return nil }); err != nil || !old {
+			return err
+		}
+	}
+}
+
 // run ends when the device answers. One that never does keeps it for good: the kernel lets nobody interrupt such a read.
 func (h *health) run(l *look, device func() error) {
 	l.err = device()
@@ -71,6 +84,34 @@ func (h *health) run(l *look, device func() error) {
 		h.checked = time.Now()
 	}
 	close(l.done)
+}
+
+// Check asks the disk's device now whether it still is what was proved. A disk that does not answer, or answers otherwise,
+// is taken out of service, as Acquire does; that is the error. A disk that does not serve is not asked. An unknown name is
+// errdefs.ErrNotFound.
+func (s *finder) Check(ctx context.Context, name string) error {
+	s.mu.Lock()
+	d := s.fleet.byName[name]
+	if d == nil {
+		s.mu.Unlock()
+		return fmt.Errorf("check disk %s: no such disk: %w", name, errdefs.ErrNotFound)
+	}
+	up, since, rec := d.up, d.upSince, d.rec
+	s.mu.Unlock()
+	if !up {
+		return nil
+	}
+	start := time.Now()
+	err := d.health.recheck(ctx, func() error { return s.system.CheckDevice(rec.Device, rec.DeviceNumber, rec.Identity) })
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("check disk %s: %w", name, ctx.Err())
+	}
+	s.observer.StepDone(StepCheck, time.Since(start), err)
+	s.brokenSince(ctx, d, since, err)
+	return fmt.Errorf("check disk %s: %w", name, err)
 }
 
 // check says whether the disk still is what was proved, and the layer's directory can be read.

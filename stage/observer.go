@@ -17,13 +17,18 @@ const (
 	StepDelete  Step = "delete"
 )
 
-// Observer is told how long each step took and how it ended, retries included. It is called by many goroutines at once and must not
-// block.
+// Observer is told how long each step took and how it ended, retries included, and which disks fail while they serve. It is
+// called by many goroutines at once and must not block.
 type Observer interface {
 	StepDone(step Step, took time.Duration, err error)
+	// DiskFailed says that a disk that served was taken out of service, because of err. Whatever runs from the layers that
+	// holders hold gets I/O errors.
+	DiskFailed(name string, holders int, err error)
 }
 
 // noObserver is used when none is given.
 type noObserver struct{}
 
 func (noObserver) StepDone(Step, time.Duration, error) {}
+
+func (noObserver) DiskFailed(string, int, error) {}

@@ -110,6 +110,7 @@ func TestInstall(t *testing.T) {
 		"etc/systemd/system/containerd.service.d/berth.conf": 0o644,
 		"etc/berth/config.toml":                              0o600,
 		"usr/local/share/doc/berth/operations.md":            0o644,
+		"usr/local/share/doc/berth/drivers.md":               0o644,
 		"usr/local/share/doc/berth/config.toml":              0o644,
 		"usr/local/share/bash-completion/completions/berth":  0o644,
 		"usr/local/share/zsh/site-functions/_berth":          0o644,

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -173,4 +175,15 @@ func ReadFirst(path string, number uint64) ([]byte, error) {
 		return nil, fmt.Errorf("read device %s: %w", path, err)
 	}
 	return buf, nil
+}
+
+// Name is the kernel's name of the block device with the number, such as "sda", under which it is in /dev unless somebody
+// decided otherwise; ErrNotFound if there is no such device.
+func Name(number uint64) (string, error) {
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(number), unix.Minor(number)))
+	if err != nil {
+		return "", fmt.Errorf("find name of device %d:%d: %w", unix.Major(number), unix.Minor(number), notFound(err))
+	}
+	// sysfs has an exclamation mark where a name has a slash.
+	return strings.ReplaceAll(filepath.Base(link), "!", "/"), nil
 }

@@ -293,3 +293,21 @@ func TestNotADevice(t *testing.T) {
 		})
 	}
 }
+
+func TestName(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	image := filepath.Join(t.TempDir(), "disk")
+	require.NoError(t, os.WriteFile(image, make([]byte, 4096), 0o600))
+	loop, dev, err := device.AttachLoopWhileUsed(t.Context(), image, device.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, dev.Close()) }()
+	number, err := device.Number(loop.Path)
+	require.NoError(t, err)
+	name, err := device.Name(number)
+	require.NoError(t, err)
+	require.Equal(t, filepath.Base(loop.Path), name)
+	_, err = device.Name(unix.Mkdev(4000, 1))
+	require.True(t, errdefs.IsNotFound(err), "%v", err)
+}

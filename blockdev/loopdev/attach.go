@@ -38,7 +38,7 @@ type attachment struct {
 // ErrInUse. A volume that is attached the other way is ErrExists.
 func (d *Driver) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	var dev blockdev.Device
-	err := d.locked(ctx, volumeKey(volumeID), func() (err error) {
+	err := d.keys.Do(ctx, volumeKey(volumeID), func() (err error) {
 		dev, err = d.attach(ctx, volumeID, opts)
 		return err
 	})
@@ -122,7 +122,7 @@ func (d *Driver) plan(volumeID string, opts blockdev.AttachOptions) (attachment,
 
 // Detach undoes Attach. A block device that Attach made read-only is writable again.
 func (d *Driver) Detach(ctx context.Context, volumeID string) error {
-	if err := d.locked(ctx, volumeKey(volumeID), func() error { return d.detach(ctx, volumeID) }); err != nil {
+	if err := d.keys.Do(ctx, volumeKey(volumeID), func() error { return d.detach(ctx, volumeID) }); err != nil {
 		return fmt.Errorf("detach volume %s: %w", volumeID, err)
 	}
 	return nil

@@ -24,11 +24,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/keylock"
 )
 
 // Driver plays all roles of package blockdev. It is safe for concurrent use; of one volume or snapshot, one operation runs at a
@@ -38,10 +38,8 @@ type Driver struct {
 	// tag marks our loop devices, with the volume's own part added.
 	tag  string
 	lock *os.File
-
-	// mu guards busy, which has a key for each volume, snapshot or name that an operation is about now.
-	mu   sync.Mutex
-	busy map[string]chan struct{}
+	// keys of the volumes, snapshots and names that an operation is about now.
+	keys keylock.Set
 }
 
 var (
@@ -90,7 +88,7 @@ func open(dir string) (*Driver, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256([]byte(dir))
-	d := &Driver{dir: dir, tag: "berth:" + hex.EncodeToString(sum[:8]), lock: lock, busy: make(map[string]chan struct{})}
+	d := &Driver{dir: dir, tag: "berth:" + hex.EncodeToString(sum[:8]), lock: lock}
 	if err := d.sweep(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}

@@ -23,7 +23,7 @@ func (d *Driver) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequ
 		err = fmt.Errorf("size of %d bytes: %w", req.SizeBytes, blockdev.ErrInvalid)
 	}
 	if err == nil {
-		err = d.locked(ctx, volumeKey(req.Name), func() (err error) {
+		err = d.keys.Do(ctx, volumeKey(req.Name), func() (err error) {
 			volume, err = d.createVolume(ctx, req)
 			return err
 		})
@@ -49,7 +49,7 @@ func (d *Driver) createVolume(ctx context.Context, req blockdev.CreateVolumeRequ
 	if req.SourceSnapshotID == "" {
 		err = d.make(volumesDir, req.Name, meta{Created: time.Now().UTC()}, func(f *os.File) error { return f.Truncate(size) })
 	} else {
-		err = d.locked(ctx, snapshotKey(req.SourceSnapshotID), func() error {
+		err = d.keys.Do(ctx, snapshotKey(req.SourceSnapshotID), func() error {
 			return d.createFrom(ctx, req.Name, req.SourceSnapshotID, size)
 		})
 	}
@@ -92,7 +92,7 @@ func (d *Driver) DeleteVolume(ctx context.Context, volumeID string) error {
 	if checkName("volume", volumeID) != nil {
 		return nil //nolint:nilerr // there can be none
 	}
-	err := d.locked(ctx, volumeKey(volumeID), func() error {
+	err := d.keys.Do(ctx, volumeKey(volumeID), func() error {
 		_, attached, err := d.attachment(volumeID)
 		if err == nil && attached {
 			err = fmt.Errorf("it is attached: %w", blockdev.ErrInUse)
@@ -164,8 +164,8 @@ func (d *Driver) CreateSnapshot(ctx context.Context, name, sourceVolumeID string
 		err = fmt.Errorf("%s is not a volume of the driver: %w", sourceVolumeID, blockdev.ErrUnsupported)
 	}
 	if err == nil {
-		err = d.locked(ctx, volumeKey(sourceVolumeID), func() error {
-			return d.locked(ctx, snapshotKey(name), func() (err error) {
+		err = d.keys.Do(ctx, volumeKey(sourceVolumeID), func() error {
+			return d.keys.Do(ctx, snapshotKey(name), func() (err error) {
 				snapshot, err = d.createSnapshot(ctx, name, sourceVolumeID)
 				return err
 			})
@@ -218,7 +218,7 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, snapshotID string) error {
 	if checkName("snapshot", snapshotID) != nil {
 		return nil //nolint:nilerr // there can be none
 	}
-	err := d.locked(ctx, snapshotKey(snapshotID), func() error { return d.remove(snapshotsDir, snapshotID) })
+	err := d.keys.Do(ctx, snapshotKey(snapshotID), func() error { return d.remove(snapshotsDir, snapshotID) })
 	if err != nil {
 		return fmt.Errorf("delete snapshot %s: %w", snapshotID, err)
 	}

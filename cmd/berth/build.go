@@ -52,7 +52,7 @@ With --json each line of standard output is an object with "event", one of
   finishing        metadata and index are being written
   result           "result": identity (uuid, indexDigest), fileSystem, images, layers, sharedLayers,
                    layerUses, fetchedBytes, unpackedBytes, inodes, reusedLayers, reusedBytes, diskBytes,
-                   writtenBytes, durationNanoseconds, warnings
+                   writtenBytes, durationNanoseconds
   contents         with --plan: "contents": images, layers (diffID, blob, blobBytes), chains
   error            "error": what went wrong, "code": its class, such as NotFound, and if the disk was too
                    small "neededBytes"; the exit status is not 0`

@@ -100,6 +100,8 @@ func eventWord(k controlv1.EventKind) string {
 		return "attached"
 	case controlv1.EventKind_EVENT_KIND_DISK_DETACHED:
 		return "detached"
+	case controlv1.EventKind_EVENT_KIND_DISK_FAILED:
+		return "failed"
 	case controlv1.EventKind_EVENT_KIND_UNSPECIFIED:
 	}
 	return "other"

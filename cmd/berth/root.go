@@ -14,6 +14,7 @@ func newRoot() *cobra.Command {
 		newAttach(),
 		newBuild(),
 		newConfig(),
+		newCSILoop(),
 		newDetach(),
 		newDoctor(),
 		newEvents(),

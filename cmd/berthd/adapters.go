@@ -59,8 +59,8 @@ type disks struct {
 }
 
 var (
-	_ control.Disks  = disks{}
-	_ control.Layers = disks{}
+	_ control.Checker = disks{}
+	_ control.Layers  = disks{}
 )
 
 func (d disks) List(context.Context) ([]control.Disk, error) {
@@ -84,8 +84,8 @@ func diskOf(s stage.DiskStatus) control.Disk {
 }
 
 func (d disks) Attach(ctx context.Context, spec control.DiskSpec) (control.Disk, error) {
-	s, err := d.stage.Stage(ctx, stage.Spec{Name: spec.Name, Driver: spec.Driver, VolumeID: spec.VolumeID, Keep: spec.Keep,
-		Expect: layerdisk.Identity{IndexDigest: spec.Expect}})
+	s, err := d.stage.Stage(ctx, stage.Spec{Name: spec.Name, Driver: spec.Driver, VolumeID: spec.VolumeID, SnapshotID: spec.SnapshotID,
+		Keep: spec.Keep, Expect: layerdisk.Identity{IndexDigest: spec.Expect}})
 	if err != nil {
 		return control.Disk{}, err
 	}
@@ -95,6 +95,8 @@ func (d disks) Attach(ctx context.Context, spec control.DiskSpec) (control.Disk,
 func (d disks) Detach(ctx context.Context, name string, drain bool) (holders int, err error) {
 	return d.stage.Unstage(ctx, name, stage.UnstageOptions{Drain: drain})
 }
+
+func (d disks) Check(ctx context.Context, name string) error { return d.stage.Check(ctx, name) }
 
 func (d disks) Locate(ctx context.Context, l control.LayerName) (control.Location, error) {
 	held, err := d.stage.Locate(stage.Query{ChainID: l.ChainID, ParentChainID: l.ParentChainID, DiffID: l.DiffID, Blob: l.Blob})

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -92,20 +93,6 @@ func TestSocketLeftBehind(t *testing.T) {
 	data, err := os.ReadFile(p.socket())
 	require.NoError(t, err)
 	require.Equal(t, "precious", string(data))
-}
-
-// TestSocketIsPrivateAtOnce: listen by itself, with a mask that would let others in.
-func TestSocketIsPrivateAtOnce(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "sub", "s")
-	mask := unix.Umask(0)
-	defer unix.Umask(mask)
-	l, err := listen(t.Context(), path)
-	require.NoError(t, err)
-	info, err := os.Stat(path)
-	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
-	require.Equal(t, 0, unix.Umask(0), "the mask is given back")
-	require.NoError(t, l.Close())
 }
 
 func TestWatchdog(t *testing.T) {
@@ -228,6 +215,11 @@ func TestNeedsRestart(t *testing.T) {
 		"disk changed":     {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/c"}} }, true},
 		"idle timeout":     {func(c *config.Config) { c.Stage.IdleTimeout = config.Duration(time.Hour) }, true},
 		"metrics address":  {func(c *config.Config) { c.Metrics.Address = "" }, true},
+		"disk's driver":    {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Driver: "x"}} }, true},
+		"disk's snapshot":  {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Snapshot: "x"}} }, true},
+		"driver":           {func(c *config.Config) { c.Drivers.CSI = map[string]config.CSI{"x": {Node: "/n"}} }, true},
+		"discovery":        {func(c *config.Config) { c.Discover.Enabled = true }, true},
+		"expected disks":   {func(c *config.Config) { c.Discover.Expect = []digest.Digest{digest.FromString("x")} }, true},
 		"loop's directory": {func(c *config.Config) { c.Loop.Directory = "/x" }, true},
 	} {
 		c := base

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"time"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/attached"
+	"berth.dev/berth/blockdev/csi"
 	"berth.dev/berth/blockdev/loopdev"
 	"berth.dev/berth/config"
 )
@@ -16,8 +19,9 @@ import (
 type drivers struct {
 	attachers map[string]blockdev.Attacher
 	// backend makes and keeps the volumes of image snapshots.
-	backend backend
-	closers []io.Closer
+	backend  backend
+	closers  []io.Closer
+	attached *attached.Driver
 }
 
 // openDrivers is the one list of drivers.
@@ -26,7 +30,19 @@ func openDrivers(c config.Config) (*drivers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open driver loop: %w", err)
 	}
-	return &drivers{map[string]blockdev.Attacher{"loop": loop}, loop, []io.Closer{loop}}, nil
+	found, err := attached.Open(attached.Config{Options: discoverOptions(c.Discover), Dir: filepath.Join(c.Root, "attached"), Wait: deviceWait})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open driver %s: %w", attached.Name, err), loop.Close())
+	}
+	d := &drivers{map[string]blockdev.Attacher{config.LoopDriver: loop, attached.Name: found}, loop, []io.Closer{loop}, found}
+	for name, cfg := range c.Drivers.CSI {
+		driver, err := csi.Open(csiConfig(cfg, filepath.Join(c.Root, "csi", name)))
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open driver %s: %w", name, err), d.Close())
+		}
+		d.attachers[name], d.closers = driver, append(d.closers, driver)
+	}
+	return d, nil
 }
 
 // backend is a driver that plays all roles.
@@ -34,6 +50,21 @@ type backend interface {
 	blockdev.Attacher
 	blockdev.Provisioner
 	blockdev.Snapshotter
+}
+
+func csiConfig(c config.CSI, directory string) csi.Config {
+	return csi.Config{
+		Node: c.Node, Controller: c.Controller, Directory: cmp.Or(c.Directory, directory), Timeout: c.Timeout.Std(),
+		Parameters: c.Parameters, SnapshotParameters: c.SnapshotParameters, Topology: c.Topology, Secrets: csi.Secrets(c.Secrets),
+	}
+}
+
+// deviceWait is how long the driver of attached disks waits for a device: clouds need 2 to 20 seconds to attach one, but
+// whoever wants the disk asks again, and detaching it has to wait for an attempt to end.
+const deviceWait = 10 * time.Second
+
+func discoverOptions(d config.Discover) attached.Options {
+	return attached.Options{Expect: d.Expect, LoopsBelow: d.LoopsBelow}
 }
 
 // Close leaves attached what is attached.

@@ -74,6 +74,11 @@ func (o observer) StepDone(step stage.Step, took time.Duration, err error) {
 	o.metrics.Step(string(step), took, errorClass(err))
 }
 
+func (o observer) DiskFailed(name string, holders int, err error) {
+	o.metrics.DiskFailed()
+	o.ledger.DiskFailed(name, holders, err)
+}
+
 // errorClass is one of metrics.ErrorClasses, empty for no error.
 func errorClass(err error) string {
 	if err == nil {

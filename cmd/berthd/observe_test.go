@@ -52,6 +52,12 @@ func TestObserverTellsLedgerAndMetrics(t *testing.T) {
 	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{ChainID: b}, Err: &stage.MissError{Reason: stage.MissFailed}})
 	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{ChainID: c}, Err: errors.New("disk on fire")})
 	o.StepDone(stage.StepMount, time.Second, nil)
+	watcher := ledger.Watch(t.Context())
+	o.DiskFailed("base", 3, errors.New("input/output error"))
+	event := (<-watcher.Events).Event
+	require.Equal(t, control.DiskFailed, event.Kind)
+	require.Equal(t, "base", event.Disk)
+	require.Equal(t, "input/output error; 3 snapshots use it", event.Detail)
 
 	require.Equal(t, control.Counts{Hits: map[string]uint64{"diff-id": 1}, Misses: map[string]uint64{"disk-failed": 1, "error": 1}, BytesNotPulled: 7}, ledger.Counts())
 	require.Equal(t, "r", ledger.Last(a).ImageRef)

@@ -24,6 +24,7 @@ import (
 	"berth.dev/berth/metrics"
 	"berth.dev/berth/snapshotter"
 	"berth.dev/berth/stage"
+	"berth.dev/berth/unixsocket"
 	"berth.dev/berth/version"
 )
 
@@ -56,8 +57,8 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 		return err
 	}
 	defer joinClose(&err, lock)
-	// Clients that come too early wait in the socket's queue instead of failing. Nothing else runs yet, see listen.
-	listener, err := listen(ctx, c.Socket)
+	// Clients that come too early wait in the socket's queue instead of failing. Nothing else runs yet, see unixsocket.Listen.
+	listener, err := unixsocket.Listen(ctx, c.Socket)
 	if err != nil {
 		return err
 	}

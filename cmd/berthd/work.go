@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,12 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 	var wg sync.WaitGroup
 	n.waiting.Attach(ctx, diskSpecs(c))
 	wg.Go(func() { n.serveMetrics(ctx, c.Metrics.Address) })
+	wg.Go(func() { control.KeepChecking(ctx, disks{n.stage}) })
+	if c.Discover.Enabled {
+		discovery := control.NewDiscovery(disks{n.stage}, n.waiting, n.ledger)
+		wg.Go(func() { discovery.Run(ctx) })
+		wg.Go(func() { discover(ctx, n.drivers.attached, discovery) })
+	}
 	wg.Go(func() { feedWatchdog(ctx, n.answersItself) })
 	wg.Go(func() { n.snapshots.run(ctx) })
 	hangups := make(chan os.Signal, 1)
@@ -41,8 +48,8 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 func diskSpecs(c config.Config) []control.DiskSpec {
 	var specs []control.DiskSpec
 	for _, d := range c.Disks {
-		specs = append(specs, control.DiskSpec{Name: d.Name, Driver: control.DefaultDriver, VolumeID: d.VolumeID(),
-			Keep: d.KeepAttached(), Expect: d.Expect})
+		specs = append(specs, control.DiskSpec{Name: d.Name, Driver: d.DriverName(), VolumeID: d.VolumeID(),
+			SnapshotID: d.Snapshot, Keep: d.KeepAttached(), Expect: d.Expect})
 	}
 	return specs
 }
@@ -105,6 +112,7 @@ func (n *node) reloadOn(ctx context.Context, hangups <-chan os.Signal, old confi
 			continue
 		}
 		n.waiting.Attach(ctx, diskSpecs(c))
+		n.drivers.attached.Rescan()
 		log.G(ctx).WithField("restart_needed", needsRestart(old, c)).Info("configuration is read again: log settings and added disks take effect")
 	}
 }
@@ -117,10 +125,15 @@ func needsRestart(old, c config.Config) bool {
 	}
 	for _, d := range old.Disks {
 		got, ok := now[d.Name]
-		if !ok || got.VolumeID() != d.VolumeID() || got.Expect != d.Expect || got.KeepAttached() != d.KeepAttached() {
+		if !ok || got.DriverName() != d.DriverName() || got.VolumeID() != d.VolumeID() || got.Snapshot != d.Snapshot || got.Expect != d.Expect || got.KeepAttached() != d.KeepAttached() {
 			return true
 		}
 	}
 	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
-		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop || old.ImageSnapshots != c.ImageSnapshots
+		old.Snapshotter != c.Snapshotter || old.Loop != c.Loop || old.ImageSnapshots != c.ImageSnapshots ||
+		!old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover)
+}
+
+func sameDiscover(a, b config.Discover) bool {
+	return a.Enabled == b.Enabled && slices.Equal(a.Expect, b.Expect) && slices.Equal(a.LoopsBelow, b.LoopsBelow)
 }

@@ -100,7 +100,9 @@ func (r *restorer) entry(e *attrs.Entry, s Stored) error {
 	in.mode = format | uint16(e.Mode) //nolint:gosec // twelve bits
 	var xattrs []Xattr
 	for name, value := range e.Xattrs {
-		xattrs = append(xattrs, Xattr{Name: name, Value: string(value)})
+		if attrs.Listed(name) {
+			xattrs = append(xattrs, Xattr{Name: name, Value: string(value)})
+		}
 	}
 	for _, x := range s.Xattrs {
 		if !attrs.Listed(x.Name) {

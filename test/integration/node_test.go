@@ -67,6 +67,7 @@ type node struct {
 	berthd     *berth.Daemon
 	containerd *containerd.Daemon
 	disks      []berth.Disk
+	csi        map[string]string
 	idle       time.Duration
 	unpacks    int
 	pauseImage string
@@ -156,7 +157,7 @@ func (n *node) start() {
 	n.Helper()
 	var err error
 	n.berthd, err = berth.New(berth.Config{
-		Dir: filepath.Join(n.dir, "b"), Bin: bin, Disks: n.disks, IdleTimeout: n.idle, Env: n.env(),
+		Dir: filepath.Join(n.dir, "b"), Bin: bin, Disks: n.disks, CSI: n.csi, IdleTimeout: n.idle, Env: n.env(),
 	})
 	require.NoError(n, err)
 	n.startBerthd()

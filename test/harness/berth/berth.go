@@ -35,6 +35,8 @@ const (
 // Disk to attach at every start.
 type Disk struct {
 	Name, Path string
+	// Driver and Snapshot, in place of Path, are a volume snapshot of a configured driver.
+	Driver, Snapshot string
 	// Keep it attached while nothing uses it.
 	Keep bool
 }
@@ -46,6 +48,8 @@ type Config struct {
 	// Bin has the programs berth and berthd.
 	Bin   string
 	Disks []Disk
+	// CSI names the node sockets of CSI drivers, by the names that disks name them by.
+	CSI map[string]string
 	// IdleTimeout after which an unused disk is detached; 0 never.
 	IdleTimeout time.Duration
 	// Env is added to the environment of both programs.
@@ -81,8 +85,11 @@ func (d *Daemon) writeConfig() error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "root = %q\nsocket = %q\n[log]\nlevel = \"debug\"\n[metrics]\naddress = \"\"\n", d.Root(), d.Socket())
 	fmt.Fprintf(&b, "[stage]\nidle_timeout = %q\n", d.cfg.IdleTimeout)
+	for name, socket := range d.cfg.CSI {
+		fmt.Fprintf(&b, "[drivers.csi.%s]\nnode = %q\n", name, socket)
+	}
 	for _, disk := range d.cfg.Disks {
-		fmt.Fprintf(&b, "[[disk]]\nname = %q\npath = %q\nkeep = %t\n", disk.Name, disk.Path, disk.Keep)
+		fmt.Fprintf(&b, "[[disk]]\nname = %q\ndriver = %q\npath = %q\nsnapshot = %q\nkeep = %t\n", disk.Name, disk.Driver, disk.Path, disk.Snapshot, disk.Keep)
 	}
 	if err := os.WriteFile(d.configFile(), []byte(b.String()), 0o600); err != nil {
 		return fmt.Errorf("write configuration of berthd: %w", err)

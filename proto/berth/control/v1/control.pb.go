@@ -47,6 +47,8 @@ const (
 	EventKind_EVENT_KIND_DISK_ATTACHED EventKind = 4
 	// A disk was detached, or is draining.
 	EventKind_EVENT_KIND_DISK_DETACHED EventKind = 5
+	// A disk that served gave errors or is gone and is out of service. Containers that use it get I/O errors.
+	EventKind_EVENT_KIND_DISK_FAILED EventKind = 6
 )
 
 // Enum value maps for EventKind.
@@ -58,6 +60,7 @@ var (
 		3: "EVENT_KIND_ERROR",
 		4: "EVENT_KIND_DISK_ATTACHED",
 		5: "EVENT_KIND_DISK_DETACHED",
+		6: "EVENT_KIND_DISK_FAILED",
 	}
 	EventKind_value = map[string]int32{
 		"EVENT_KIND_UNSPECIFIED":   0,
@@ -66,6 +69,7 @@ var (
 		"EVENT_KIND_ERROR":         3,
 		"EVENT_KIND_DISK_ATTACHED": 4,
 		"EVENT_KIND_DISK_DETACHED": 5,
+		"EVENT_KIND_DISK_FAILED":   6,
 	}
 )
 
@@ -1245,7 +1249,7 @@ type Event struct {
 	Disk string `protobuf:"bytes,5,opt,name=disk,proto3" json:"disk,omitempty"`
 	// How the layer was recognised, for hits.
 	MatchedBy string `protobuf:"bytes,6,opt,name=matched_by,json=matchedBy,proto3" json:"matched_by,omitempty"`
-	// Why no disk served it, for misses; what went wrong, for errors.
+	// Why no disk served it, for misses; what went wrong, for errors and failed disks.
 	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Compressed bytes not pulled, for hits; 0 if unknown.
 	Bytes         int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
@@ -1440,14 +1444,15 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"matched_by\x18\x06 \x01(\tR\tmatchedBy\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
-	"\x05bytes\x18\b \x01(\x03R\x05bytes*\xa2\x01\n" +
+	"\x05bytes\x18\b \x01(\x03R\x05bytes*\xbe\x01\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eEVENT_KIND_HIT\x10\x01\x12\x13\n" +
 	"\x0fEVENT_KIND_MISS\x10\x02\x12\x14\n" +
 	"\x10EVENT_KIND_ERROR\x10\x03\x12\x1c\n" +
 	"\x18EVENT_KIND_DISK_ATTACHED\x10\x04\x12\x1c\n" +
-	"\x18EVENT_KIND_DISK_DETACHED\x10\x052\xfb\x04\n" +
+	"\x18EVENT_KIND_DISK_DETACHED\x10\x05\x12\x1a\n" +
+	"\x16EVENT_KIND_DISK_FAILED\x10\x062\xfb\x04\n" +
 	"\x0eControlService\x12K\n" +
 	"\x06Status\x12\x1f.berth.control.v1.StatusRequest\x1a .berth.control.v1.StatusResponse\x12T\n" +
 	"\tListDisks\x12\".berth.control.v1.ListDisksRequest\x1a#.berth.control.v1.ListDisksResponse\x12W\n" +

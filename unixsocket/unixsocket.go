@@ -1,4 +1,5 @@
-package main
+// Package unixsocket listens on unix sockets that only root may connect to.
+package unixsocket
 
 import (
 	"context"
@@ -16,12 +17,12 @@ import (
 // microseconds, even if its owner is busy.
 const probeTimeout = 2 * time.Second
 
-// listen makes the socket with mode 0600. A socket that somebody listens on is never taken away, what a crashed daemon
+// Listen makes the socket with mode 0600. A socket that somebody listens on is never taken away, what a crashed daemon
 // left behind is, and any other file is refused.
 //
 // It must be called while nothing else in the process makes files: the mode is made right from the start by the
 // process's umask, for a chmod afterwards would leave a moment in which others can connect.
-func listen(ctx context.Context, path string) (net.Listener, error) {
+func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}

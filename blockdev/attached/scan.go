@@ -1,0 +1,357 @@
+package attached
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/blockdev/device"
+	"berth.dev/berth/blockdev/sysblock"
+	"berth.dev/berth/layerdisk"
+)
+
+// Options say where to look and what to accept.
+type Options struct {
+	// Roots of sysfs, /dev and /proc; the zero value is the running system's.
+	Roots sysblock.Roots
+	// Expect, if not empty, are the index digests of the only disks that are found; every other layer disk is refused.
+	Expect []digest.Digest
+	// LoopsBelow are directories: loop devices whose files lie in or below one of them are looked at like other devices.
+	// The rest of the loop devices belong to others, or to another driver.
+	LoopsBelow []string
+}
+
+// Disk is a layer disk that was found.
+type Disk struct {
+	// VolumeID to attach it by.
+	VolumeID string
+	Identity layerdisk.Identity
+	// Device it is on, the one to use.
+	Device sysblock.Device
+	// Others have the same disk: more paths to it, or copies of it.
+	Others []sysblock.Device
+}
+
+// Refused is a device that has a berth header and is not used.
+type Refused struct {
+	Device sysblock.Device
+	// Err says why: layerdisk.ErrVersion, ErrCorrupt, ErrOtherDisk for one that is not expected, or what reading gave.
+	Err error
+}
+
+// View is what is there at one moment.
+type View struct {
+	// Disks by volume ID.
+	Disks []Disk
+	// Refused by device name.
+	Refused []Refused
+	// Deaf, if not nil, says why the kernel's events cannot be had, so that changes are seen only now and then.
+	Deaf error
+
+	// unread says that a device did not answer, or with an error that may be gone the next time.
+	unread bool
+}
+
+// Scan looks at all devices once.
+func Scan(ctx context.Context, opts Options) (View, error) {
+	s := newScanner(opts)
+	v, err := s.scan(ctx)
+	if err != nil {
+		return View{}, fmt.Errorf("look for layer disks: %w", err)
+	}
+	return v, nil
+}
+
+// found is what was read from a device.
+type found struct {
+	device sysblock.Device
+	header layerdisk.Header
+	// none says that there is no berth header.
+	none bool
+	err  error
+}
+
+// scanner remembers what it has read: a device is read once for as long as it is the same and no event says that it
+// changed. It is safe for concurrent use.
+type scanner struct {
+	opts   Options
+	expect map[digest.Digest]bool
+	// loopsBelow is Options.LoopsBelow as the kernel calls them.
+	loopsBelow []string
+	// read reads a header; tests without real devices have their own.
+	read func(sysblock.Device) (layerdisk.Header, error)
+
+	// mu guards known and reading, by device name.
+	mu      sync.Mutex
+	known   map[string]found
+	reading map[string]*reading
+}
+
+// reading is a read under way.
+type reading struct {
+	device sysblock.Device
+	done   chan struct{}
+	result found
+}
+
+func newScanner(opts Options) *scanner {
+	opts.Roots = opts.Roots.Filled()
+	s := &scanner{opts: opts, expect: make(map[digest.Digest]bool), read: readHeader,
+		known: make(map[string]found), reading: make(map[string]*reading)}
+	for _, d := range opts.Expect {
+		s.expect[d] = true
+	}
+	for _, dir := range opts.LoopsBelow {
+		// The kernel names a loop device's file without symbolic links.
+		if real, err := filepath.EvalSymlinks(dir); err == nil {
+			s.loopsBelow = append(s.loopsBelow, real)
+		} else {
+			s.loopsBelow = append(s.loopsBelow, filepath.Clean(dir))
+		}
+	}
+	return s
+}
+
+// forget makes the next scan read the device again; an empty name is all. A read under way counts only for the latter, or
+// one that never ends would be joined by another each time.
+func (s *scanner) forget(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name == "" {
+		clear(s.known)
+	}
+	delete(s.known, name)
+	delete(s.reading, name)
+}
+
+// scan looks at all devices, in parallel: one that does not answer delays the rest by readWait at most.
+func (s *scanner) scan(ctx context.Context) (View, error) {
+	devices, written, err := s.list()
+	if err != nil {
+		return View{}, err
+	}
+	s.keepOnly(devices)
+	results := make([]found, len(devices))
+	var readers sync.WaitGroup
+	slots := make(chan struct{}, readersAtOnce)
+	for i, d := range devices {
+		results[i].none = true
+		if s.skip(d, written) != "" {
+			continue
+		}
+		readers.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			results[i] = s.look(ctx, d)
+		})
+	}
+	readers.Wait()
+	if err := ctx.Err(); err != nil {
+		return View{}, err
+	}
+	return s.view(results), nil
+}
+
+func (s *scanner) list() ([]sysblock.Device, map[uint64]bool, error) {
+	devices, err := sysblock.List(s.opts.Roots)
+	if err != nil {
+		return nil, nil, err
+	}
+	written, err := sysblock.Written(s.opts.Roots)
+	return devices, written, err
+}
+
+// keepOnly forgets devices that are gone, so that memory does not grow.
+func (s *scanner) keepOnly(devices []sysblock.Device) {
+	there := make(map[string]bool, len(devices))
+	for _, d := range devices {
+		there[d.Name] = true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name := range s.known {
+		if !there[name] {
+			delete(s.known, name)
+		}
+	}
+}
+
+// Major numbers of devices that hold no layer disk, or whose reading costs more than it tells (Documentation/admin-guide/
+// devices.txt of the kernel).
+const (
+	majorRAM    = 1
+	majorFloppy = 2
+	majorLoop   = 7
+	majorCD     = 11
+	majorMTD    = 31
+	// leastBytes has the header, the superblock and an index.
+	leastBytes = 8192
+)
+
+// skip says why the device is not read, empty if it is. Nothing of it needs the device to answer.
+func (s *scanner) skip(d sysblock.Device, written map[uint64]bool) string {
+	switch major := unix.Major(d.Number); {
+	case d.Hidden:
+		return "path below a multipath device"
+	case d.SizeBytes < leastBytes:
+		return "no medium, or too small"
+	case major == majorRAM || major == majorFloppy || major == majorCD || major == majorMTD || strings.HasPrefix(d.Name, "zram"):
+		return "memory, floppy, optical or flash"
+	case (major == majorLoop || d.Kind.Loop != "") && !s.wantsLoop(d): // partitions have another major number
+		return "loop device"
+	case d.Kind.Suspended:
+		return "suspended"
+	case len(d.Holders) > 0:
+		return "part of " + strings.Join(d.Holders, ", ")
+	case len(d.Partitions) > 0:
+		return "has partitions"
+	case written[d.Number]:
+		return "in use for writing"
+	}
+	return ""
+}
+
+func (s *scanner) wantsLoop(d sysblock.Device) bool {
+	for _, dir := range s.loopsBelow {
+		if strings.HasPrefix(d.Kind.Loop, strings.TrimSuffix(dir, "/")+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+const (
+	// readWait is how long a device may take to give its first block, which a lazily restored volume fetches from far.
+	readWait = 5 * time.Second
+	// readersAtOnce bounds the devices that are read at the same time.
+	readersAtOnce = 8
+)
+
+// look reads what is on the device, unless that is known already. A device that does not answer in time is asked on in
+// the background, and a later look gets the answer.
+func (s *scanner) look(ctx context.Context, d sysblock.Device) found {
+	s.mu.Lock()
+	if f, ok := s.known[d.Name]; ok && f.device.Same(d) && f.device.SizeBytes == d.SizeBytes {
+		s.mu.Unlock()
+		f.device = d
+		return f
+	}
+	r := s.reading[d.Name]
+	if r == nil || !r.device.Same(d) {
+		r = &reading{device: d, done: make(chan struct{})}
+		s.reading[d.Name] = r
+		go s.run(r)
+	}
+	s.mu.Unlock()
+	timer := time.NewTimer(readWait)
+	defer timer.Stop()
+	select {
+	case <-r.done:
+		f := r.result
+		f.device = d
+		return f
+	case <-timer.C:
+		return found{device: d, none: true, err: fmt.Errorf("it has not answered for %s: %w", readWait, errdefs.ErrUnavailable)}
+	case <-ctx.Done():
+		return found{device: d, none: true, err: ctx.Err()}
+	}
+}
+
+// run ends when the device answers; the kernel lets nobody interrupt such a read.
+func (s *scanner) run(r *reading) {
+	f := found{device: r.device}
+	f.header, f.err = s.read(r.device)
+	// What cannot be read at all shows no header, and is nobody's business here.
+	f.none = f.err != nil && !errors.Is(f.err, layerdisk.ErrVersion) && !errors.Is(f.err, layerdisk.ErrCorrupt)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.result = f
+	if s.reading[r.device.Name] == r {
+		delete(s.reading, r.device.Name)
+		// Other errors than these may be gone the next time.
+		if f.err == nil || !f.none || errors.Is(f.err, layerdisk.ErrNotLayerDisk) {
+			s.known[r.device.Name] = f
+		}
+	}
+	close(r.done)
+}
+
+// readHeader reads the first block, and only of a layer disk a little more.
+func readHeader(d sysblock.Device) (layerdisk.Header, error) {
+	first, err := device.ReadFirst(d.Path, d.Number)
+	if err != nil {
+		return layerdisk.Header{}, err
+	}
+	if _, err := layerdisk.ParseHeader(first); err != nil {
+		return layerdisk.Header{}, err
+	}
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return layerdisk.Header{}, fmt.Errorf("open device: %w", err)
+	}
+	defer f.Close()
+	return layerdisk.ReadHeader(f)
+}
+
+// view puts together what was found.
+func (s *scanner) view(results []found) View {
+	var v View
+	at := make(map[layerdisk.Identity]int)
+	slices.SortStableFunc(results, func(a, b found) int { return cmpDevices(a.device, b.device) })
+	for _, f := range results {
+		if f.none {
+			v.unread = v.unread || f.err != nil && !errors.Is(f.err, layerdisk.ErrNotLayerDisk)
+			continue
+		}
+		id := f.header.Identity()
+		if f.err == nil && len(s.expect) > 0 && !s.expect[id.IndexDigest] {
+			f.err = fmt.Errorf("%w: index %s is not among those expected", layerdisk.ErrOtherDisk, id.IndexDigest)
+		}
+		if f.err != nil {
+			v.Refused = append(v.Refused, Refused{Device: f.device, Err: f.err})
+			continue
+		}
+		if i, ok := at[id]; ok {
+			v.Disks[i].Others = append(v.Disks[i].Others, f.device)
+			continue
+		}
+		at[id] = len(v.Disks)
+		v.Disks = append(v.Disks, Disk{VolumeID: VolumeID(id.IndexDigest), Identity: id, Device: f.device})
+	}
+	slices.SortFunc(v.Disks, func(a, b Disk) int { return cmp.Compare(a.VolumeID, b.VolumeID) })
+	return v
+}
+
+// cmpDevices orders the devices that may have the same disk, the one to use first: those that stand for several paths, then
+// by name, so that the choice is the same each time.
+func cmpDevices(a, b sysblock.Device) int {
+	multipath := func(d sysblock.Device) int {
+		if strings.HasPrefix(d.Kind.Mapper, multipathPrefix) {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(multipath(a), multipath(b)), cmp.Compare(len(a.Name), len(b.Name)), cmp.Compare(a.Name, b.Name))
+}
+
+// multipathPrefix begins the UUID of device mapper devices that multipathd makes (libmultipath, UUID_PREFIX).
+const multipathPrefix = "mpath-"
+
+// VolumeID of the layer disk with that index, wherever it is.
+func VolumeID(index digest.Digest) string { return schemeIndex + ":" + index.String() }
+
+func validDigest(s string) bool {
+	d := digest.Digest(s)
+	return d.Validate() == nil && d.Algorithm() == digest.SHA256
+}

@@ -1,0 +1,151 @@
+package csi
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/retry"
+)
+
+func dialOptions() []grpc.DialOption {
+	reconnect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: time.Second}
+	// gRPC's own two minutes would go on long after the driver is back.
+	reconnect.Backoff.BaseDelay, reconnect.Backoff.MaxDelay = 100*time.Millisecond, 2*time.Second
+	return []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket's mode says who may connect
+		grpc.WithConnectParams(reconnect),
+		grpc.WithNoProxy(), // a proxy of the environment is for what is elsewhere
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		// Retrying is done here, by the rules of CSI.
+		grpc.WithDisableRetry(),
+	}
+}
+
+// purpose of a request decides what some codes mean.
+type purpose int
+
+const (
+	asking purpose = iota
+	// making a volume or volume snapshot.
+	making
+	// attaching a volume to the node.
+	attaching
+)
+
+// method of a generated client.
+type method[Req, Resp any] func(context.Context, Req, ...grpc.CallOption) (Resp, error)
+
+// call makes a request, and again while the driver answers that it is busy with the same thing (Aborted) or is not there
+// (Unavailable). A request that was not answered in time may have been done: that is ErrThrottled, and for the caller to
+// repeat.
+func call[Req, Resp any](ctx context.Context, s *service, why purpose, name string, do method[Req, Resp], req Req) (Resp, error) {
+	var (
+		resp  Resp
+		final error
+	)
+	err := retry.Do(ctx, func(ctx context.Context) (err error) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		bounded, cancel := context.WithTimeout(ctx, s.timeout)
+		defer cancel()
+		resp, err = do(bounded, req)
+		if err == nil {
+			final = nil
+			return nil
+		}
+		if ctxErr := ctx.Err(); ctxErr != nil {
+			final = fmt.Errorf("%s: %w", name, ctxErr)
+			return nil
+		}
+		code := status.Code(err)
+		final = fmt.Errorf("%s: %s: %w", name, describe(err), classOf(code, why))
+		if code == codes.Aborted || code == codes.Unavailable {
+			return final
+		}
+		return nil
+	})
+	if err == nil {
+		err = final
+	}
+	return resp, err
+}
+
+// classOf is the one table of gRPC codes, as the spec uses them, and our classes.
+func classOf(code codes.Code, why purpose) error {
+	//nolint:exhaustive // OK is no error
+	switch code {
+	case codes.InvalidArgument, codes.OutOfRange:
+		return blockdev.ErrInvalid
+	case codes.NotFound:
+		return blockdev.ErrNotFound
+	case codes.AlreadyExists:
+		return blockdev.ErrExists
+	case codes.FailedPrecondition:
+		return blockdev.ErrInUse
+	case codes.ResourceExhausted:
+		if why == attaching {
+			return blockdev.ErrAttachLimit
+		}
+		if why == making {
+			return blockdev.ErrNoSpace
+		}
+		return blockdev.ErrThrottled // nothing is used up by a question
+	case codes.Aborted, codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return blockdev.ErrThrottled
+	case codes.Unimplemented:
+		return blockdev.ErrUnsupported
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return blockdev.ErrDenied
+	}
+	return blockdev.ErrFailed // Unknown, Internal, DataLoss and what is no code at all
+}
+
+// maxText bounds what is taken over of a driver's explanation.
+const maxText = 1 << 10
+
+// describe is the driver's explanation on one line.
+func describe(err error) string {
+	s := status.Convert(err)
+	text := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s.Message(), "?"))
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "…"
+	}
+	return fmt.Sprintf("%s (%s)", text, s.Code())
+}
+
+const (
+	pageEntries = 1000
+	maxPages    = 1000
+)
+
+// pages asks for all pages of a list: ask gets the token of a page and returns that of the next.
+func pages(ask func(token string) (next string, err error)) error {
+	token := ""
+	for range maxPages {
+		next, err := ask(token)
+		if err != nil || next == "" {
+			return err
+		}
+		if next == token {
+			break
+		}
+		token = next
+	}
+	return fmt.Errorf("the list does not end: %w", blockdev.ErrFailed)
+}

@@ -1,0 +1,256 @@
+package csi
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"berth.dev/berth/blockdev"
+)
+
+// snapshotRecord is a volume snapshot that was made here, as the driver last told.
+type snapshotRecord struct {
+	ID             string    `json:"id"`
+	Name           string    `json:"name"`
+	SourceVolumeID string    `json:"sourceVolumeID"`
+	SizeBytes      int64     `json:"sizeBytes"`
+	Created        time.Time `json:"created"`
+	Ready          bool      `json:"ready"`
+}
+
+func (r snapshotRecord) snapshot() blockdev.VolumeSnapshot {
+	return blockdev.VolumeSnapshot{ID: r.ID, Name: r.Name, SourceVolumeID: r.SourceVolumeID, SizeBytes: r.SizeBytes, Created: r.Created, ReadyToUse: r.Ready}
+}
+
+// snapshotter makes, finds and deletes volume snapshots.
+type snapshotter struct {
+	*shared
+	snapshots store[snapshotRecord]
+}
+
+func snapshotKey(name string) string { return "snapshot named " + name }
+
+// CreateSnapshot returns as soon as the CSI driver does; whether the snapshot is ready, GetSnapshot tells.
+func (d *snapshotter) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
+	var snapshot blockdev.VolumeSnapshot
+	err := checkName("snapshot", name)
+	if err == nil {
+		err = d.keys.Do(ctx, snapshotKey(name), func() (err error) {
+			snapshot, err = d.createSnapshot(ctx, name, sourceVolumeID)
+			return err
+		})
+	}
+	if err != nil {
+		return blockdev.VolumeSnapshot{}, fmt.Errorf("create snapshot %s: %w", name, err)
+	}
+	return snapshot, nil
+}
+
+func (d *snapshotter) createSnapshot(ctx context.Context, name, volumeID string) (blockdev.VolumeSnapshot, error) {
+	p, err := d.connect(ctx)
+	if err != nil {
+		return blockdev.VolumeSnapshot{}, err
+	}
+	if !p.snapshots {
+		return blockdev.VolumeSnapshot{}, p.unsupported("it has no volume snapshots")
+	}
+	secrets, err := readSecrets(d.config.Secrets.Snapshot)
+	if err != nil {
+		return blockdev.VolumeSnapshot{}, err
+	}
+	resp, err := call(ctx, d.controller, making, "CreateSnapshot", csi.NewControllerClient(d.controller.conn).CreateSnapshot,
+		&csi.CreateSnapshotRequest{Name: name, SourceVolumeId: volumeID, Parameters: d.config.SnapshotParameters, Secrets: secrets})
+	if err != nil {
+		d.forget(err)
+		return blockdev.VolumeSnapshot{}, err
+	}
+	s := resp.GetSnapshot()
+	if s.GetSnapshotId() == "" {
+		return blockdev.VolumeSnapshot{}, fmt.Errorf("CreateSnapshot: the answer has no snapshot ID: %w", blockdev.ErrFailed)
+	}
+	out := snapshotRecord{Name: name, SourceVolumeID: volumeID}.join(s)
+	return out, d.snapshots.put(out.ID, snapshotRecord{
+		ID: out.ID, Name: name, SourceVolumeID: volumeID, SizeBytes: out.SizeBytes, Created: out.Created, Ready: out.ReadyToUse,
+	})
+}
+
+// join joins what the driver says with the name, which only we know.
+func (r snapshotRecord) join(s *csi.Snapshot) blockdev.VolumeSnapshot {
+	out := blockdev.VolumeSnapshot{
+		ID: s.GetSnapshotId(), Name: r.Name, SourceVolumeID: cmp.Or(s.GetSourceVolumeId(), r.SourceVolumeID),
+		SizeBytes: s.GetSizeBytes(), ReadyToUse: s.GetReadyToUse(),
+	}
+	if s.GetCreationTime() != nil {
+		out.Created = s.GetCreationTime().AsTime()
+	}
+	return out
+}
+
+// DeleteSnapshot deletes a volume snapshot of the CSI driver, made here or not.
+func (d *snapshotter) DeleteSnapshot(ctx context.Context, snapshotID string) error {
+	if err := d.deleteSnapshot(ctx, snapshotID); err != nil {
+		return fmt.Errorf("delete snapshot %s: %w", snapshotID, err)
+	}
+	return nil
+}
+
+func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID string) error {
+	p, err := d.connect(ctx)
+	if err != nil || snapshotID == "" {
+		return err
+	}
+	if !p.snapshots {
+		return p.unsupported("it has no volume snapshots")
+	}
+	secrets, err := readSecrets(d.config.Secrets.Snapshot)
+	if err != nil {
+		return err
+	}
+	_, err = call(ctx, d.controller, asking, "DeleteSnapshot", csi.NewControllerClient(d.controller.conn).DeleteSnapshot,
+		&csi.DeleteSnapshotRequest{SnapshotId: snapshotID, Secrets: secrets})
+	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+		d.forget(err)
+		return err
+	}
+	return d.snapshots.remove(snapshotID)
+}
+
+// GetSnapshot finds a volume snapshot by its ID. A driver that can neither list nor get snapshots can only be asked about
+// those made here, by asking again to make them until they are ready: later that would bring back one that others deleted.
+func (d *snapshotter) GetSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
+	p, err := d.connect(ctx)
+	var s blockdev.VolumeSnapshot
+	if err == nil {
+		s, err = d.findSnapshot(ctx, p, snapshotID)
+	}
+	if err != nil {
+		return blockdev.VolumeSnapshot{}, fmt.Errorf("get snapshot %s: %w", snapshotID, err)
+	}
+	return s, nil
+}
+
+func (d *snapshotter) findSnapshot(ctx context.Context, p *plugin, snapshotID string) (blockdev.VolumeSnapshot, error) {
+	rec, found, err := d.snapshots.get(snapshotID)
+	switch {
+	case err != nil:
+		return blockdev.VolumeSnapshot{}, err
+	case snapshotID == "":
+		return blockdev.VolumeSnapshot{}, blockdev.ErrNotFound
+	case p.getSnapshot:
+		secrets, err := readSecrets(d.config.Secrets.Snapshot)
+		if err != nil {
+			return blockdev.VolumeSnapshot{}, err
+		}
+		resp, err := call(ctx, d.controller, asking, "GetSnapshot", csi.NewControllerClient(d.controller.conn).GetSnapshot,
+			&csi.GetSnapshotRequest{SnapshotId: snapshotID, Secrets: secrets})
+		d.forget(err)
+		return rec.join(resp.GetSnapshot()), err
+	case p.listSnapshots:
+		all, err := d.listSnapshots(ctx, snapshotID)
+		if err != nil {
+			return blockdev.VolumeSnapshot{}, err
+		}
+		for _, s := range all {
+			if s.GetSnapshotId() == snapshotID {
+				return rec.join(s), nil
+			}
+		}
+		return blockdev.VolumeSnapshot{}, blockdev.ErrNotFound
+	case !p.snapshots:
+		return blockdev.VolumeSnapshot{}, p.unsupported("it has no volume snapshots")
+	case !found:
+		return blockdev.VolumeSnapshot{}, p.unsupported("it tells only of snapshots that were made here")
+	case rec.Ready:
+		return rec.snapshot(), nil
+	}
+	return d.createSnapshot(ctx, rec.Name, rec.SourceVolumeID)
+}
+
+// sizeOf a snapshot that volumes can be made from; 0 if the driver does not tell.
+func (d *snapshotter) sizeOf(ctx context.Context, p *plugin, snapshotID string) (int64, error) {
+	s, err := d.findSnapshot(ctx, p, snapshotID)
+	if errors.Is(err, blockdev.ErrUnsupported) {
+		return 0, nil
+	}
+	if err == nil && !s.ReadyToUse {
+		err = blockdev.ErrNotReady
+	}
+	if err != nil {
+		return 0, fmt.Errorf("snapshot %s: %w", snapshotID, err)
+	}
+	return s.SizeBytes, nil
+}
+
+func (d *snapshotter) listSnapshots(ctx context.Context, snapshotID string) ([]*csi.Snapshot, error) {
+	secrets, err := readSecrets(d.config.Secrets.Snapshot)
+	if err != nil {
+		return nil, err
+	}
+	client := csi.NewControllerClient(d.controller.conn)
+	var all []*csi.Snapshot
+	err = pages(func(token string) (string, error) {
+		resp, err := call(ctx, d.controller, asking, "ListSnapshots", client.ListSnapshots,
+			&csi.ListSnapshotsRequest{MaxEntries: pageEntries, StartingToken: token, SnapshotId: snapshotID, Secrets: secrets})
+		for _, e := range resp.GetEntries() {
+			all = append(all, e.GetSnapshot())
+		}
+		return resp.GetNextToken(), err
+	})
+	d.forget(err)
+	return all, err
+}
+
+// ListSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here.
+func (d *snapshotter) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+	list, err := d.allSnapshots(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	slices.SortFunc(list, func(a, b blockdev.VolumeSnapshot) int { return cmp.Compare(a.ID, b.ID) })
+	return list, nil
+}
+
+func (d *snapshotter) allSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+	p, err := d.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !p.snapshots {
+		return nil, p.unsupported("it has no volume snapshots")
+	}
+	var list []blockdev.VolumeSnapshot
+	if p.listSnapshots {
+		all, err := d.listSnapshots(ctx, "")
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range all {
+			rec, _, err := d.snapshots.get(s.GetSnapshotId())
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, rec.join(s))
+		}
+		return list, nil
+	}
+	records, err := d.snapshots.all()
+	if err != nil {
+		return nil, err
+	}
+	for _, rec := range records {
+		s, err := d.findSnapshot(ctx, p, rec.ID)
+		if errors.Is(err, blockdev.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}

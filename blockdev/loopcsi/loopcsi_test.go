@@ -1,0 +1,199 @@
+package loopcsi_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"berth.dev/berth/blockdev/device"
+	"berth.dev/berth/blockdev/loopcsi"
+	"berth.dev/berth/blockdev/loopdev"
+)
+
+const mib = 1 << 20
+
+// newServer is for what the CSI project's suite (test/csisanity) does not ask.
+func newServer(t *testing.T, options loopcsi.Options) (*loopcsi.Server, *loopdev.Driver) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	driver, err := loopdev.Open(filepath.Join(t.TempDir(), "storage"))
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		attached, err := driver.Attached(context.Background())
+		require.NoError(t, err)
+		for id := range attached {
+			t.Errorf("volume %s is left attached", id)
+			require.NoError(t, driver.Detach(context.Background(), id))
+		}
+		require.NoError(t, driver.Close())
+	})
+	options.NodeID = "node"
+	s, err := loopcsi.New(driver, options)
+	require.NoError(t, err)
+	return s, driver
+}
+
+func block() *csi.VolumeCapability {
+	return &csi.VolumeCapability{
+		AccessType: &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}},
+		AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
+	}
+}
+
+func create(t *testing.T, s *loopcsi.Server, name string, r *csi.CapacityRange) (*csi.Volume, error) {
+	t.Helper()
+	resp, err := s.CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: name, CapacityRange: r, VolumeCapabilities: []*csi.VolumeCapability{block()}})
+	return resp.GetVolume(), err
+}
+
+func remove(t *testing.T, s *loopcsi.Server, id string) {
+	t.Helper()
+	_, err := s.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
+	require.NoError(t, err)
+}
+
+func TestNewRefuses(t *testing.T) {
+	for _, o := range []loopcsi.Options{
+		{}, {NodeID: strings.Repeat("n", 257)}, {NodeID: "n", MaxVolumes: -1}, {NodeID: "n", Without: []loopcsi.Feature{"snapshot"}},
+	} {
+		_, err := loopcsi.New(nil, o)
+		require.True(t, errdefs.IsInvalidArgument(err), "%+v: %v", o, err)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	s, _ := newServer(t, loopcsi.Options{})
+	for _, tc := range []struct {
+		low, high, want int64
+		code            codes.Code
+	}{
+		{0, 0, 1 << 30, codes.OK},
+		{mib, 0, mib, codes.OK},
+		{mib + 1, 0, mib + 4096, codes.OK},
+		{0, mib, mib, codes.OK},
+		{mib + 1, mib + 2, 0, codes.OutOfRange},
+		{2 * mib, mib, 0, codes.OutOfRange},
+		{-1, 0, 0, codes.OutOfRange},
+	} {
+		v, err := create(t, s, "v", &csi.CapacityRange{RequiredBytes: tc.low, LimitBytes: tc.high})
+		require.Equal(t, tc.code, status.Code(err), "%+v: %v", tc, err)
+		require.Equal(t, tc.want, v.GetCapacityBytes(), "%+v", tc)
+		if err == nil {
+			again, err := create(t, s, "v", &csi.CapacityRange{RequiredBytes: tc.want / 2, LimitBytes: 2 * tc.want})
+			require.NoError(t, err, "what fits is returned")
+			require.Equal(t, v.GetVolumeId(), again.GetVolumeId())
+			remove(t, s, v.GetVolumeId())
+		}
+	}
+}
+
+func TestAnyName(t *testing.T) {
+	s, _ := newServer(t, loopcsi.Options{})
+	ids := map[string]bool{}
+	names := []string{"plain", "../../etc", "/dev/sda", ".new-x", "two words", "ünï", strings.Repeat("x", 128)}
+	for _, name := range names {
+		v, err := create(t, s, name, &csi.CapacityRange{RequiredBytes: mib})
+		require.NoError(t, err, name)
+		again, err := create(t, s, name, &csi.CapacityRange{RequiredBytes: mib})
+		require.NoError(t, err, name)
+		require.Equal(t, v.GetVolumeId(), again.GetVolumeId())
+		require.NotContains(t, v.GetVolumeId(), "/")
+		ids[v.GetVolumeId()] = true
+	}
+	require.Len(t, ids, len(names))
+	for id := range ids {
+		remove(t, s, id)
+	}
+	for _, name := range []string{"", "a\nb", "\xff", strings.Repeat("x", 129)} {
+		_, err := create(t, s, name, nil)
+		require.Equal(t, codes.InvalidArgument, status.Code(err), "%q: %v", name, err)
+	}
+}
+
+// TestPathsAreNoVolumes: the loop driver attaches files of the host by their path, clients of the CSI driver must not.
+func TestPathsAreNoVolumes(t *testing.T) {
+	s, driver := newServer(t, loopcsi.Options{})
+	file := filepath.Join(t.TempDir(), "precious")
+	require.NoError(t, os.WriteFile(file, make([]byte, mib), 0o600))
+	target := filepath.Join(t.TempDir(), "target")
+	_, err := s.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: file, NodeId: "node", VolumeCapability: block(), Readonly: true})
+	require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
+	_, err = s.NodeStageVolume(t.Context(), &csi.NodeStageVolumeRequest{VolumeId: file, StagingTargetPath: target, VolumeCapability: block()})
+	require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
+	_, err = s.NodePublishVolume(t.Context(), &csi.NodePublishVolumeRequest{VolumeId: file, TargetPath: target, VolumeCapability: block()})
+	require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
+	_, err = s.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: file})
+	require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
+	remove(t, s, file)
+	require.FileExists(t, file)
+	require.NoFileExists(t, target)
+	attached, err := driver.Attached(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, attached)
+}
+
+// TestUnpublishLeavesOthersAlone: only what can be a published device is taken away.
+func TestUnpublishLeavesOthersAlone(t *testing.T) {
+	s, _ := newServer(t, loopcsi.Options{})
+	dir := t.TempDir()
+	file, sub := filepath.Join(dir, "file"), filepath.Join(dir, "sub")
+	require.NoError(t, os.WriteFile(file, []byte("precious"), 0o600))
+	require.NoError(t, os.Mkdir(sub, 0o700))
+	for _, target := range []string{file, sub} {
+		_, err := s.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: "v", TargetPath: target})
+		require.Equal(t, codes.InvalidArgument, status.Code(err), "%v", err)
+	}
+	require.FileExists(t, file)
+	require.DirExists(t, sub)
+}
+
+func TestPublishedDevice(t *testing.T) {
+	s, driver := newServer(t, loopcsi.Options{})
+	v, err := create(t, s, "v", &csi.CapacityRange{RequiredBytes: mib})
+	require.NoError(t, err)
+	id, target := v.GetVolumeId(), filepath.Join(t.TempDir(), "target")
+	resp, err := s.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: id, NodeId: "node", VolumeCapability: block()})
+	require.NoError(t, err)
+	publish := &csi.NodePublishVolumeRequest{
+		VolumeId: id, TargetPath: target, StagingTargetPath: target + "-staging", VolumeCapability: block(), PublishContext: resp.GetPublishContext(), Readonly: true,
+	}
+	for range 2 {
+		_, err = s.NodePublishVolume(t.Context(), publish)
+		require.NoError(t, err)
+	}
+	readonly, err := device.ReadOnly(target)
+	require.NoError(t, err)
+	require.True(t, readonly, "though the controller attached it for writing")
+
+	unpublish := &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: "node"}
+	_, err = s.ControllerUnpublishVolume(t.Context(), unpublish)
+	require.Equal(t, codes.FailedPrecondition, status.Code(err), "it is published: %v", err)
+	_, err = s.ControllerUnpublishVolume(t.Context(), &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: "elsewhere"})
+	require.NoError(t, err)
+
+	// As after a reboot: the mount and the device have gone, the file that was mounted on is left.
+	require.NoError(t, unix.Unmount(target, 0))
+	require.NoError(t, driver.Detach(t.Context(), id))
+	_, err = s.NodePublishVolume(t.Context(), publish)
+	require.NoError(t, err)
+	_, err = device.Number(target)
+	require.NoError(t, err)
+
+	_, err = s.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: target})
+	require.NoError(t, err)
+	require.NoFileExists(t, target)
+	_, err = s.ControllerUnpublishVolume(t.Context(), unpublish)
+	require.NoError(t, err)
+	remove(t, s, id)
+}

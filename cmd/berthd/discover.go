@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+
+	"github.com/containerd/log"
+
+	"berth.dev/berth/blockdev/attached"
+	"berth.dev/berth/control"
+)
+
+// discover tells what layer disks there are, until ctx ends.
+func discover(ctx context.Context, driver *attached.Driver, discovery *control.Discovery) {
+	refused := make(map[string]string)
+	err := driver.Watch(ctx, func(v attached.View) {
+		if v.Deaf != nil {
+			log.G(ctx).WithError(v.Deaf).Warn("events about devices cannot be had, they are looked for every few seconds")
+		}
+		refused = logRefused(ctx, refused, v.Refused)
+		discovery.Found(foundDisks(v))
+	})
+	if ctx.Err() == nil {
+		log.G(ctx).WithError(err).Error("layer disks are no longer looked for: restart berthd")
+	}
+}
+
+// logRefused logs what was not refused for the same reason before.
+func logRefused(ctx context.Context, before map[string]string, refused []attached.Refused) (now map[string]string) {
+	now = make(map[string]string, len(refused))
+	for _, r := range refused {
+		now[r.Device.Name] = r.Err.Error()
+		if before[r.Device.Name] != r.Err.Error() {
+			log.G(ctx).WithError(r.Err).WithField("device", r.Device.Path).Warn("a device with a berth header is not used")
+		}
+	}
+	return now
+}
+
+func foundDisks(v attached.View) []control.FoundDisk {
+	found := make([]control.FoundDisk, 0, len(v.Disks))
+	for _, d := range v.Disks {
+		f := control.FoundDisk{Driver: attached.Name, VolumeID: d.VolumeID, UUID: d.Identity.UUID, IndexDigest: d.Identity.IndexDigest,
+			Device: d.Device.Path}
+		for _, o := range d.Others {
+			f.Others = append(f.Others, o.Path)
+		}
+		found = append(found, f)
+	}
+	return found
+}

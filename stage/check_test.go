@@ -1,0 +1,109 @@
+package stage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/layerdisk"
+)
+
+// failures are the disks that an Observer was told about.
+type failures struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (*failures) StepDone(Step, time.Duration, error) {}
+
+func (f *failures) DiskFailed(name string, holders int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.all = append(f.all, fmt.Sprintf("%s %d %v", name, holders, err))
+}
+
+func (f *failures) take() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := f.all
+	f.all = nil
+	return all
+}
+
+func TestCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud(t, nil)
+		defer c.close()
+		observed := &failures{}
+		c.observer = observed
+		v := c.sys.volume(t, "one", "a")
+		_, err := c.Stage(t.Context(), Spec{Name: "one", Driver: "cloud", VolumeID: v.ID})
+		require.NoError(t, err)
+		_, err = c.Acquire(t.Context(), "h", chain("a"))
+		require.NoError(t, err)
+		require.NoError(t, c.Check(t.Context(), "one"))
+		require.True(t, errdefs.IsNotFound(c.Check(t.Context(), "two")))
+
+		// An answer of a moment ago does not count, as it would for Acquire.
+		sick := errors.New("input/output error")
+		c.sys.setSick(sick)
+		require.ErrorIs(t, c.Check(t.Context(), "one"), sick)
+		require.Equal(t, []string{"one 1 input/output error"}, observed.take())
+		require.Equal(t, StateFailed, c.Disks()[0].State)
+		require.NoError(t, c.Check(t.Context(), "one"), "it does not serve")
+		require.Empty(t, observed.take(), "it is said once")
+		c.sys.setSick(nil)
+		time.Sleep(2 * firstRetry)
+		synctest.Wait()
+		require.True(t, c.Disks()[0].Serving)
+		require.NoError(t, c.Check(t.Context(), "one"))
+
+		// Acquire tells too.
+		time.Sleep(2 * checkFresh)
+		c.sys.setSick(sick)
+		_, err = c.Acquire(t.Context(), "i", chain("a"))
+		require.Error(t, err)
+		require.Equal(t, []string{"one 1 input/output error"}, observed.take())
+		c.sys.setSick(nil)
+	})
+}
+
+// TestRecheck: an answer to an earlier question, given later, does not count.
+func TestRecheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h health
+		old := make(chan error)
+		go func() {
+			_ = h.check(t.Context(), func() error { return <-old }, func() error { return nil })
+		}()
+		synctest.Wait()
+		gone := errors.New("gone")
+		answer := make(chan error, 1)
+		go func() { answer <- h.recheck(t.Context(), func() error { return gone }) }()
+		synctest.Wait()
+		old <- nil
+		require.ErrorIs(t, <-answer, gone)
+	})
+}
+
+func TestCheckRealDisk(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	path, _ := n.disk("one", layerdisk.FileSystemEROFS, "a")
+	n.stage("one", path)
+	require.NoError(t, n.Check(t.Context(), "one"))
+	require.NoError(t, os.Truncate(path, 0))
+	require.Error(t, n.Check(t.Context(), "one"))
+	require.False(t, n.status("one").Serving)
+	require.Equal(t, MissFailed, n.miss("h", chain("a")).Reason)
+	_, err := n.Unstage(t.Context(), "one", UnstageOptions{})
+	require.NoError(t, err)
+	require.Empty(t, n.left())
+}
