@@ -85,7 +85,7 @@ func (n *node) registryFlags(ref string) []string {
 	return []string{"--plain-http", host}
 }
 
-// C-20 to C-25 from the command line, over a real daemon, a real registry and real loop devices.
+// The whole life from the command line, over a real daemon, a real registry and real loop devices.
 func TestSnapshotLife(t *testing.T) {
 	n := newNode(t)
 	img := n.push("app", image.Layer{Entries: []image.Entry{image.File("a", "one")}}, image.Layer{Entries: []image.Entry{image.File("b", "two")}})
@@ -131,21 +131,35 @@ func TestSnapshotOfMissingImage(t *testing.T) {
 	require.Contains(t, n.cli("snapshot", "delete", "bad", "--wait"), "deleted")
 }
 
-// M-22: a crash in the middle of a build is followed by a build that succeeds, and nothing is left of the first.
-func TestSnapshotSurvivesKill(t *testing.T) {
-	n := newNode(t)
-	img := n.push("app", image.Layer{Entries: []image.Entry{image.File("a", strings.Repeat("x", 1<<20))}})
-	n.start()
-	n.cli(append([]string{"snapshot", "create", "nightly", "--image", img.ref}, n.registryFlags(img.ref)...)...)
-	require.NoError(t, wait.Until(t.Context(), soon, "the build to have a volume", func(context.Context) error {
-		if len(n.stored("volumes")) == 0 && len(n.stored("snapshots")) == 0 {
-			return errors.New("there is none")
+// beginHeldBuild creates an image snapshot whose build waits for the registry, and returns in the middle of it.
+func (n *node) beginHeldBuild(name string, img pushed) {
+	n.Helper()
+	n.registry.Reset()
+	n.registry.Hold()
+	// Without reuse the volume comes before the first request.
+	n.cli(append([]string{"snapshot", "create", name, "--image", img.ref, "--reuse-layers=false"}, n.registryFlags(img.ref)...)...)
+	require.NoError(n, wait.Until(n.Context(), soon, "the build to ask the registry", func(context.Context) error {
+		if len(n.stored("volumes")) != 1 || n.registry.Requests() == 0 {
+			return errors.New("it has not begun")
 		}
 		return nil
-	}))
+	}), n.berthd.LogTail(40))
+}
+
+// A crash in the middle of a build is followed by a build that succeeds, and nothing is left of the first.
+func TestSnapshotSurvivesKill(t *testing.T) {
+	n := newNode(t)
+	img := n.push("app", image.Layer{Entries: []image.Entry{image.File("a", "one")}})
+	n.start()
+	n.beginHeldBuild("nightly", img)
+	first := n.stored("volumes")
 	require.NoError(t, n.berthd.Kill())
+	require.Equal(t, first, n.stored("volumes"))
+	n.registry.Resume()
 	require.NoError(t, n.berthd.Start(t.Context()))
-	n.awaitSnapshot("nightly", "AVAILABLE")
+	v := n.awaitSnapshot("nightly", "AVAILABLE")
+	require.Equal(t, 2, v.Status.Builds)
+	require.Contains(t, n.cli("snapshot", "events", "nightly"), "the build was interrupted and begins anew")
 	require.NoError(t, wait.Until(t.Context(), soon, "what the crash left to be gone", func(context.Context) error {
 		if v, s := n.stored("volumes"), n.stored("snapshots"); len(v) != 0 || len(s) != 1 {
 			return errors.New("there are " + strings.Join(append(v, s...), " "))
@@ -154,4 +168,30 @@ func TestSnapshotSurvivesKill(t *testing.T) {
 	}))
 	n.cli("snapshot", "delete", "nightly", "--wait")
 	require.Empty(t, n.stored("snapshots"))
+}
+
+// C-25: deleting aborts a build, whatever it waits for.
+func TestSnapshotDeletedWhileBuilt(t *testing.T) {
+	n := newNode(t)
+	img := n.push("app", image.Layer{Entries: []image.Entry{image.File("a", "one")}})
+	n.start()
+	n.beginHeldBuild("nightly", img)
+	require.Contains(t, n.cli("snapshot", "delete", "nightly", "--wait"), "nightly: deleted")
+	n.registry.Resume()
+	require.Empty(t, n.stored("volumes"))
+	require.Empty(t, n.stored("snapshots"))
+}
+
+// A stop does not wait for a build, and the next start goes on.
+func TestSnapshotSurvivesRestart(t *testing.T) {
+	n := newNode(t)
+	img := n.push("app", image.Layer{Entries: []image.Entry{image.File("a", "one")}})
+	n.start()
+	n.beginHeldBuild("nightly", img)
+	require.NoError(t, n.berthd.Stop())
+	n.registry.Resume()
+	require.NoError(t, n.berthd.Start(t.Context()))
+	require.Equal(t, 2, n.awaitSnapshot("nightly", "AVAILABLE").Status.Builds)
+	n.cli("snapshot", "delete", "nightly", "--wait")
+	require.Empty(t, n.stored("volumes"))
 }
