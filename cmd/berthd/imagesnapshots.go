@@ -114,5 +114,17 @@ func (s *imageSnapshots) run(ctx context.Context) {
 	wg.Wait()
 }
 
+// recorder notes uses; it works without image snapshots too.
+func (s *imageSnapshots) recorder() matchRecorder {
+	if s == nil {
+		return noRecorder{}
+	}
+	return s.engine
+}
+
+type noRecorder struct{}
+
+func (noRecorder) RecordMatch(string, string) {}
+
 // Close is for after run.
 func (s *imageSnapshots) Close() error { return s.store.Close() }

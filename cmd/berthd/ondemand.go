@@ -28,9 +28,12 @@ const catalogTimeout = 10 * time.Second
 
 // openCatalogs is the one list of catalogs.
 func openCatalogs(c config.Config, own *imageSnapshots) ([]catalog.Lister, error) {
-	listers := []catalog.Lister{stored.New(stored.Config{
-		Store: own.store, Watcher: own.store, Indexes: own.store, Driver: config.LoopDriver,
-	})}
+	var listers []catalog.Lister
+	if own != nil {
+		listers = append(listers, stored.New(stored.Config{
+			Store: own.store, Watcher: own.store, Indexes: own.store, Driver: config.LoopDriver,
+		}))
+	}
 	if c.Catalog.Directory != "" {
 		d, err := directory.Open(c.Catalog.Directory, c.Catalog.Interval.Std())
 		if err != nil {
@@ -47,7 +50,7 @@ func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	platform := platforms.Normalize(platforms.DefaultSpec())
-	observer := &chooserObserver{matches: n.snapshots.engine}
+	observer := &chooserObserver{matches: n.snapshots.recorder()}
 	n.chooser, err = ondemand.New(context.WithoutCancel(ctx), ondemand.Config{
 		Stage: n.stage, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
 		AttachCostBytes: c.Catalog.AttachCost, Observer: observer,

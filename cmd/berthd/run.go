@@ -84,7 +84,9 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
 	control.Register(server, service)
-	control.RegisterImageSnapshots(server, n.snapshots.service)
+	if n.snapshots != nil {
+		control.RegisterImageSnapshots(server, n.snapshots.service)
+	}
 	alive := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, alive)
 
@@ -108,7 +110,9 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backend, n.stage); err != nil {
-		return err
+		// No container may fail to start because of them.
+		log.G(ctx).WithError(err).Error("serving without image snapshots of this node's own, repair their store and restart")
+		n.snapshots, err = nil, nil
 	}
 	if err := n.openChooser(ctx, c); err != nil {
 		return err
@@ -119,7 +123,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	}
 	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{
 		Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Protocol: protocol,
-		Observer: useRecorder{watch, n.chooser, n.snapshots.engine},
+		Observer: useRecorder{watch, n.chooser, n.snapshots.recorder()},
 	})
 	if err != nil {
 		return err
@@ -166,7 +170,9 @@ func (n *node) serve(ctx context.Context, c config.Config, load func() (config.C
 	log.G(stopping).Info("berthd stops, containers go on")
 	alive.Shutdown()
 	n.ledger.Close()
-	n.snapshots.service.Close()
+	if n.snapshots != nil {
+		n.snapshots.service.Close()
+	}
 	drain(stopping, server)
 	stopWork()
 	background()

@@ -32,7 +32,9 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 		wg.Go(func() { discover(ctx, n.drivers.attached, discovery) })
 	}
 	wg.Go(func() { feedWatchdog(ctx, n.answersItself) })
-	wg.Go(func() { n.snapshots.run(ctx) })
+	if n.snapshots != nil {
+		wg.Go(func() { n.snapshots.run(ctx) })
+	}
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	wg.Go(func() {

@@ -22,10 +22,12 @@ type snapshotView struct {
 	Name   string `json:"name"`
 	ID     string `json:"id"`
 	Status struct {
-		Phase            string `json:"phase"`
-		Reason           string `json:"reason"`
-		Builds           int    `json:"builds"`
-		VolumeSnapshotID string `json:"volume_snapshot_id"`
+		Phase  string `json:"phase"`
+		Reason string `json:"reason"`
+		Builds int    `json:"builds"`
+		// MatchCount is a number in a string, as protojson writes 64 bits; absent is none.
+		MatchCount       json.Number `json:"match_count"`
+		VolumeSnapshotID string      `json:"volume_snapshot_id"`
 		Images           []struct {
 			Reference string `json:"reference"`
 			Digest    string `json:"digest"`
@@ -117,6 +119,27 @@ func TestSnapshotLife(t *testing.T) {
 	require.Empty(t, n.stored("volumes"))
 	_, err = n.berthd.CLI(t.Context(), "snapshot", "get", "nightly")
 	require.ErrorContains(t, err, `no image snapshot "nightly"`)
+}
+
+// An image snapshot made on this node serves the next pull, without anybody attaching anything, and counts that.
+func TestPullFindsItsImageSnapshot(t *testing.T) {
+	n := newNode(t)
+	p := n.push("app", n.fiveLayers()...)
+	n.start()
+	n.cli(append([]string{"snapshot", "create", "nightly", "--image", p.ref, "--wait"}, n.registryFlags(p.ref)...)...)
+	n.registry.Reset()
+	n.pull(p)
+	require.Zero(t, n.fetched(p), "layer blobs fetched: %v", n.registry.Blobs())
+	require.Equal(t, []string{"nightly"}, n.attached())
+	require.Equal(t, "content of top", n.run(p, "c", "cat", "/s/top"))
+	n.requireSameTree(p)
+	require.NoError(t, wait.Until(t.Context(), soon, "the use to be noted", func(context.Context) error {
+		v, err := n.snapshot("nightly")
+		if err == nil && v.Status.MatchCount.String() == "" {
+			err = errors.New("it was never matched")
+		}
+		return err
+	}))
 }
 
 // An image that is not there fails with its reason, and leaves no volume.
