@@ -10,7 +10,7 @@ func (s *ImageSnapshot) Clone() *ImageSnapshot {
 	c := *s
 	c.Labels, c.Annotations = maps.Clone(s.Labels), maps.Clone(s.Annotations)
 	c.Spec = s.Spec.Clone()
-	c.Status.Content = s.Status.Content.Clone()
+	c.Status.Content = s.Status.Clone()
 	c.Status.Events = slices.Clone(s.Status.Events)
 	if s.Status.Work != nil {
 		w := *s.Status.Work

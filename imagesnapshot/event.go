@@ -44,7 +44,8 @@ func (s *ImageSnapshot) AddEvent(now time.Time, kind EventType, reason Reason, m
 		e.Count++
 		e.Last = now
 		// The list stays in the order of the last time.
-		s.Status.Events = append(slices.Delete(events, i, i+1), e)
+		s.Status.Events = slices.Delete(events, i, i+1)
+		s.Status.Events = append(s.Status.Events, e)
 		return
 	}
 	if len(events) >= MaxEvents {

@@ -210,7 +210,7 @@ func (s *ImageSnapshot) Usable(now time.Time, oldDuringUpdate bool) bool {
 	if s.Status.SnapshotID == "" && s.Status.VolumeID == "" || !s.Status.Expires.IsZero() && !now.Before(s.Status.Expires) {
 		return false
 	}
-	switch s.Status.Phase {
+	switch s.Status.Phase { //nolint:exhaustive // no other phase is usable
 	case PhaseAvailable:
 		return true
 	case PhaseUpdating, PhaseUpdateFailed:

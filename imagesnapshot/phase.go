@@ -31,7 +31,7 @@ const (
 )
 
 // transitions is the one table of which phase may follow which. Deleting may follow every phase (C-25).
-var transitions = map[Phase][]Phase{
+var transitions = map[Phase][]Phase{ //nolint:gochecknoglobals // a table
 	PhasePending:  {PhaseCreating, PhaseFailed, PhaseUnavailable, PhaseDeleting},
 	PhaseCreating: {PhaseAvailable, PhaseFailed, PhaseUnavailable, PhaseDeleting},
 	// Available is followed by UpdateFailed if an update served from a flash copy and its regular snapshot came to nothing.

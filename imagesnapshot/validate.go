@@ -99,7 +99,7 @@ func (s *ImageSnapshot) Validate(l Limits) error {
 	if err := CheckName(s.Name); err != nil {
 		p = append(p, err)
 	}
-	s.Metadata.validate(&p)
+	s.validate(&p)
 	s.Spec.validate(&p, l)
 	return errors.Join(p...)
 }

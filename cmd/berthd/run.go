@@ -112,7 +112,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backend, n.stage); err != nil {
 		// No container may fail to start because of them.
 		log.G(ctx).WithError(err).Error("serving without image snapshots of this node's own, repair their store and restart")
-		n.snapshots, err = nil, nil
+		n.snapshots = nil
 	}
 	if err := n.openChooser(ctx, c); err != nil {
 		return err

@@ -62,7 +62,7 @@ func (o *outcome) take(b []byte) error {
 	if err := json.Unmarshal(b, &l); err != nil {
 		return fmt.Errorf("read output of the build process: %w", err)
 	}
-	switch l.Kind {
+	switch l.Kind { //nolint:exhaustive // the others say nothing that is kept
 	case "result":
 		o.result = l.Result
 	case "contents":

@@ -56,8 +56,6 @@ func (r *run) work(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.Ti
 		defer cancel()
 	}
 	var err error
-	var next time.Time
-	done := false
 	switch w.Step {
 	case imagesnapshot.StepPlan:
 		err = r.plan(ctx, s)
@@ -68,14 +66,14 @@ func (r *run) work(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.Ti
 	case imagesnapshot.StepSnapshot:
 		err = r.takeSnapshots(ctx, s)
 	case imagesnapshot.StepWait:
-		next, done, err = r.awaitSnapshots(ctx, s)
+		err = r.awaitSnapshots(ctx, s)
 	default:
 		err = fmt.Errorf("journal of image snapshot %s has the unknown step %q; delete it: %w", s.Name, w.Step, errdefs.ErrDataLoss)
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) && err != nil {
 		return time.Time{}, false, nil // the next look finds the deadline passed
 	}
-	return next, done, err
+	return time.Time{}, false, err
 }
 
 // plan decides how large the volume is and what it starts from.

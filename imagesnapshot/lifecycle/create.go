@@ -160,7 +160,7 @@ func victims(list []*imagesnapshot.ImageSnapshot) []*imagesnapshot.ImageSnapshot
 		if s.Spec.Elimination != imagesnapshot.EliminationLRU || !s.DeletionRequested.IsZero() {
 			continue
 		}
-		switch s.Status.Phase {
+		switch s.Status.Phase { //nolint:exhaustive // the others are at work
 		case imagesnapshot.PhaseAvailable, imagesnapshot.PhaseUpdateFailed, imagesnapshot.PhaseFailed, imagesnapshot.PhaseUnavailable:
 			v = append(v, s)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -115,7 +116,7 @@ const (
 )
 
 // awaitSnapshots looks whether the regular volume snapshots are complete, and if so switches to them.
-func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.Time, bool, error) {
+func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	w := s.Status.Work
 	for i := range w.Built.Snapshots {
 		v := &w.Built.Snapshots[i]
@@ -128,17 +129,17 @@ func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot
 			return err
 		})
 		if err != nil {
-			return time.Time{}, false, r.storageFailed(ctx, s, fmt.Errorf("look at volume snapshot: %w", err))
+			return r.storageFailed(ctx, s, fmt.Errorf("look at volume snapshot: %w", err))
 		}
 		if !found.ReadyToUse {
 			wait := min(lastPoll, firstPoll<<min(w.Failures, 5))
 			w.Failures++
 			w.NotBefore = time.Now().UTC().Add(wait)
-			return time.Time{}, false, r.put(ctx, s)
+			return r.put(ctx, s)
 		}
 		v.Ready, v.SizeBytes = true, found.SizeBytes
 	}
-	return time.Time{}, false, r.complete(ctx, s)
+	return r.complete(ctx, s)
 }
 
 // complete switches to what was built and is complete now, in one write. Only after it is anything old given up.
@@ -148,7 +149,8 @@ func (r *run) complete(ctx context.Context, s *imagesnapshot.ImageSnapshot) erro
 	content := w.Built.Clone()
 	content.SnapshotID, content.SnapshotName = content.Snapshots[0].ID, content.Snapshots[0].Name
 	content.Ready = time.Now().UTC()
-	garbage := append(w.Garbage, imagesnapshot.Leftover{VolumeID: w.VolumeID, VolumeName: w.VolumeName})
+	garbage := slices.Clone(w.Garbage)
+	garbage = append(garbage, imagesnapshot.Leftover{VolumeID: w.VolumeID, VolumeName: w.VolumeName})
 	garbage = append(garbage, leftovers(old)...)
 	if w.Previous != nil {
 		garbage = append(garbage, leftovers(*w.Previous)...)

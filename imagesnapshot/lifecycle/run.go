@@ -228,7 +228,7 @@ func (e *Engine) reconcile(ctx context.Context, name string, t *task) (next time
 
 // step takes the next step of an image snapshot. done says that there is none before next.
 func (r *run) step(ctx context.Context, s *imagesnapshot.ImageSnapshot) (next time.Time, done bool, err error) {
-	switch s.Status.Phase {
+	switch s.Status.Phase { //nolint:exhaustive // the others go by their work
 	case imagesnapshot.PhaseDeleting:
 		r.queue.mu.Lock()
 		r.task.deleting = true

@@ -270,7 +270,7 @@ func (r *recorder) build(ctx context.Context, req lifecycle.BuildRequest) (lifec
 		return lifecycle.BuildResult{}, err
 	}
 	// A dirty volume holds 'd', a disk 'D'.
-	if old[0] != 0 && !(req.Reuse && old[0] == 'D') {
+	if old[0] != 0 && (!req.Reuse || old[0] != 'D') {
 		return lifecycle.BuildResult{}, fmt.Errorf("device holds %q: %w", old, errdefs.ErrAlreadyExists)
 	}
 	if _, err := disk.WriteAt([]byte("d"), 0); err != nil {

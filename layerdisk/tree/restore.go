@@ -134,7 +134,7 @@ func (r *restorer) name(p string, n Number) error {
 func (r *restorer) kind(e *attrs.Entry, n Number, s Stored) (format uint16, err error) {
 	t := r.t
 	in := &t.inodes[n]
-	switch e.Type {
+	switch e.Type { //nolint:exhaustive // layers have no sockets
 	case attrs.Regular:
 		in.aux = uint32(len(t.sums)) //nolint:gosec // fewer than inodes
 		t.sums = append(t.sums, e.Content)
