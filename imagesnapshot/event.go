@@ -49,9 +49,9 @@ func (s *ImageSnapshot) AddEvent(now time.Time, kind EventType, reason Reason, m
 		return
 	}
 	if len(events) >= MaxEvents {
-		events = slices.Delete(events, 0, len(events)-MaxEvents+1)
+		s.Status.Events = slices.Delete(events, 0, len(events)-MaxEvents+1)
 	}
-	s.Status.Events = append(events, Event{Type: kind, Reason: reason, Message: message, Count: 1, First: now, Last: now})
+	s.Status.Events = append(s.Status.Events, Event{Type: kind, Reason: reason, Message: message, Count: 1, First: now, Last: now})
 }
 
 // Shorten cuts a message to MaxMessageBytes, at the boundary of a character.
