@@ -32,8 +32,9 @@ func openDevice(out Output) (*target, error) {
 	if out.SizeBytes > 0 {
 		t.limit, t.why = out.SizeBytes, fmt.Sprintf("its size was fixed at %s (%d bytes)", units.BytesSize(float64(out.SizeBytes)), out.SizeBytes)
 	}
+	t.openDirect()
 	t.publish = func(context.Context) error {
-		if err := t.Sync(); err != nil {
+		if err := errors.Join(t.closeDirect(), t.Sync()); err != nil {
 			return fmt.Errorf("flush disk: %w", err)
 		}
 		return t.Close()
@@ -41,7 +42,7 @@ func openDevice(out Output) (*target, error) {
 	t.discard = func() error {
 		// The header may have been on its way.
 		_, err := t.File.WriteAt(make([]byte, blockBytes), 0)
-		return errors.Join(err, t.Sync(), t.Close())
+		return errors.Join(err, t.closeDirect(), t.Sync(), t.Close())
 	}
 	return t, nil
 }

@@ -27,7 +27,8 @@ type Options struct {
 	Output       Output
 	// Created is the time in the index; zero is the newest creation time of the images.
 	Created time.Time
-	// Parallel is the number of layers in work at once; 0 is 4, or the number of processors if that is less.
+	// Parallel is the number of layers in work at once; 0 is half the processors, from 2 to 4: each layer keeps
+	// about two busy, and what waits for its turn is written twice.
 	Parallel int
 	// Limits of one layer; zero fields are the defaults of package tree.
 	Limits tree.Limits
@@ -87,7 +88,7 @@ func (o *Options) complete() error {
 		return fmt.Errorf("%d layers in parallel, allowed are 1 to %d: %w", o.Parallel, maxParallel, errdefs.ErrInvalidArgument)
 	}
 	if o.Parallel == 0 {
-		o.Parallel = min(4, runtime.GOMAXPROCS(0))
+		o.Parallel = min(max(runtime.GOMAXPROCS(0)/2, 2), 4)
 	}
 	if len(o.Platforms) == 0 {
 		o.Platforms = []ocispec.Platform{platforms.DefaultSpec()}

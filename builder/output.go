@@ -44,6 +44,9 @@ type target struct {
 	// full says that there is no more room. Everything written then is only counted, to say at the end how much is
 	// needed.
 	full atomic.Bool
+	// direct, if not nil, is the same file for writes past the page cache; indirect says that they do not work.
+	direct   *os.File
+	indirect atomic.Bool
 	// written counts bytes.
 	written atomic.Int64
 	// publish makes the complete disk visible, discard leaves nothing that could be taken for one.
@@ -64,7 +67,7 @@ func (t *target) WriteAt(p []byte, off int64) (int, error) {
 	if t.full.Load() {
 		return len(p), nil
 	}
-	n, err := t.File.WriteAt(p, off)
+	n, err := t.put(p, off)
 	t.written.Add(int64(n))
 	if noSpace(err) {
 		t.full.Store(true)
@@ -179,8 +182,14 @@ func openFile(out Output) (*target, error) {
 			t.why += fmt.Sprintf(" and the file system of %s has only %s", dir, units.BytesSize(float64(free)))
 		}
 	}
-	t.publish = p.publish
-	t.discard = p.discard
+	t.openDirect()
+	t.publish = func(ctx context.Context) error {
+		if err := t.closeDirect(); err != nil {
+			return fmt.Errorf("close disk: %w", err)
+		}
+		return p.publish(ctx)
+	}
+	t.discard = func() error { return errors.Join(t.closeDirect(), p.discard()) }
 	return t, nil
 }
 

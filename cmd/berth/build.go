@@ -98,7 +98,7 @@ func newBuild() *cobra.Command {
 	flags.StringVar(&f.size, "size", "", "size of the disk, such as 20GiB (units are powers of 1024); out of space is an error\n(default: as large as its content)")
 	flags.StringSliceVar(&f.platforms, "platform", nil, "platform of the images, such as linux/arm64; may be repeated (default: this machine's)")
 	flags.StringVar(&f.created, "created", "", "creation time in the index, RFC 3339 or seconds since 1970\n(default: $SOURCE_DATE_EPOCH, else the newest image's)")
-	flags.IntVarP(&f.parallel, "parallel", "p", 0, "layers fetched and unpacked at once (default: 4, or the number of processors if less)")
+	flags.IntVarP(&f.parallel, "parallel", "p", 0, "layers fetched and unpacked at once (default: half the processors, from 2 to 4)")
 	flags.StringVar(&f.tempDir, "tmp-dir", "", "directory for layers that have to wait for their turn (default: that of the output)")
 	flags.StringVar(&f.maxLayerSize, "max-layer-size", "1TiB", "refuse layers whose files are larger together")
 	flags.Int64Var(&f.maxLayerFiles, "max-layer-files", tree.DefaultLimits().MaxEntries, "refuse layers with more files")

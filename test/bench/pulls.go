@@ -24,7 +24,7 @@ import (
 // builder measures berth build of all images against containerd's pull of the same, four layers at once, and against
 // writing as many bytes. It leaves the disk for the other parts.
 func (b *bench) builder(ctx context.Context, disk string) error {
-	args := []string{"build", "-o", disk, "--plain-http", b.reg.Host(), "--parallel", "4"}
+	args := []string{"build", "-o", disk, "--plain-http", b.reg.Host()}
 	for _, s := range b.images {
 		args = append(args, s.ref)
 	}
