@@ -22,16 +22,9 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.notify(Event{Kind: EventFinishing})
-	b.plan.stack()
-	listings, attributes, err := b.listings(ctx)
+	ix, encoded, listings, err := b.describe(ctx)
 	if err != nil {
 		return nil, err
-	}
-	ix := b.plan.index(b.opts, attributes)
-	encoded, err := layerdisk.Seal(&ix)
-	if err != nil {
-		return nil, fmt.Errorf("describe disk: %w", err)
 	}
 	layout, err := b.planEROFS(&ix, encoded, listings, end)
 	if err != nil {
@@ -78,6 +71,21 @@ func (b *build) checked(header layerdisk.Header) (*Result, error) {
 		return nil, fmt.Errorf("read the finished disk back: %w", err)
 	}
 	return b.result(id, header.DiskBytes), nil
+}
+
+// describe makes the index, its encoded bytes and the stored listings, once all layers are unpacked.
+func (b *build) describe(ctx context.Context) (ix layerdisk.Index, encoded []byte, listings [][]byte, err error) {
+	b.notify(Event{Kind: EventFinishing})
+	b.plan.stack()
+	listings, attributes, err := b.listings(ctx)
+	if err != nil {
+		return ix, nil, nil, err
+	}
+	ix = b.plan.index(b.opts, attributes)
+	if encoded, err = layerdisk.Seal(&ix); err != nil {
+		return ix, nil, nil, fmt.Errorf("describe disk: %w", err)
+	}
+	return ix, encoded, listings, nil
 }
 
 // listings makes the attribute listing of every layer and its digest.

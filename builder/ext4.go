@@ -43,16 +43,9 @@ func (b *build) runExt4(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.notify(Event{Kind: EventFinishing})
-	b.plan.stack()
-	listings, attributes, err := b.listings(ctx)
+	ix, encoded, listings, err := b.describe(ctx)
 	if err != nil {
 		return nil, err
-	}
-	ix := b.plan.index(b.opts, attributes)
-	encoded, err := layerdisk.Seal(&ix)
-	if err != nil {
-		return nil, fmt.Errorf("describe disk: %w", err)
 	}
 	size := b.sizeExt4(listings, encoded)
 	if err := b.target.checkRoom(size.total); err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
+	"berth.dev/berth/blockdev/durable"
 	"berth.dev/berth/blockdev/sysblock"
 )
 
@@ -56,7 +57,7 @@ func (d *Driver) moveFrom(ctx context.Context, v volumeID, id string, old sysblo
 		return blockdev.Device{}, err
 	}
 	defer d.unlock()
-	r, ok, err := d.read(d.path(id))
+	r, ok, err := durable.Read[record](d.path(id))
 	if err != nil {
 		return blockdev.Device{}, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
+	"berth.dev/berth/blockdev/durable"
 	"berth.dev/berth/blockdev/sysblock"
 )
 
@@ -34,10 +34,7 @@ func (r record) of(d sysblock.Device) bool {
 	return d.Same(sysblock.Device{Name: r.Name, Number: r.Number, Sequence: r.Sequence})
 }
 
-const (
-	recordSuffix = ".json"
-	tempSuffix   = ".new"
-)
+const recordSuffix = ".json"
 
 // claim attaches the volume on the device. The key is held.
 func (d *Driver) claim(id string, dev sysblock.Device, opts blockdev.AttachOptions) (blockdev.Device, error) {
@@ -145,7 +142,7 @@ func (d *Driver) present(r record) (sysblock.Device, bool, error) {
 
 // attachment says whether and how the volume is attached, and forgets attachments whose device has left. The key is held.
 func (d *Driver) attachment(id string, opts blockdev.AttachOptions) (blockdev.Device, bool, error) {
-	r, ok, err := d.read(d.path(id))
+	r, ok, err := durable.Read[record](d.path(id))
 	if err != nil || !ok {
 		return blockdev.Device{}, false, err
 	}
@@ -184,7 +181,7 @@ func (d *Driver) Detach(ctx context.Context, volumeID string) error {
 			r  record
 			ok bool
 		)
-		if r, ok, err = d.read(d.path(volumeID)); err == nil && ok {
+		if r, ok, err = durable.Read[record](d.path(volumeID)); err == nil && ok {
 			err = d.release(r)
 		}
 	}
@@ -236,7 +233,7 @@ func (d *Driver) records() ([]record, error) {
 		if !strings.HasSuffix(e.Name(), recordSuffix) {
 			continue
 		}
-		r, ok, err := d.read(filepath.Join(d.dir, e.Name()))
+		r, ok, err := durable.Read[record](filepath.Join(d.dir, e.Name()))
 		if err != nil {
 			return nil, err
 		}
@@ -247,53 +244,7 @@ func (d *Driver) records() ([]record, error) {
 	return all, nil
 }
 
-func (d *Driver) read(path string) (record, bool, error) {
-	data, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return record{}, false, nil
-	}
-	if err != nil {
-		return record{}, false, err
-	}
-	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return record{}, false, fmt.Errorf("read %s: %w", path, err)
-	}
-	return r, true, nil
-}
-
 // write is durable when it returns: a device that is read-only without anybody knowing why stays so until the next boot.
-func (d *Driver) write(r record) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	path := d.path(r.VolumeID)
-	f, err := os.OpenFile(path+tempSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return d.sync()
-}
+func (d *Driver) write(r record) error { return durable.Write(d.path(r.VolumeID), r) }
 
-func (d *Driver) remove(volumeID string) error {
-	if err := os.Remove(d.path(volumeID)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return d.sync()
-}
-
-func (d *Driver) sync() error {
-	dir, err := os.Open(d.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
+func (d *Driver) remove(volumeID string) error { return durable.Remove(d.path(volumeID)) }

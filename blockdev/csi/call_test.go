@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/durable"
 )
 
 func TestClassOfEveryCode(t *testing.T) {
@@ -109,7 +110,7 @@ func TestStore(t *testing.T) {
 	require.Equal(t, "two", got.Name)
 
 	// What a crash leaves of a write is not a record.
-	require.NoError(t, os.WriteFile(s.path("x")+newSuffix, []byte("{"), 0o600))
+	require.NoError(t, os.WriteFile(s.path("x")+durable.TempSuffix, []byte("{"), 0o600))
 	all, err := s.all()
 	require.NoError(t, err)
 	require.Equal(t, []volumeRecord{{Name: "two"}}, all)

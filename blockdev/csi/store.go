@@ -3,12 +3,11 @@ package csi
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"berth.dev/berth/blockdev/durable"
 )
 
 // store keeps records as files of a directory, each whole or not there, and on the disk when put returns.
@@ -16,10 +15,7 @@ type store[T any] struct {
 	dir string
 }
 
-const (
-	recordSuffix = ".json"
-	newSuffix    = ".new"
-)
+const recordSuffix = ".json"
 
 // hash is the name of files for what may be called anything.
 func hash(s string) string {
@@ -30,22 +26,7 @@ func hash(s string) string {
 func (s store[T]) path(key string) string { return filepath.Join(s.dir, hash(key)+recordSuffix) }
 
 func (s store[T]) get(key string) (record T, found bool, err error) {
-	record, err = s.read(s.path(key))
-	if errors.Is(err, os.ErrNotExist) {
-		return record, false, nil
-	}
-	return record, err == nil, err
-}
-
-func (s store[T]) read(path string) (record T, err error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return record, err
-	}
-	if err := json.Unmarshal(data, &record); err != nil {
-		return record, fmt.Errorf("read %s: %w", path, err)
-	}
-	return record, nil
+	return durable.Read[T](s.path(key))
 }
 
 func (s store[T]) all() ([]T, error) {
@@ -58,58 +39,18 @@ func (s store[T]) all() ([]T, error) {
 		if !strings.HasSuffix(e.Name(), recordSuffix) {
 			continue
 		}
-		record, err := s.read(filepath.Join(s.dir, e.Name()))
-		if errors.Is(err, os.ErrNotExist) {
-			continue // removed since the listing
-		}
+		record, found, err := durable.Read[T](filepath.Join(s.dir, e.Name()))
 		if err != nil {
 			return nil, err
 		}
-		records = append(records, record)
+		if found { // not removed since the listing
+			records = append(records, record)
+		}
 	}
 	return records, nil
 }
 
 // put is not for two at once with one key: callers hold the key's lock.
-func (s store[T]) put(key string, record T) error {
-	data, err := json.Marshal(record)
-	if err != nil {
-		return err
-	}
-	path := s.path(key)
-	temp := path + newSuffix
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	return s.sync()
-}
+func (s store[T]) put(key string, record T) error { return durable.Write(s.path(key), record) }
 
-func (s store[T]) remove(key string) error {
-	err := os.Remove(s.path(key))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return s.sync()
-}
-
-func (s store[T]) sync() error {
-	f, err := os.Open(s.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
+func (s store[T]) remove(key string) error { return durable.Remove(s.path(key)) }
