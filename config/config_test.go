@@ -53,7 +53,7 @@ func TestDefaultFileExampleDriver(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, config.Drivers{CSI: map[string]config.CSI{"cloud": {
 		Node: "/var/lib/kubelet/plugins/csi.example.com/csi.sock", Controller: "/run/csi.example.com/controller.sock",
-		Parameters: map[string]string{"type": "fast"}, SnapshotParameters: map[string]string{},
+		Parameters: map[string]string{"type": "fast"}, SnapshotParameters: map[string]string{}, RestoreParameters: map[string]string{},
 		Topology: map[string]string{"topology.example.com/zone": "a"},
 		Secrets:  config.CSISecrets{Provision: "/etc/berth/secrets/cloud"},
 	}}}, got.Drivers)
@@ -70,7 +70,7 @@ func TestDriversEqual(t *testing.T) {
 	for _, other := range []string{
 		"", "[drivers.csi.b]\nnode = \"/n\"\n", "[drivers.csi.a]\nnode = \"/m\"\n", base + "controller = \"/n\"\n",
 		base + "directory = \"/d\"\n", base + "timeout = \"1s\"\n", base + "parameters = {a = \"b\"}\n",
-		base + "snapshot_parameters = {a = \"b\"}\n", base + "topology = {a = \"b\"}\n",
+		base + "snapshot_parameters = {a = \"b\"}\n", base + "restore_parameters = {a = \"b\"}\n", base + "topology = {a = \"b\"}\n",
 		base + "[drivers.csi.a.secrets]\nsnapshot = \"/s\"\n",
 	} {
 		require.False(t, parse(base).Equal(parse(other)), other)

@@ -26,6 +26,8 @@ type CSI struct {
 	// Parameters of volumes and SnapshotParameters of volume snapshots that are made.
 	Parameters         map[string]string `toml:"parameters"`
 	SnapshotParameters map[string]string `toml:"snapshot_parameters"`
+	// RestoreParameters are added to Parameters for volumes that are made from a volume snapshot.
+	RestoreParameters map[string]string `toml:"restore_parameters"`
 	// Topology replaces what the driver says of where this node is.
 	Topology map[string]string `toml:"topology"`
 	Secrets  CSISecrets        `toml:"secrets"`
@@ -46,7 +48,7 @@ func (d Drivers) Equal(other Drivers) bool { return maps.EqualFunc(d.CSI, other.
 func (c CSI) equal(o CSI) bool {
 	return c.Node == o.Node && c.Controller == o.Controller && c.Directory == o.Directory && c.Timeout == o.Timeout &&
 		c.Secrets == o.Secrets && maps.Equal(c.Parameters, o.Parameters) &&
-		maps.Equal(c.SnapshotParameters, o.SnapshotParameters) && maps.Equal(c.Topology, o.Topology)
+		maps.Equal(c.SnapshotParameters, o.SnapshotParameters) && maps.Equal(c.RestoreParameters, o.RestoreParameters) && maps.Equal(c.Topology, o.Topology)
 }
 
 func (d Drivers) has(name string) bool {

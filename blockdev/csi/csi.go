@@ -44,6 +44,9 @@ type Config struct {
 	// Parameters of volumes that are made, and SnapshotParameters of volume snapshots, as the driver documents them for a
 	// storage class and a volume snapshot class.
 	Parameters, SnapshotParameters map[string]string
+	// RestoreParameters are added to Parameters for a volume that is made from a volume snapshot. Some drivers refuse what only
+	// makes sense there for an empty volume, such as an initialisation rate.
+	RestoreParameters map[string]string
 	// Topology says where volumes are to be made; empty is where the driver says that this node is.
 	Topology map[string]string
 	Secrets  Secrets

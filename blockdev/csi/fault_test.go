@@ -373,6 +373,31 @@ func TestConfiguredTopologyAndParameters(t *testing.T) {
 	require.ErrorContains(t, err, "no parameters")
 }
 
+func TestRestoreParametersAreForVolumesOfSnapshotsOnly(t *testing.T) {
+	f := newTap(t, loopcsi.Options{})
+	plain := f.open(t, nil)
+	id := f.volume(t, plain, "v")
+	s, err := plain.CreateSnapshot(t.Context(), "s", id)
+	require.NoError(t, err)
+	d := f.open(t, func(c *csi.Config) {
+		c.Directory += "-restore"
+		c.Parameters = map[string]string{"type": "gp3", "rate": "0"}
+		c.RestoreParameters = map[string]string{"rate": "300"}
+	})
+	parameters := func(req blockdev.CreateVolumeRequest) map[string]string {
+		_, err := d.CreateVolume(t.Context(), req)
+		require.True(t, errdefs.IsInvalidArgument(err), "the driver has no parameters: %v", err)
+		_, asked := f.asked("CreateVolume")
+		return asked.(*spec.CreateVolumeRequest).GetParameters()
+	}
+	require.Equal(t, map[string]string{"type": "gp3", "rate": "300"},
+		parameters(blockdev.CreateVolumeRequest{Name: "r", SizeBytes: mib, SourceSnapshotID: s.ID}))
+	require.Equal(t, map[string]string{"type": "gp3", "rate": "0"},
+		parameters(blockdev.CreateVolumeRequest{Name: "e", SizeBytes: mib}), "what is configured is not changed by a restore before")
+	require.NoError(t, plain.DeleteSnapshot(t.Context(), s.ID))
+	require.NoError(t, plain.DeleteVolume(t.Context(), id))
+}
+
 // TestDriverThatDoesSomethingElse answers with success and has not done what was asked for.
 func TestDriverThatDoesSomethingElse(t *testing.T) {
 	f := newTap(t, loopcsi.Options{})

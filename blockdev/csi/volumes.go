@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -150,6 +151,7 @@ func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecor
 		req.CapacityRange = &csi.CapacityRange{RequiredBytes: rec.SizeBytes}
 	}
 	if rec.SourceSnapshotID != "" {
+		req.Parameters = restoreParameters(d.config)
 		req.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
 			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: rec.SourceSnapshotID},
 		}}
@@ -171,6 +173,16 @@ func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecor
 		return rec, err
 	}
 	return rec, d.checkMade(ctx, p, rec, v)
+}
+
+func restoreParameters(c Config) map[string]string {
+	if len(c.RestoreParameters) == 0 {
+		return c.Parameters
+	}
+	all := make(map[string]string, len(c.Parameters)+len(c.RestoreParameters))
+	maps.Copy(all, c.Parameters)
+	maps.Copy(all, c.RestoreParameters)
+	return all
 }
 
 // checkMade refuses a volume that is not what was asked for. One that lacks the snapshot's content is deleted, because

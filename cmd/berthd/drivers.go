@@ -48,7 +48,7 @@ func openDrivers(c config.Config) (*drivers, error) {
 func csiConfig(c config.CSI, directory string) csi.Config {
 	return csi.Config{
 		Node: c.Node, Controller: c.Controller, Directory: cmp.Or(c.Directory, directory), Timeout: c.Timeout.Std(),
-		Parameters: c.Parameters, SnapshotParameters: c.SnapshotParameters, Topology: c.Topology, Secrets: csi.Secrets(c.Secrets),
+		Parameters: c.Parameters, SnapshotParameters: c.SnapshotParameters, RestoreParameters: c.RestoreParameters, Topology: c.Topology, Secrets: csi.Secrets(c.Secrets),
 	}
 }
 
