@@ -4,17 +4,16 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
+	"berth.dev/berth/blockdev/durable"
 )
 
 // attachment is written before the volume is attached and deleted after it was detached, so that whatever of it is there
@@ -179,13 +178,13 @@ func (d *Driver) Attached(ctx context.Context) (map[string]blockdev.Device, erro
 	}
 	all := make(map[string]blockdev.Device, len(entries))
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), tempPrefix) {
-			continue
+		if filepath.Ext(e.Name()) != recordSuffix {
+			continue // it is being written
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		a, ok, err := readAttachment(filepath.Join(d.dir, attachmentsDir, e.Name()))
+		a, ok, err := durable.Read[attachment](filepath.Join(d.dir, attachmentsDir, e.Name()))
 		if err == nil && ok {
 			var dev blockdev.Device
 			dev, ok, err = d.device(a)
@@ -260,55 +259,17 @@ func hash(s string) string {
 }
 
 func (d *Driver) attachmentPath(volumeID string) string {
-	return filepath.Join(d.dir, attachmentsDir, hash(volumeID)[:32]+".json")
+	return filepath.Join(d.dir, attachmentsDir, hash(volumeID)[:32]+recordSuffix)
 }
 
 func (d *Driver) readAttachment(volumeID string) (attachment, bool, error) {
-	return readAttachment(d.attachmentPath(volumeID))
-}
-
-func readAttachment(path string) (attachment, bool, error) {
-	data, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return attachment{}, false, nil
-	}
-	if err != nil {
-		return attachment{}, false, err
-	}
-	var a attachment
-	if err := json.Unmarshal(data, &a); err != nil {
-		return attachment{}, false, fmt.Errorf("read %s: %w", path, err)
-	}
-	return a, true, nil
+	return durable.Read[attachment](d.attachmentPath(volumeID))
 }
 
 func (d *Driver) writeAttachment(a attachment) error {
-	data, err := json.Marshal(a)
-	if err != nil {
-		return err
-	}
-	path := d.attachmentPath(a.VolumeID)
-	temp := filepath.Join(filepath.Dir(path), tempPrefix+"new-"+filepath.Base(path))
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	err = writeSynced(temp, func(f *os.File) error {
-		_, err := f.Write(data)
-		return err
-	})
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		return errors.Join(full(err), os.Remove(temp))
-	}
-	return syncDir(filepath.Dir(path))
+	return full(durable.Write(d.attachmentPath(a.VolumeID), a))
 }
 
 func (d *Driver) removeAttachment(volumeID string) error {
-	path := d.attachmentPath(volumeID)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return durable.Remove(d.attachmentPath(volumeID))
 }

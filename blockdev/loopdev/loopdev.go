@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/durable"
 	"berth.dev/berth/blockdev/keylock"
 )
 
@@ -54,6 +55,7 @@ const (
 	attachmentsDir = "attachments"
 	diskFile       = "disk"
 	metaFile       = "meta.json"
+	recordSuffix   = ".json"
 	lockFile       = "lock"
 	// tempPrefix is of names that no volume can have.
 	tempPrefix = "."
@@ -117,7 +119,9 @@ func (d *Driver) sweep() error {
 			return err
 		}
 		for _, e := range entries {
-			if !strings.HasPrefix(e.Name(), tempPrefix) {
+			// A volume may have a name that ends so.
+			record := kind == attachmentsDir && strings.HasSuffix(e.Name(), durable.TempSuffix)
+			if !record && !strings.HasPrefix(e.Name(), tempPrefix) {
 				continue
 			}
 			if err := os.RemoveAll(filepath.Join(d.dir, kind, e.Name())); err != nil {

@@ -148,12 +148,14 @@ func TestOpen(t *testing.T) {
 	d := open(t, dir)
 	_, err := loopdev.Open(dir)
 	require.ErrorIs(t, err, blockdev.ErrInUse)
-	_, err = d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "whole", SizeBytes: mib})
-	require.NoError(t, err)
+	for _, name := range []string{"whole", "whole.new"} {
+		_, err = d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: name, SizeBytes: mib})
+		require.NoError(t, err)
+	}
 	require.NoError(t, d.Close())
 
 	// What a crash leaves: a volume that is not whole, one that is half deleted, an attachment that is half written.
-	for _, left := range []string{"volumes/.new-123/disk", "volumes/.old-x/disk", "snapshots/.new-9/meta.json", "attachments/.new-abc.json"} {
+	for _, left := range []string{"volumes/.new-123/disk", "volumes/.old-x/disk", "snapshots/.new-9/meta.json", "attachments/abc.json.new", "attachments/.new-abc.json"} {
 		path := filepath.Join(dir, left)
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
 		require.NoError(t, os.WriteFile(path, []byte("x"), 0o600))
@@ -163,11 +165,13 @@ func TestOpen(t *testing.T) {
 		entries, err := os.ReadDir(filepath.Join(dir, kind))
 		require.NoError(t, err)
 		for _, e := range entries {
-			require.False(t, strings.HasPrefix(e.Name(), "."), e.Name())
+			require.False(t, strings.HasPrefix(e.Name(), ".") || kind == "attachments", e.Name())
 		}
 	}
-	_, err = d.GetVolume(t.Context(), "whole")
-	require.NoError(t, err)
+	for _, whole := range []string{"whole", "whole.new"} {
+		_, err = d.GetVolume(t.Context(), whole)
+		require.NoError(t, err)
+	}
 }
 
 // brought makes a disk of the user's with some bytes.
