@@ -23,8 +23,9 @@ const MaxExplain = 1000
 // Disk is a layer disk as the node sees it.
 type Disk struct {
 	Name string
-	// Driver and VolumeID say what was attached; DefaultDriver's volume IDs may be paths.
-	Driver, VolumeID string
+	// Driver and VolumeID say what was attached; DefaultDriver's volume IDs may be paths. SnapshotID is the volume snapshot
+	// that the volume was made of here, empty for one that was there.
+	Driver, VolumeID, SnapshotID string
 	// UUID and IndexDigest are empty until the disk has been proved.
 	UUID        string
 	IndexDigest digest.Digest
@@ -158,26 +159,30 @@ func (s *Service) ListDisks(ctx context.Context) ([]Disk, error) {
 	return disks, nil
 }
 
-// AttachDisk attaches a disk and returns when it serves. An empty name is derived from the volume ID.
+// AttachDisk attaches a disk and returns when it serves. An empty name is derived from the ID of the volume or volume snapshot.
 func (s *Service) AttachDisk(ctx context.Context, spec DiskSpec) (Disk, error) {
-	if spec.VolumeID == "" {
-		return Disk{}, fmt.Errorf("attach disk: no volume named: %w", errdefs.ErrInvalidArgument)
+	source := cmp.Or(spec.VolumeID, spec.SnapshotID)
+	if source == "" {
+		return Disk{}, fmt.Errorf("attach disk: no volume or volume snapshot named: %w", errdefs.ErrInvalidArgument)
+	}
+	if spec.VolumeID != "" && spec.SnapshotID != "" {
+		return Disk{}, fmt.Errorf("attach disk: volume %s or volume snapshot %s, name one of them: %w", spec.VolumeID, spec.SnapshotID, errdefs.ErrInvalidArgument)
 	}
 	spec.Driver = cmp.Or(spec.Driver, DefaultDriver)
 	if spec.Driver == DefaultDriver && filepath.IsAbs(spec.VolumeID) {
 		spec.VolumeID = filepath.Clean(spec.VolumeID)
 	}
 	if spec.Name == "" {
-		spec.Name = NameFor(spec.VolumeID)
+		spec.Name = NameFor(source)
 	}
 	if spec.Expect != "" {
 		if err := spec.Expect.Validate(); err != nil {
-			return Disk{}, fmt.Errorf("attach %s: expected index digest %q: %w: %w", spec.VolumeID, spec.Expect, err, errdefs.ErrInvalidArgument)
+			return Disk{}, fmt.Errorf("attach %s: expected index digest %q: %w: %w", source, spec.Expect, err, errdefs.ErrInvalidArgument)
 		}
 	}
 	disk, err := s.disks.Attach(ctx, spec)
 	if err != nil {
-		return Disk{}, fmt.Errorf("attach %s: %w", spec.VolumeID, err)
+		return Disk{}, fmt.Errorf("attach %s: %w", source, err)
 	}
 	s.waiting.remove(spec.Name)
 	disk.Configured = s.waiting.configured(disk.Name)
@@ -244,7 +249,7 @@ func (s *Service) ExplainLayers(ctx context.Context, layers []LayerName) ([]Answ
 // Watch returns the events from now on; see Ledger.Watch.
 func (s *Service) Watch(ctx context.Context) *Watcher { return s.ledger.Watch(ctx) }
 
-// NameFor derives a disk's name from its volume ID: the last part of a path without its ending, in lower case, with
+// NameFor derives a disk's name from the ID of its volume or volume snapshot: the last part of a path without its ending, in lower case, with
 // '-' for what a name cannot have.
 func NameFor(volumeID string) string {
 	base := strings.ToLower(filepath.Base(volumeID))

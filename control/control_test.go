@@ -28,11 +28,15 @@ func TestAttachDisk(t *testing.T) {
 
 	for name, spec := range map[string]control.DiskSpec{
 		"no volume":  {Name: "a"},
+		"two":        {VolumeID: "/x", SnapshotID: "snap-1"},
 		"bad expect": {VolumeID: "/x", Expect: "sha256:zz"},
 	} {
 		_, err := s.AttachDisk(t.Context(), spec)
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, name)
 	}
+	d, err = s.AttachDisk(t.Context(), control.DiskSpec{Driver: "cloud", SnapshotID: "snap-1"})
+	require.NoError(t, err)
+	require.Equal(t, "snap-1", d.Name)
 	f.faults["/gone"] = 1
 	_, err = s.AttachDisk(t.Context(), control.DiskSpec{VolumeID: "/gone"})
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)

@@ -52,7 +52,7 @@ func (s *server) ListDisks(ctx context.Context, _ *controlv1.ListDisksRequest) (
 // AttachDisk attaches a disk.
 func (s *server) AttachDisk(ctx context.Context, req *controlv1.AttachDiskRequest) (*controlv1.AttachDiskResponse, error) {
 	disk, err := s.service.AttachDisk(ctx, DiskSpec{
-		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(),
+		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(), SnapshotID: req.GetSnapshotId(),
 		Keep: req.GetKeep(), Expect: digest.Digest(req.GetExpectIndexDigest()),
 	})
 	if err != nil {
@@ -153,7 +153,7 @@ func diskMessage(d Disk) *controlv1.Disk {
 		Name: d.Name, Driver: d.Driver, VolumeId: d.VolumeID, Uuid: d.UUID, IndexDigest: d.IndexDigest.String(),
 		State: d.State, Serving: d.Serving, Device: d.Device, MountPoint: d.MountPoint, SizeBytes: d.SizeBytes,
 		Layers: int64(d.Layers), LayersInUse: int64(d.LayersInUse), Holders: int64(d.Holders),
-		LastError: d.LastError, Keep: d.Keep, Configured: d.Configured,
+		LastError: d.LastError, Keep: d.Keep, Configured: d.Configured, SnapshotId: d.SnapshotID,
 	}
 	if !d.Since.IsZero() {
 		m.Since = timestamppb.New(d.Since)

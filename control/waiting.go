@@ -179,7 +179,7 @@ func (w *Waiting) merge(disks []Disk) []Disk {
 	for name, a := range w.todo {
 		i := slices.IndexFunc(disks, func(d Disk) bool { return d.Name == name })
 		if i < 0 {
-			disks = append(disks, Disk{Name: name, Driver: a.spec.Driver, VolumeID: a.spec.VolumeID,
+			disks = append(disks, Disk{Name: name, Driver: a.spec.Driver, VolumeID: a.spec.VolumeID, SnapshotID: a.spec.SnapshotID,
 				State: StateWaiting, Since: a.since, Keep: a.spec.Keep, Configured: !a.found})
 			i = len(disks) - 1
 		}

@@ -190,6 +190,14 @@ func TestAttach(t *testing.T) {
 	require.Equal(t, "vol-1", f.attached.GetVolumeId())
 	require.False(t, f.attached.GetKeep())
 
+	_, err = berth(t, "attach", "snap-1", "--snapshot", "--driver", "cloud", "--socket", socket)
+	require.NoError(t, err)
+	require.Equal(t, "snap-1", f.attached.GetSnapshotId())
+	require.Equal(t, "cloud", f.attached.GetDriver())
+	require.Empty(t, f.attached.GetVolumeId())
+	_, err = berth(t, "attach", "x", "--snapshot", "--volume", "--socket", socket)
+	require.ErrorContains(t, err, "none of the others can be")
+
 	_, err = berth(t, "attach", "x", "--expect", "latest", "--socket", socket)
 	require.ErrorContains(t, err, "berth inspect")
 	_, err = berth(t, "attach", "--socket", socket)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -74,7 +75,7 @@ func printDisks(w io.Writer, disks []*controlv1.Disk) error {
 		}
 		rows = append(rows, []string{d.GetName(), orDash(d.GetState()), strconv.FormatInt(d.GetLayers(), 10),
 			strconv.FormatInt(d.GetLayersInUse(), 10), strconv.FormatInt(d.GetHolders(), 10), humanSize(d.GetSizeBytes()),
-			keep, d.GetVolumeId()})
+			keep, cmp.Or(d.GetVolumeId(), d.GetSnapshotId())})
 	}
 	if err := writeTable(w, rows); err != nil {
 		return err

@@ -73,7 +73,7 @@ func (d disks) List(context.Context) ([]control.Disk, error) {
 
 func diskOf(s stage.DiskStatus) control.Disk {
 	d := control.Disk{
-		Name: s.Name, Driver: s.Driver, VolumeID: s.VolumeID, UUID: s.UUID, IndexDigest: s.IndexDigest,
+		Name: s.Name, Driver: s.Driver, VolumeID: s.VolumeID, SnapshotID: s.SnapshotID, UUID: s.UUID, IndexDigest: s.IndexDigest,
 		State: string(s.State), Serving: s.Serving, Device: s.Device, MountPoint: s.MountPoint, SizeBytes: s.SizeBytes,
 		Layers: s.Layers, LayersInUse: s.LayersInUse, Holders: s.Holders, Since: s.Since, Keep: s.Keep,
 	}

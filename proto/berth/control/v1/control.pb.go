@@ -376,7 +376,9 @@ type Disk struct {
 	// Whether it stays attached while nothing uses it.
 	Keep bool `protobuf:"varint,16,opt,name=keep,proto3" json:"keep,omitempty"`
 	// Whether the configuration names it, so that every start attaches it.
-	Configured    bool `protobuf:"varint,17,opt,name=configured,proto3" json:"configured,omitempty"`
+	Configured bool `protobuf:"varint,17,opt,name=configured,proto3" json:"configured,omitempty"`
+	// The driver's ID of the volume snapshot that its volume was made of, empty for a volume that was there.
+	SnapshotId    string `protobuf:"bytes,18,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -530,10 +532,17 @@ func (x *Disk) GetConfigured() bool {
 	return false
 }
 
+func (x *Disk) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
 // AttachDiskRequest of ControlService.AttachDisk.
 type AttachDiskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name to give the disk; empty derives one from the volume.
+	// Name to give the disk; empty derives one from the volume or volume snapshot.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Driver; empty is the one that serves files and block devices.
 	Driver string `protobuf:"bytes,2,opt,name=driver,proto3" json:"driver,omitempty"`
@@ -543,8 +552,11 @@ type AttachDiskRequest struct {
 	Keep bool `protobuf:"varint,4,opt,name=keep,proto3" json:"keep,omitempty"`
 	// Refuse a disk whose index has another digest; empty takes any layer disk.
 	ExpectIndexDigest string `protobuf:"bytes,5,opt,name=expect_index_digest,json=expectIndexDigest,proto3" json:"expect_index_digest,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// In place of volume_id, the driver's ID of a volume snapshot: a volume is made of it for this node, and deleted when the
+	// disk leaves it.
+	SnapshotId    string `protobuf:"bytes,6,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachDiskRequest) Reset() {
@@ -608,6 +620,13 @@ func (x *AttachDiskRequest) GetKeep() bool {
 func (x *AttachDiskRequest) GetExpectIndexDigest() string {
 	if x != nil {
 		return x.ExpectIndexDigest
+	}
+	return ""
+}
+
+func (x *AttachDiskRequest) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
 	}
 	return ""
 }
@@ -1623,7 +1642,7 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x12\n" +
 	"\x10ListDisksRequest\"A\n" +
 	"\x11ListDisksResponse\x12,\n" +
-	"\x05disks\x18\x01 \x03(\v2\x16.berth.control.v1.DiskR\x05disks\"\xe9\x03\n" +
+	"\x05disks\x18\x01 \x03(\v2\x16.berth.control.v1.DiskR\x05disks\"\x8a\x04\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12\x1b\n" +
@@ -1647,13 +1666,17 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x04keep\x18\x10 \x01(\bR\x04keep\x12\x1e\n" +
 	"\n" +
 	"configured\x18\x11 \x01(\bR\n" +
-	"configured\"\xa0\x01\n" +
+	"configured\x12\x1f\n" +
+	"\vsnapshot_id\x18\x12 \x01(\tR\n" +
+	"snapshotId\"\xc1\x01\n" +
 	"\x11AttachDiskRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12\x1b\n" +
 	"\tvolume_id\x18\x03 \x01(\tR\bvolumeId\x12\x12\n" +
 	"\x04keep\x18\x04 \x01(\bR\x04keep\x12.\n" +
-	"\x13expect_index_digest\x18\x05 \x01(\tR\x11expectIndexDigest\"@\n" +
+	"\x13expect_index_digest\x18\x05 \x01(\tR\x11expectIndexDigest\x12\x1f\n" +
+	"\vsnapshot_id\x18\x06 \x01(\tR\n" +
+	"snapshotId\"@\n" +
 	"\x12AttachDiskResponse\x12*\n" +
 	"\x04disk\x18\x01 \x01(\v2\x16.berth.control.v1.DiskR\x04disk\"=\n" +
 	"\x11DetachDiskRequest\x12\x12\n" +
