@@ -44,7 +44,7 @@ test: bootstrap ## everything a change has to pass: all packages, then real cont
 
 .PHONY: test-integration
 test-integration: bootstrap ## tests with a real containerd, CONTAINERD=VERSION
-	@scripts/tools containerd@$(CONTAINERD) runc registry >/dev/null
+	@scripts/tools containerd@$(CONTAINERD) runc registry nerdctl >/dev/null
 	BERTH_CONTAINERD=$(CONTAINERD) go test -count=1 -tags integration -timeout $(TEST_TIMEOUT) -run '$(RUN)' ./test/integration/... ./test/harness/containerd/...
 
 .PHONY: test-csi

@@ -173,7 +173,7 @@ func (n *node) start() {
 		MaxConcurrentUnpacks: n.unpacks, SandboxImage: n.pauseImage, CAFile: n.registry.CAFile(), Snippet: snippet,
 	})
 	require.NoError(n, err)
-	require.NoError(n, n.containerd.UsePlainHTTPIf(n.registry.PlainHTTP(), n.registry.Host()))
+	require.NoError(n, n.containerd.UseRegistry(n.registry.Host(), n.registry.PlainHTTP()))
 	n.Cleanup(n.logOnFailure)
 	require.NoError(n, n.containerd.Start(n.Context()))
 	n.Cleanup(func() { require.NoError(n, n.containerd.Close()) })

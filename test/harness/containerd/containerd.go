@@ -82,16 +82,17 @@ func (d *Daemon) Configure(change func(*Config)) error {
 // Config in force at the next Start.
 func (d *Daemon) Config() Config { return d.cfg }
 
-// UsePlainHTTPIf makes CRI pulls from host speak plain HTTP, if so; else they use TLS, which is the default.
-func (d *Daemon) UsePlainHTTPIf(plain bool, host string) error {
-	if !plain {
-		return nil
+// UseRegistry says how CRI and nerdctl speak to host. CRI would use TLS, nerdctl plain HTTP, because it is this machine.
+func (d *Daemon) UseRegistry(host string, plainHTTP bool) error {
+	server := "https://" + host
+	if plainHTTP {
+		server = "http://" + host
 	}
 	dir := filepath.Join(d.cfg.certsDir(), host)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make hosts directory: %w", err)
 	}
-	text := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", host, host)
+	text := fmt.Sprintf("server = %q\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", server, server)
 	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write hosts.toml: %w", err)
 	}

@@ -76,7 +76,7 @@ func TestHarness(t *testing.T) {
 	cfg.SandboxImage, cfg.CAFile = ref, reg.CAFile()
 	d, err := containerd.New(ctx, cfg)
 	require.NoError(t, err)
-	require.NoError(t, d.UsePlainHTTPIf(reg.PlainHTTP(), reg.Host()))
+	require.NoError(t, d.UseRegistry(reg.Host(), reg.PlainHTTP()))
 	require.NoError(t, d.Start(ctx))
 	t.Cleanup(func() { require.NoError(t, d.Close()) })
 
