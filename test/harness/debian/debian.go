@@ -88,6 +88,20 @@ func Science() Image {
 	}
 }
 
+// Scipy is about 1.2 GB unpacked: what programs that compute load when they start, thousands of files of them.
+func Scipy() Image {
+	load := []string{"/usr/bin/python3", "-c", "import scipy.optimize, scipy.stats, pandas, sklearn.linear_model; print('ready')"}
+	return Image{
+		Repository: "scipy:1",
+		Steps: append(pythonSteps(),
+			Step{Packages: []string{"python3-scipy", "python3-pandas", "python3-sklearn", "python3-matplotlib"}},
+			Step{Script: `mkdir /app; echo 'print("ready")' > /app/main.py`},
+		),
+		Command: load,
+		Check:   load,
+	}
+}
+
 // Everything is large, about 2.5 GB unpacked: compilers, browsers, an office, fonts and 256 MiB that do not compress, as
 // model weights do not.
 func Everything() Image {

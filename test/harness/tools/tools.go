@@ -80,6 +80,20 @@ func BuildBerth(ctx context.Context, dir string) (string, error) {
 	return dir, nil
 }
 
+// Build one program of the module into a file.
+func Build(ctx context.Context, file, pkg string) error {
+	root, err := Root()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", file, pkg)
+	cmd.Dir = root
+	if _, err := output(cmd); err != nil {
+		return fmt.Errorf("build %s: %w", pkg, err)
+	}
+	return nil
+}
+
 func output(cmd *exec.Cmd) (string, error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
