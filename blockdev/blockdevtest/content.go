@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/containerd/errdefs"
+
 	"berth.dev/berth/blockdev"
 )
 
@@ -19,14 +21,40 @@ func (c *fakeContent) content() ([]byte, error) {
 	if c.fake.attached[c.volumeID] != c.device || v == nil {
 		return nil, fmt.Errorf("%s was detached: %w", c.device.Path, blockdev.ErrNotFound)
 	}
+	if c.device.state == DeviceFails {
+		return nil, fmt.Errorf("%s: %w", c.device.Path, errIO)
+	}
+	if c.device.cut {
+		return v.content[:len(v.content)/2], nil
+	}
 	return v.content, nil
+}
+
+// errIO is what a device that fails gives.
+var errIO = fmt.Errorf("input/output error: %w", errdefs.ErrDataLoss)
+
+// ready waits for a device that stalls, as the kernel does: for as long as it takes.
+func (c *fakeContent) ready() {
+	for {
+		c.fake.mu.Lock()
+		healed := c.device.healed
+		c.fake.mu.Unlock()
+		if healed == nil {
+			return
+		}
+		<-healed
+	}
 }
 
 // ReadAt reads from the volume.
 func (c *fakeContent) ReadAt(p []byte, offset int64) (int, error) {
+	c.ready()
 	c.fake.mu.Lock()
 	defer c.fake.mu.Unlock()
 	content, err := c.content()
+	if err == nil && c.fake.hits(c.fake.wrong.ReadError, "read", c.volumeID) {
+		err = fmt.Errorf("%s: %w", c.device.Path, errIO)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -42,6 +70,7 @@ func (c *fakeContent) ReadAt(p []byte, offset int64) (int, error) {
 
 // WriteAt writes to the volume.
 func (c *fakeContent) WriteAt(p []byte, offset int64) (int, error) {
+	c.ready()
 	c.fake.mu.Lock()
 	defer c.fake.mu.Unlock()
 	content, err := c.content()

@@ -2,9 +2,7 @@ package blockdevtest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -40,30 +38,25 @@ type Fake struct {
 	maxAttachments int
 
 	// mu guards what follows.
-	mu        sync.Mutex
+	mu sync.Mutex
+	cloud
+	faults  []Fault
+	actions []Action
+	calls   int
+	hook    func(ctx context.Context, a Action) error
+	wrong   Misbehaviour
+	rolls   map[string]uint64
+	tokens  map[string]tokens
+}
+
+// cloud is what there is, whether calls see it or not.
+type cloud struct {
 	volumes   map[string]*fakeVolume
 	snapshots map[string]*fakeSnapshot
 	attached  map[string]*fakeDevice
-	made      int
-	faults    []Fault
-	actions   []Action
-	calls     int
-	hook      func(ctx context.Context, a Action) error
-}
-
-type fakeVolume struct {
-	blockdev.Volume
-	content []byte
-}
-
-type fakeSnapshot struct {
-	blockdev.VolumeSnapshot
-	content []byte
-}
-
-type fakeDevice struct {
-	blockdev.Device
-	users int
+	// inUse are devices that are gone and still used: their names are not given again.
+	inUse map[*fakeDevice]bool
+	made  int
 }
 
 var (
@@ -76,9 +69,14 @@ var (
 func NewFake(maxAttachments int) *Fake {
 	return &Fake{
 		maxAttachments: maxAttachments,
-		volumes:        make(map[string]*fakeVolume),
-		snapshots:      make(map[string]*fakeSnapshot),
-		attached:       make(map[string]*fakeDevice),
+		cloud: cloud{
+			volumes:   make(map[string]*fakeVolume),
+			snapshots: make(map[string]*fakeSnapshot),
+			attached:  make(map[string]*fakeDevice),
+			inUse:     make(map[*fakeDevice]bool),
+		},
+		rolls:  make(map[string]uint64),
+		tokens: make(map[string]tokens),
 	}
 }
 
@@ -96,44 +94,59 @@ func (f *Fake) OnCall(hook func(ctx context.Context, a Action) error) {
 	f.hook = hook
 }
 
-// Actions are all calls so far, in the order of their ends.
+// Actions are the calls so far, in the order of their ends: all of them, unless there were very many.
 func (f *Fake) Actions() []Action {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.actions)
 }
 
-// do runs one operation under the lock, with the faults planned for it.
+// do runs one operation under the lock, with the faults planned for it and as badly as the cloud behaves.
 func (f *Fake) do(ctx context.Context, op, object string, operation func() error) error {
 	f.mu.Lock()
 	f.calls++
 	a := Action{Call: f.calls, Op: op, Object: object}
-	hook := f.hook
+	hook, latency := f.hook, f.draw(f.wrong.Latency, "latency "+op, object)
 	f.mu.Unlock()
 
 	if hook != nil {
 		a.Err = hook(ctx, a)
 	}
+	if a.Err == nil {
+		a.Err = pause(ctx, latency/2)
+	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if a.Err == nil {
 		a.Err = ctx.Err()
 	}
 	if a.Err == nil {
+		f.finish(time.Now())
 		fault := f.fault(a)
 		if fault.Err == nil || fault.Done {
-			a.Err = operation()
+			a.Err = f.perform(a, operation)
 		}
 		if fault.Err != nil {
 			a.Err = fault.Err
 		}
 	}
+	f.mu.Unlock()
+	if a.Err == nil {
+		a.Err = pause(ctx, latency/2)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.actions = append(f.actions, a)
+	if len(f.actions) > maxActions {
+		f.actions = slices.Delete(f.actions, 0, maxActions/2)
+	}
 	if a.Err != nil {
 		return fmt.Errorf("%s %s: %w", op, object, a.Err)
 	}
 	return nil
 }
+
+// maxActions bounds the memory of tests of many steps.
+const maxActions = 1 << 16
 
 // fault finds the fault of a call and uses it up.
 func (f *Fake) fault(a Action) Fault {
@@ -155,240 +168,4 @@ func (f *Fake) fault(a Action) Fault {
 // Properties of the fake: it can do everything.
 func (f *Fake) Properties() blockdev.Properties {
 	return blockdev.Properties{MaxAttachments: f.maxAttachments, ReadOnlyAttach: true, VolumeSnapshots: true}
-}
-
-// Attach gives a device a path of its own each time.
-func (f *Fake) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (dev blockdev.Device, err error) {
-	err = f.do(ctx, "Attach", volumeID, func() error {
-		if f.volumes[volumeID] == nil {
-			return blockdev.ErrNotFound
-		}
-		if d := f.attached[volumeID]; d != nil {
-			if d.ReadOnly != opts.ReadOnly {
-				return blockdev.ErrExists
-			}
-			dev = d.Device
-			return nil
-		}
-		if f.maxAttachments > 0 && len(f.attached) >= f.maxAttachments {
-			return blockdev.ErrAttachLimit
-		}
-		f.made++
-		dev = blockdev.Device{Path: fmt.Sprintf("fake:%d", f.made), ReadOnly: opts.ReadOnly}
-		f.attached[volumeID] = &fakeDevice{Device: dev}
-		return nil
-	})
-	if err != nil {
-		return blockdev.Device{}, err
-	}
-	return dev, nil
-}
-
-// Detach refuses a device that Use is using.
-func (f *Fake) Detach(ctx context.Context, volumeID string) error {
-	return f.do(ctx, "Detach", volumeID, func() error {
-		if d := f.attached[volumeID]; d != nil && d.users > 0 {
-			return blockdev.ErrInUse
-		}
-		delete(f.attached, volumeID)
-		return nil
-	})
-}
-
-// Attached lists the attached volumes.
-func (f *Fake) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
-	all := make(map[string]blockdev.Device)
-	err := f.do(ctx, "Attached", "", func() error {
-		for id, d := range f.attached {
-			all[id] = d.Device
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return all, nil
-}
-
-// CreateVolume gives IDs that differ from the names and are never used again.
-func (f *Fake) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (volume blockdev.Volume, err error) {
-	err = f.do(ctx, "CreateVolume", req.Name, func() error {
-		if req.Name == "" || req.SizeBytes < 0 || req.SizeBytes == 0 && req.SourceSnapshotID == "" {
-			return blockdev.ErrInvalid
-		}
-		for _, v := range f.volumes {
-			if v.Name != req.Name {
-				continue
-			}
-			if v.SourceSnapshotID != req.SourceSnapshotID || req.SizeBytes != 0 && req.SizeBytes != v.SizeBytes {
-				return blockdev.ErrExists
-			}
-			volume = v.Volume
-			return nil
-		}
-		v, err := f.newVolume(req)
-		volume = v
-		return err
-	})
-	if err != nil {
-		return blockdev.Volume{}, err
-	}
-	return volume, nil
-}
-
-func (f *Fake) newVolume(req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
-	size := req.SizeBytes
-	var content []byte
-	if req.SourceSnapshotID != "" {
-		s := f.snapshots[req.SourceSnapshotID]
-		if s == nil {
-			return blockdev.Volume{}, blockdev.ErrNotFound
-		}
-		if size == 0 {
-			size = s.SizeBytes
-		}
-		if size < s.SizeBytes {
-			return blockdev.Volume{}, blockdev.ErrInvalid
-		}
-		content = s.content
-	}
-	f.made++
-	v := &fakeVolume{
-		Volume:  blockdev.Volume{ID: fmt.Sprintf("vol-%d", f.made), Name: req.Name, SizeBytes: size, SourceSnapshotID: req.SourceSnapshotID},
-		content: make([]byte, size),
-	}
-	copy(v.content, content)
-	f.volumes[v.ID] = v
-	return v.Volume, nil
-}
-
-// DeleteVolume deletes one that is not attached.
-func (f *Fake) DeleteVolume(ctx context.Context, volumeID string) error {
-	return f.do(ctx, "DeleteVolume", volumeID, func() error {
-		if f.attached[volumeID] != nil {
-			return blockdev.ErrInUse
-		}
-		delete(f.volumes, volumeID)
-		return nil
-	})
-}
-
-// GetVolume finds a volume.
-func (f *Fake) GetVolume(ctx context.Context, volumeID string) (volume blockdev.Volume, err error) {
-	err = f.do(ctx, "GetVolume", volumeID, func() error {
-		v := f.volumes[volumeID]
-		if v == nil {
-			return blockdev.ErrNotFound
-		}
-		volume = v.Volume
-		return nil
-	})
-	return volume, err
-}
-
-// ListVolumes lists volumes by ID.
-func (f *Fake) ListVolumes(ctx context.Context) (list []blockdev.Volume, err error) {
-	err = f.do(ctx, "ListVolumes", "", func() error {
-		for _, id := range slices.Sorted(maps.Keys(f.volumes)) {
-			list = append(list, f.volumes[id].Volume)
-		}
-		return nil
-	})
-	return list, err
-}
-
-// CreateSnapshot gives a snapshot that is ready at once.
-func (f *Fake) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (snapshot blockdev.VolumeSnapshot, err error) {
-	err = f.do(ctx, "CreateSnapshot", name, func() error {
-		if name == "" {
-			return blockdev.ErrInvalid
-		}
-		for _, s := range f.snapshots {
-			if s.Name != name {
-				continue
-			}
-			if s.SourceVolumeID != sourceVolumeID {
-				return blockdev.ErrExists
-			}
-			snapshot = s.VolumeSnapshot
-			return nil
-		}
-		v := f.volumes[sourceVolumeID]
-		if v == nil {
-			return blockdev.ErrNotFound
-		}
-		f.made++
-		snapshot = blockdev.VolumeSnapshot{
-			ID: fmt.Sprintf("snap-%d", f.made), Name: name, SourceVolumeID: v.ID,
-			SizeBytes: v.SizeBytes, Created: time.Now(), ReadyToUse: true,
-		}
-		f.snapshots[snapshot.ID] = &fakeSnapshot{snapshot, slices.Clone(v.content)}
-		return nil
-	})
-	return snapshot, err
-}
-
-// DeleteSnapshot deletes a snapshot.
-func (f *Fake) DeleteSnapshot(ctx context.Context, snapshotID string) error {
-	return f.do(ctx, "DeleteSnapshot", snapshotID, func() error {
-		delete(f.snapshots, snapshotID)
-		return nil
-	})
-}
-
-// GetSnapshot finds a snapshot.
-func (f *Fake) GetSnapshot(ctx context.Context, snapshotID string) (snapshot blockdev.VolumeSnapshot, err error) {
-	err = f.do(ctx, "GetSnapshot", snapshotID, func() error {
-		s := f.snapshots[snapshotID]
-		if s == nil {
-			return blockdev.ErrNotFound
-		}
-		snapshot = s.VolumeSnapshot
-		return nil
-	})
-	return snapshot, err
-}
-
-// ListSnapshots lists snapshots by ID.
-func (f *Fake) ListSnapshots(ctx context.Context) (list []blockdev.VolumeSnapshot, err error) {
-	err = f.do(ctx, "ListSnapshots", "", func() error {
-		for _, id := range slices.Sorted(maps.Keys(f.snapshots)) {
-			list = append(list, f.snapshots[id].VolumeSnapshot)
-		}
-		return nil
-	})
-	return list, err
-}
-
-// errReadOnly is what a write to a read-only device gives.
-var errReadOnly = errors.New("device is read-only")
-
-// OpenDevice opens a device by its path, as Config.Open wants it. What is read and written is the volume's content at that
-// time; a device that was detached meanwhile fails.
-func (f *Fake) OpenDevice(dev blockdev.Device, _ bool) (Content, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for id, d := range f.attached {
-		if d.Path == dev.Path {
-			return &fakeContent{f, id, d}, nil
-		}
-	}
-	return nil, fmt.Errorf("open %s: %w", dev.Path, blockdev.ErrNotFound)
-}
-
-// Use keeps a device in use until release, as Config.Use wants it.
-func (f *Fake) Use(path string) (release func(), err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, d := range f.attached {
-		if d.Path == path {
-			d.users++
-			return func() {
-				f.mu.Lock()
-				defer f.mu.Unlock()
-				d.users--
-			}, nil
-		}
-	}
-	return nil, fmt.Errorf("use %s: %w", path, blockdev.ErrNotFound)
 }

@@ -3,35 +3,122 @@ package blockdevtest_test
 import (
 	"context"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
+	"berth.dev/berth/blockdev/retry"
 )
 
 func TestFake(t *testing.T) {
 	for name, limit := range map[string]int{"no limit": 0, "limit": 3} {
-		t.Run(name, func(t *testing.T) {
-			var fake *blockdevtest.Fake
-			blockdevtest.Suite(t, blockdevtest.Config{
-				New: func(*testing.T) blockdev.Attacher {
-					fake = blockdevtest.NewFake(limit)
-					return fake
-				},
-				Reopen: func(_ *testing.T, old blockdev.Attacher) blockdev.Attacher { return old },
-				Open: func(dev blockdev.Device, write bool) (blockdevtest.Content, error) {
-					return fake.OpenDevice(dev, write)
-				},
-				Use: func(t *testing.T, dev blockdev.Device) func() {
-					release, err := fake.Use(dev.Path)
-					require.NoError(t, err)
-					return release
-				},
-			})
-		})
+		t.Run(name, func(t *testing.T) { suite(t, limit, blockdevtest.Misbehaviour{}) })
 	}
+}
+
+// A Fake that misbehaves in a way that a patient client does not notice is still a driver.
+func TestFakeMisbehaving(t *testing.T) {
+	all := blockdevtest.Faults(1)
+	together := blockdevtest.Misbehaviour{Seed: 1}
+	for _, name := range []string{
+		"throttling", "latency", "lost answers", "snapshots ready late", "devices appear late", "device names change", "volumes are larger",
+	} {
+		m, ok := all[name]
+		require.True(t, ok, name)
+		t.Run(name, func(t *testing.T) { suite(t, 0, m) })
+	}
+	together.Throttle, together.Latency, together.LoseAnswer = all["throttling"].Throttle, all["latency"].Latency, all["lost answers"].LoseAnswer
+	together.ReadyAfter, together.DeviceAfter, together.ReuseNames = all["snapshots ready late"].ReadyAfter, all["devices appear late"].DeviceAfter, true
+	t.Run("together", func(t *testing.T) { suite(t, 3, together) })
+}
+
+func suite(t *testing.T, limit int, m blockdevtest.Misbehaviour) {
+	var fake *blockdevtest.Fake
+	blockdevtest.Suite(t, blockdevtest.Config{
+		New: func(*testing.T) blockdev.Attacher {
+			fake = blockdevtest.NewFake(limit)
+			fake.Misbehave(m)
+			return patient{fake}
+		},
+		Reopen: func(_ *testing.T, old blockdev.Attacher) blockdev.Attacher { return old },
+		Open: func(dev blockdev.Device, write bool) (blockdevtest.Content, error) {
+			return fake.OpenDevice(dev, write)
+		},
+		Use: func(t *testing.T, dev blockdev.Device) func() {
+			release, err := fake.Use(dev.Path)
+			require.NoError(t, err)
+			return release
+		},
+		Run: func(t *testing.T, test func(*testing.T)) { synctest.Test(t, test) },
+		// Each of the waits of package retry may be used up several times; all of it is the test's own time.
+		Patience: time.Hour,
+	})
+}
+
+// patient is a client that repeats what the storage was too busy for, as berth does.
+type patient struct{ *blockdevtest.Fake }
+
+func again[T any](ctx context.Context, call func(context.Context) (T, error)) (out T, err error) {
+	err = retry.Do(ctx, func(ctx context.Context) error {
+		return retry.Do(ctx, func(ctx context.Context) (err error) {
+			out, err = call(ctx)
+			return err
+		})
+	})
+	return out, err
+}
+
+func (p patient) Attach(ctx context.Context, id string, opts blockdev.AttachOptions) (blockdev.Device, error) {
+	return again(ctx, func(ctx context.Context) (blockdev.Device, error) { return p.Fake.Attach(ctx, id, opts) })
+}
+
+func (p patient) Detach(ctx context.Context, id string) error {
+	_, err := again(ctx, func(ctx context.Context) (any, error) { return nil, p.Fake.Detach(ctx, id) })
+	return err
+}
+
+func (p patient) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
+	return again(ctx, p.Fake.Attached)
+}
+
+func (p patient) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
+	return again(ctx, func(ctx context.Context) (blockdev.Volume, error) { return p.Fake.CreateVolume(ctx, req) })
+}
+
+func (p patient) DeleteVolume(ctx context.Context, id string) error {
+	_, err := again(ctx, func(ctx context.Context) (any, error) { return nil, p.Fake.DeleteVolume(ctx, id) })
+	return err
+}
+
+func (p patient) GetVolume(ctx context.Context, id string) (blockdev.Volume, error) {
+	return again(ctx, func(ctx context.Context) (blockdev.Volume, error) { return p.Fake.GetVolume(ctx, id) })
+}
+
+func (p patient) ListVolumes(ctx context.Context) ([]blockdev.Volume, error) {
+	return again(ctx, p.Fake.ListVolumes)
+}
+
+func (p patient) CreateSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
+	return again(ctx, func(ctx context.Context) (blockdev.VolumeSnapshot, error) {
+		return p.Fake.CreateSnapshot(ctx, name, volume)
+	})
+}
+
+func (p patient) DeleteSnapshot(ctx context.Context, id string) error {
+	_, err := again(ctx, func(ctx context.Context) (any, error) { return nil, p.Fake.DeleteSnapshot(ctx, id) })
+	return err
+}
+
+func (p patient) GetSnapshot(ctx context.Context, id string) (blockdev.VolumeSnapshot, error) {
+	return again(ctx, func(ctx context.Context) (blockdev.VolumeSnapshot, error) { return p.Fake.GetSnapshot(ctx, id) })
+}
+
+func (p patient) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+	return again(ctx, p.Fake.ListSnapshots)
 }
 
 func TestFaults(t *testing.T) {

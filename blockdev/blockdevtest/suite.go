@@ -39,6 +39,8 @@ type Config struct {
 	NewVolume func(t *testing.T, driver blockdev.Attacher) (volumeID string)
 	// SizeBytes of the volumes that the suite makes, which also makes one of twice the size. Zero is 1 MiB.
 	SizeBytes int64
+	// Run runs one test; nil calls it. synctest.Test gives each test a clock of its own.
+	Run func(t *testing.T, test func(t *testing.T))
 	// Patience is how long one operation may take; zero is ten seconds.
 	Patience time.Duration
 }
@@ -57,6 +59,9 @@ func Suite(t *testing.T, cfg Config) {
 	}
 	if cfg.Use == nil {
 		cfg.Use = claim
+	}
+	if cfg.Run == nil {
+		cfg.Run = func(t *testing.T, test func(*testing.T)) { test(t) }
 	}
 	for name, test := range map[string]func(*run){
 		"attach":                attachAndDetach,
@@ -81,9 +86,11 @@ func Suite(t *testing.T, cfg Config) {
 		"list snapshots":        listSnapshots,
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRun(t, cfg)
-			test(r)
-			r.expectNothing()
+			cfg.Run(t, func(t *testing.T) {
+				r := newRun(t, cfg)
+				test(r)
+				r.expectNothing()
+			})
 		})
 	}
 }
