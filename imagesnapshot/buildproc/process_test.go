@@ -1,0 +1,83 @@
+package buildproc_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/imagesnapshot/buildproc"
+	"berth.dev/berth/imagesnapshot/lifecycle"
+)
+
+// TestLimits reads them where the kernel has them.
+func TestLimits(t *testing.T) {
+	h := newHub(t, "")
+	ref := h.push(t, "a:1", layer(t, "base", 1<<20))
+	h.stuck = make(chan struct{})
+	b, temp := open(t, func(c *buildproc.Config) { c.MemoryBytes = 1 << 30 })
+	ended := make(chan error, 1)
+	go func() {
+		_, err := b.Build(t.Context(), lifecycle.BuildRequest{PlanRequest: lifecycle.PlanRequest{Spec: h.spec(ref)}, Device: disk(t, 0)})
+		ended <- err
+	}()
+	<-h.asked
+	pid := child(t, temp)
+	in, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	require.NoError(t, err)
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	require.NoError(t, err)
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	require.NoError(t, err)
+	if !strings.Contains(string(in), "berth-build-") {
+		t.Log("no cgroup can be made here")
+	}
+	// Controllers or their substitutes: one of them is there.
+	require.True(t, strings.Contains(string(limits), strconv.Itoa(1<<30)) || strings.Contains(string(in), "berth-build-"), "%s", limits)
+	nice := strings.Fields(string(stat)[strings.LastIndex(string(stat), ")")+2:])[16]
+	require.Contains(t, []string{"10", "0"}, nice)
+	close(h.stuck)
+	require.NoError(t, <-ended)
+}
+
+func TestMemoryLimitHolds(t *testing.T) {
+	b, _ := open(t, func(c *buildproc.Config) {
+		c.MemoryBytes = 64 << 20
+		c.Command = []string{"/bin/sh", "-c", `x=$(head -c 500000000 /dev/zero | tr '\0' x); echo "{\"event\":\"contents\",\"contents\":{}}"`}
+	})
+	_, err := b.Plan(t.Context(), lifecycle.PlanRequest{})
+	require.Error(t, err, "a shell variable of 500 MB in 64 MiB")
+}
+
+// TestNothingOutlives: neither what the process started, nor the process its daemon.
+func TestNothingOutlives(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "pid")
+	script := fmt.Sprintf(`sleep 1000 & echo $! > %s; echo '{"event":"contents","contents":{}}'; %%s`, mark)
+	gone := func() {
+		require.Eventually(t, func() bool {
+			b, err := os.ReadFile(mark)
+			if err != nil || len(b) == 0 {
+				return false
+			}
+			state, err := os.ReadFile("/proc/" + strings.TrimSpace(string(b)) + "/stat")
+			return err != nil || strings.Contains(string(state), ") Z ")
+		}, 10*time.Second, 10*time.Millisecond)
+		require.NoError(t, os.Remove(mark))
+	}
+	b, _ := open(t, func(c *buildproc.Config) { c.Command = []string{"/bin/sh", "-c", fmt.Sprintf(script, "exit 0")} })
+	_, err := b.Plan(t.Context(), lifecycle.PlanRequest{})
+	require.NoError(t, err)
+	gone()
+	b, _ = open(t, func(c *buildproc.Config) { c.Command = []string{"/bin/sh", "-c", fmt.Sprintf(script, "sleep 1000")} })
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err = b.Plan(ctx, lifecycle.PlanRequest{})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	gone()
+}
