@@ -59,7 +59,7 @@ test-matrix: bootstrap ## tests with every supported containerd
 	done; [ -z "$$failed" ] || { echo "failed with containerd$$failed"; exit 1; }
 
 .PHONY: check
-check: lint ## vet, lint, all packages with the race detector (systemd units are checked by a test)
+check: lint proto-lint ## vet, lint, the API, all packages with the race detector (systemd units are checked by a test)
 	go test -race -timeout $(TEST_TIMEOUT) $(GO_PACKAGES)
 
 .PHONY: lint

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
 
 	"berth.dev/berth/catalog"
 	"berth.dev/berth/config"
@@ -89,6 +90,7 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	}
 	alive := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, alive)
+	reflection.RegisterV1(server) // so that grpcurl and its like need no files of ours
 
 	return n.serve(ctx, c, load, server, alive, listener)
 }
