@@ -45,7 +45,7 @@ func Snippet(s Settings) ([]byte, error) {
 		"Capabilities": s.Version.Capabilities(),
 		"Rebase":       slices.Contains(s.Version.Capabilities(), capaRebase),
 		"ByTransfer":   s.Version.pullsByTransfer(),
-		"DropIns":      s.Version.importsDropIns(),
+		"DropIns":      s.Version.defaultHasDropIns(),
 		"Erofs":        s.Version.hasErofsDefault(),
 		// platforms.FormatAll of a platform with the OS feature: "linux(+erofs)/amd64".
 		"ErofsPlatform": strings.Replace(s.Platform, "/", "(+erofs)/", 1),

@@ -68,8 +68,10 @@ func (v Version) ConfigVersion() int {
 	}
 }
 
-// importsDropIns says that without an imports key, /etc/containerd/conf.d/*.toml is read.
-func (v Version) importsDropIns() bool { return !v.Before(Version{2, 2}) }
+// defaultHasDropIns says that the file that "containerd config default" writes imports /etc/containerd/conf.d/*.toml. Without
+// an imports key in the file, or without a file, no version reads what is there, though "containerd config dump" prints the
+// key (cmd/containerd/server/config.LoadConfig follows the imports of files only, and those of the default are in none).
+func (v Version) defaultHasDropIns() bool { return !v.Before(Version{2, 2}) }
 
 // hasErofsDefault says that the transfer service's default unpack_config has EROFS images too.
 func (v Version) hasErofsDefault() bool { return !v.Before(Version{2, 3}) }
