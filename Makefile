@@ -51,6 +51,12 @@ test-integration: bootstrap ## tests with a real containerd, CONTAINERD=VERSION
 test-csi: bootstrap ## the CSI project's conformance suite, csi-sanity, against "berth csi-loop"
 	cd test/csisanity && go test -count=1 -timeout $(TEST_TIMEOUT) ./...
 
+.PHONY: test-vm
+test-vm: ## disks plugged into virtual machines and pulled out, with Debian's kernel, and what real devices do wrong
+	@scripts/bootstrap vm
+	@scripts/tools containerd runc registry >/dev/null
+	go test -count=1 -tags vm -timeout $(TEST_TIMEOUT) -run '$(RUN)' ./test/vm/... ./test/harness/vm/...
+
 .PHONY: test-matrix
 test-matrix: bootstrap ## tests with every supported containerd
 	@failed=; for version in $(MATRIX); do \
@@ -65,7 +71,7 @@ check: lint proto-lint ## vet, lint, the API, all packages with the race detecto
 .PHONY: lint
 lint: bootstrap ## vet and lint, generated API code included
 	go vet $(GO_PACKAGES)
-	go vet -tags integration ./test/...
+	go vet -tags integration,vm ./test/...
 	$$(scripts/tools golangci-lint)/golangci-lint run
 
 .PHONY: fuzz
