@@ -10,7 +10,7 @@
 // repeated after a crash:
 //
 //	volumes/<hash>.json       a volume made here, by its name
-//	snapshots/<hash>.json     a volume snapshot made here, by its ID
+//	snapshots/<hash>.json     a volume snapshot made here, by its name
 //	attachments/<hash>.json   a volume attached to this node, or on its way, by its ID
 //	staging/<hash>            staging target path of a volume
 //	publish/<hash>/device     target path: the device appears there

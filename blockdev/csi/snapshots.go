@@ -13,14 +13,15 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-// snapshotRecord is a volume snapshot that was made here, as the driver last told.
+// snapshotRecord is a volume snapshot that was asked for here, as the driver last told. Without an ID it is not known whether it
+// was made.
 type snapshotRecord struct {
-	ID             string    `json:"id"`
 	Name           string    `json:"name"`
 	SourceVolumeID string    `json:"sourceVolumeID"`
-	SizeBytes      int64     `json:"sizeBytes"`
-	Created        time.Time `json:"created"`
-	Ready          bool      `json:"ready"`
+	ID             string    `json:"id,omitempty"`
+	SizeBytes      int64     `json:"sizeBytes,omitempty"`
+	Created        time.Time `json:"created,omitzero"`
+	Ready          bool      `json:"ready,omitempty"`
 }
 
 func (r snapshotRecord) snapshot() blockdev.VolumeSnapshot {
@@ -59,24 +60,55 @@ func (d *snapshotter) createSnapshot(ctx context.Context, name, volumeID string)
 	if !p.snapshots {
 		return blockdev.VolumeSnapshot{}, p.unsupported("it has no volume snapshots")
 	}
+	rec, found, err := d.snapshots.get(name)
+	if err == nil && !found {
+		rec = snapshotRecord{Name: name, SourceVolumeID: volumeID}
+		err = d.snapshots.put(name, rec)
+	}
+	if err != nil {
+		return blockdev.VolumeSnapshot{}, err
+	}
+	// About a name that is taken by a snapshot of another volume, the CSI driver decides.
+	return d.makeSnapshot(ctx, rec, volumeID)
+}
+
+// makeSnapshot asks for the snapshot of a record. An answer that says it was not made forgets the record.
+func (d *snapshotter) makeSnapshot(ctx context.Context, rec snapshotRecord, volumeID string) (blockdev.VolumeSnapshot, error) {
 	secrets, err := readSecrets(d.config.Secrets.Snapshot)
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, err
 	}
 	resp, err := call(ctx, d.controller, making, "CreateSnapshot", csi.NewControllerClient(d.controller.conn).CreateSnapshot,
-		&csi.CreateSnapshotRequest{Name: name, SourceVolumeId: volumeID, Parameters: d.config.SnapshotParameters, Secrets: secrets})
+		&csi.CreateSnapshotRequest{Name: rec.Name, SourceVolumeId: volumeID, Parameters: d.config.SnapshotParameters, Secrets: secrets})
 	if err != nil {
 		d.forget(err)
+		if !blockdev.Retryable(err) && ctx.Err() == nil && rec.ID == "" && rec.SourceVolumeID == volumeID {
+			err = errors.Join(err, d.snapshots.remove(rec.Name))
+		}
 		return blockdev.VolumeSnapshot{}, err
 	}
 	s := resp.GetSnapshot()
 	if s.GetSnapshotId() == "" {
 		return blockdev.VolumeSnapshot{}, fmt.Errorf("CreateSnapshot: the answer has no snapshot ID: %w", blockdev.ErrFailed)
 	}
-	out := snapshotRecord{Name: name, SourceVolumeID: volumeID}.join(s)
-	return out, d.snapshots.put(out.ID, snapshotRecord{
-		ID: out.ID, Name: name, SourceVolumeID: volumeID, SizeBytes: out.SizeBytes, Created: out.Created, Ready: out.ReadyToUse,
+	out := snapshotRecord{Name: rec.Name, SourceVolumeID: volumeID}.join(s)
+	return out, d.snapshots.put(rec.Name, snapshotRecord{
+		ID: out.ID, Name: rec.Name, SourceVolumeID: volumeID, SizeBytes: out.SizeBytes, Created: out.Created, Ready: out.ReadyToUse,
 	})
+}
+
+// recordOf finds the record of a snapshot by its ID.
+func (d *snapshotter) recordOf(snapshotID string) (snapshotRecord, bool, error) {
+	all, err := d.snapshots.all()
+	if err != nil {
+		return snapshotRecord{}, false, err
+	}
+	for _, rec := range all {
+		if rec.ID == snapshotID {
+			return rec, true, nil
+		}
+	}
+	return snapshotRecord{}, false, nil
 }
 
 // join joins what the driver says with the name, which only we know.
@@ -93,13 +125,22 @@ func (r snapshotRecord) join(s *csi.Snapshot) blockdev.VolumeSnapshot {
 
 // DeleteSnapshot deletes a volume snapshot of the CSI driver, made here or not.
 func (d *snapshotter) DeleteSnapshot(ctx context.Context, snapshotID string) error {
-	if err := d.deleteSnapshot(ctx, snapshotID); err != nil {
+	rec, found, err := d.recordOf(snapshotID)
+	key := snapshotID
+	if found {
+		key = snapshotKey(rec.Name)
+	}
+	if err == nil {
+		err = d.keys.Do(ctx, key, func() error { return d.deleteSnapshot(ctx, snapshotID, rec.Name) })
+	}
+	if err != nil {
 		return fmt.Errorf("delete snapshot %s: %w", snapshotID, err)
 	}
 	return nil
 }
 
-func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID string) error {
+// deleteSnapshot also forgets the record of that name, if it has one.
+func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID, name string) error {
 	p, err := d.connect(ctx)
 	if err != nil || snapshotID == "" {
 		return err
@@ -117,7 +158,10 @@ func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID string) err
 		d.forget(err)
 		return err
 	}
-	return d.snapshots.remove(snapshotID)
+	if name == "" {
+		return nil
+	}
+	return d.snapshots.remove(name)
 }
 
 // GetSnapshot finds a volume snapshot by its ID. A driver that can neither list nor get snapshots can only be asked about
@@ -135,12 +179,13 @@ func (d *snapshotter) GetSnapshot(ctx context.Context, snapshotID string) (block
 }
 
 func (d *snapshotter) findSnapshot(ctx context.Context, p *plugin, snapshotID string) (blockdev.VolumeSnapshot, error) {
-	rec, found, err := d.snapshots.get(snapshotID)
+	if snapshotID == "" {
+		return blockdev.VolumeSnapshot{}, blockdev.ErrNotFound
+	}
+	rec, found, err := d.recordOf(snapshotID)
 	switch {
 	case err != nil:
 		return blockdev.VolumeSnapshot{}, err
-	case snapshotID == "":
-		return blockdev.VolumeSnapshot{}, blockdev.ErrNotFound
 	case p.getSnapshot:
 		secrets, err := readSecrets(d.config.Secrets.Snapshot)
 		if err != nil {
@@ -168,7 +213,22 @@ func (d *snapshotter) findSnapshot(ctx context.Context, p *plugin, snapshotID st
 	case rec.Ready:
 		return rec.snapshot(), nil
 	}
-	return d.createSnapshot(ctx, rec.Name, rec.SourceVolumeID)
+	return d.askAgain(ctx, rec.Name)
+}
+
+// askAgain asks to make a snapshot that was made here and not ready, which tells how it is now.
+func (d *snapshotter) askAgain(ctx context.Context, name string) (s blockdev.VolumeSnapshot, err error) {
+	err = d.keys.Do(ctx, snapshotKey(name), func() error {
+		rec, found, err := d.snapshots.get(name)
+		if err == nil && !found {
+			err = blockdev.ErrNotFound // deleted meanwhile: it must not come back
+		}
+		if err == nil {
+			s, err = d.makeSnapshot(ctx, rec, rec.SourceVolumeID)
+		}
+		return err
+	})
+	return s, err
 }
 
 // sizeOf a snapshot that volumes can be made from; 0 if the driver does not tell.
@@ -205,7 +265,8 @@ func (d *snapshotter) listSnapshots(ctx context.Context, snapshotID string) ([]*
 	return all, err
 }
 
-// ListSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here.
+// ListSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here. Snapshots whose making was
+// interrupted are made for it: only so their IDs can be known.
 func (d *snapshotter) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
 	list, err := d.allSnapshots(ctx)
 	if err != nil {
@@ -223,27 +284,20 @@ func (d *snapshotter) allSnapshots(ctx context.Context) ([]blockdev.VolumeSnapsh
 	if !p.snapshots {
 		return nil, p.unsupported("it has no volume snapshots")
 	}
-	var list []blockdev.VolumeSnapshot
-	if p.listSnapshots {
-		all, err := d.listSnapshots(ctx, "")
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range all {
-			rec, _, err := d.snapshots.get(s.GetSnapshotId())
-			if err != nil {
-				return nil, err
-			}
-			list = append(list, rec.join(s))
-		}
-		return list, nil
-	}
-	records, err := d.snapshots.all()
+	records, err := d.finish(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, rec := range records {
-		s, err := d.findSnapshot(ctx, p, rec.ID)
+	var list []blockdev.VolumeSnapshot
+	if p.listSnapshots {
+		all, err := d.listSnapshots(ctx, "")
+		for _, s := range all {
+			list = append(list, records[s.GetSnapshotId()].join(s))
+		}
+		return list, err
+	}
+	for id := range records {
+		s, err := d.findSnapshot(ctx, p, id)
 		if errors.Is(err, blockdev.ErrNotFound) {
 			continue
 		}
@@ -253,4 +307,43 @@ func (d *snapshotter) allSnapshots(ctx context.Context) ([]blockdev.VolumeSnapsh
 		list = append(list, s)
 	}
 	return list, nil
+}
+
+// finish learns the IDs of snapshots whose making was interrupted, and returns all records by ID.
+func (d *snapshotter) finish(ctx context.Context) (map[string]snapshotRecord, error) {
+	all, err := d.snapshots.all()
+	if err != nil {
+		return nil, err
+	}
+	byID := make(map[string]snapshotRecord, len(all))
+	for _, rec := range all {
+		if rec.ID == "" {
+			if rec, err = d.finishOne(ctx, rec.Name); err != nil {
+				return nil, err
+			}
+		}
+		if rec.ID != "" {
+			byID[rec.ID] = rec
+		}
+	}
+	return byID, nil
+}
+
+func (d *snapshotter) finishOne(ctx context.Context, name string) (rec snapshotRecord, err error) {
+	err = d.keys.Do(ctx, snapshotKey(name), func() error {
+		var found bool
+		if rec, found, err = d.snapshots.get(name); err != nil || !found || rec.ID != "" {
+			return err
+		}
+		made, err := d.makeSnapshot(ctx, rec, rec.SourceVolumeID)
+		rec.ID = made.ID
+		if err != nil && !blockdev.Retryable(err) && ctx.Err() == nil {
+			return nil // then there is none
+		}
+		return err
+	})
+	if err != nil {
+		return rec, fmt.Errorf("find out whether snapshot %s was made: %w", name, err)
+	}
+	return rec, nil
 }
