@@ -79,6 +79,8 @@ type CreateVolumeRequest struct {
 	SizeBytes int64
 	// SourceSnapshotID, if not empty, is copied; SizeBytes is then 0 for the snapshot's size or at least that.
 	SourceSnapshotID string
+	// Parameters in the words of a driver that knows some; they are not looked at for a volume that is there already.
+	Parameters map[string]string
 }
 
 // Snapshotter makes and deletes volume snapshots. Every method is idempotent and safe for concurrent use.

@@ -202,6 +202,10 @@ func TestParseRefuses(t *testing.T) {
 		"driver is loop":    {"[drivers.csi.loop]\nnode = \"/n\"", []string{"driver of berth's own"}},
 		"driver name":       {"[drivers.csi.A]\nnode = \"/n\"", []string{"drivers.csi.A: name"}},
 		"relative secrets":  {"[drivers.csi.c]\nnode = \"/n\"\n[drivers.csi.c.secrets]\nprovision = \"p\"", []string{"secrets.provision"}},
+		"no such backend":   {"[drivers.csi.c]\nnode = \"/n\"\n[image_snapshots]\ndriver = \"d\"", []string{"image_snapshots.driver", `"d" is not one`, "loop, c"}},
+		"backend attached":  {"[image_snapshots]\ndriver = \"attached\"", []string{"image_snapshots.driver", "volume snapshots: loop"}},
+		"published files":   {"[image_snapshots]\npublish_directory = \"/c\"", []string{"image_snapshots.publish_directory", "files of this one"}},
+		"relative publish":  {"[drivers.csi.c]\nnode = \"/n\"\n[image_snapshots]\ndriver = \"c\"\npublish_directory = \"c\"", []string{"image_snapshots.publish_directory", "absolute"}},
 		"driver timeout":    {"[drivers.csi.c]\nnode = \"/n\"\ntimeout = \"-1s\"", []string{"timeout", "negative"}},
 		"expect":            {disk("path = \"/x\"\nexpect = \"sha256:12\""), []string{"expect", "berth inspect"}},
 	} {

@@ -2,11 +2,19 @@ package config
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 )
 
 // ImageSnapshots says how image snapshots are made and kept.
 type ImageSnapshots struct {
+	// Driver whose storage keeps those that are built from now on: LoopDriver or the name of a CSI driver. Those that are there stay
+	// where they are.
+	Driver string `toml:"driver"`
+	// PublishDirectory is a directory of catalog entries in which other nodes find them; empty is none.
+	PublishDirectory string `toml:"publish_directory"`
 	// Store is the file that has them; empty is <root>/imagesnapshots.db.
 	Store string `toml:"store"`
 	// Quota is how many each owner may have; 0 is no limit.
@@ -45,7 +53,8 @@ type ImageSnapshots struct {
 
 func defaultImageSnapshots() ImageSnapshots {
 	return ImageSnapshots{
-		Quota: 50, MaxImages: 10, MinSizeGiB: 20, MaxSizeGiB: 400, DefaultSizeGiB: 20,
+		Driver: LoopDriver,
+		Quota:  50, MaxImages: 10, MinSizeGiB: 20, MaxSizeGiB: 400, DefaultSizeGiB: 20,
 		KeepFailed: Duration(24 * time.Hour), ExpiredGrace: Duration(10 * time.Minute),
 		UnusedAutomatic: Duration(72 * time.Hour), SweepInterval: Duration(10 * time.Minute),
 		Builds: 1, BuildTimeout: Duration(24 * time.Hour), BuildMemoryMiB: 2048, BuildCPUWeight: 50,
@@ -53,10 +62,17 @@ func defaultImageSnapshots() ImageSnapshots {
 }
 
 // check names every key whose value cannot be used.
-func (s *ImageSnapshots) check() []error {
+func (s *ImageSnapshots) check(drivers Drivers) []error {
 	var errs []error
 	refuse := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("image_snapshots.%s: %w", key, fmt.Errorf(format, args...)))
+	}
+	if _, isCSI := drivers.CSI[s.Driver]; !isCSI && s.Driver != LoopDriver {
+		names := append([]string{LoopDriver}, slices.Sorted(maps.Keys(drivers.CSI))...)
+		refuse("driver", "%q is not one of those that make volumes and volume snapshots: %s", s.Driver, strings.Join(names, ", "))
+	}
+	if s.PublishDirectory != "" && s.Driver == LoopDriver {
+		refuse("publish_directory", "other nodes cannot attach what driver %q keeps in files of this one: name another driver, or leave this empty", LoopDriver)
 	}
 	const (
 		minTimeout, maxTimeout = 30 * time.Minute, 10080 * time.Minute
@@ -93,7 +109,7 @@ func (s *ImageSnapshots) check() []error {
 		}
 	}
 	for _, p := range []struct{ key, value string }{
-		{"store", s.Store}, {"build_command", s.BuildCommand}, {"build_directory", s.BuildDirectory},
+		{"store", s.Store}, {"publish_directory", s.PublishDirectory}, {"build_command", s.BuildCommand}, {"build_directory", s.BuildDirectory},
 		{"secrets_directory", s.SecretsDirectory}, {"hosts_directory", s.HostsDirectory},
 	} {
 		if p.value != "" && !cleanAbs(p.value) {

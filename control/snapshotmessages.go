@@ -109,8 +109,8 @@ func specMessage(sp *imagesnapshot.Spec) *controlv1.ImageSnapshotSpec {
 func statusMessage(st *imagesnapshot.Status) *controlv1.ImageSnapshotStatus {
 	m := &controlv1.ImageSnapshotStatus{
 		Phase: phaseMessage(st.Phase), Reason: string(st.Reason), Message: st.Message, Progress: int32(st.Progress),
-		ObservedGeneration: st.ObservedGeneration,
-		VolumeSnapshotId:   st.SnapshotID, VolumeSnapshotName: st.SnapshotName, IndexDigest: st.Identity.IndexDigest.String(),
+		ObservedGeneration: st.ObservedGeneration, Driver: st.Driver,
+		VolumeSnapshotId: st.SnapshotID, VolumeSnapshotName: st.SnapshotName, IndexDigest: st.Identity.IndexDigest.String(),
 		DiskBytes: st.DiskBytes, Layers: int32(st.Layers), FetchedBytes: st.FetchedBytes, ReusedBytes: st.ReusedBytes, BaseName: st.BaseName,
 		Builds: int32(st.Builds), Started: timestamp(st.Started), Ready: timestamp(st.Ready), Expires: timestamp(st.Expires),
 		LastUpdated: timestamp(st.LastUpdated), LastMatched: timestamp(st.LastMatched), MatchCount: st.MatchCount,

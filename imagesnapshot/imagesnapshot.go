@@ -99,7 +99,8 @@ type Build struct {
 	TimeoutMinutes int `json:"timeoutMinutes"`
 	// DNSServers are addresses to resolve registries with instead of the machine's.
 	DNSServers []string `json:"dnsServers,omitempty"`
-	// Parameters are the backend's own (an EIP, a subnet, a security group): stored, handed to it and returned.
+	// Parameters are the backend's own (an EIP, a subnet, a security group): stored, handed to it and returned. What it knows
+	// nothing of has no effect, and an event says so.
 	Parameters map[string]string `json:"parameters,omitempty"`
 }
 
@@ -151,12 +152,16 @@ type Status struct {
 
 // Content is one layer disk in the storage, and how it came to be.
 type Content struct {
+	// Driver of the storage that the disk is in; empty for one that was made before there was a choice of drivers.
+	Driver string `json:"driver,omitempty"`
 	// Images that are on the disk, one entry for each platform.
 	Images []Image `json:"images,omitempty"`
 	// Identity of the layer disk; its index is kept beside the object, under Identity.IndexDigest.
 	Identity  layerdisk.Identity `json:"identity,omitzero"`
 	DiskBytes int64              `json:"diskBytes,omitempty"`
-	Layers    int                `json:"layers,omitempty"`
+	// VolumeBytes is the size that the volume was asked for with; the storage may have rounded it up.
+	VolumeBytes int64 `json:"volumeBytes,omitempty"`
+	Layers      int   `json:"layers,omitempty"`
 	// FetchedBytes and ReusedBytes say what the build cost: compressed bytes from registries, and unpacked bytes that it
 	// took over from the disk of another image snapshot, BaseName.
 	FetchedBytes int64  `json:"fetchedBytes,omitempty"`

@@ -34,6 +34,8 @@ type Work struct {
 	Failures  int       `json:"failures,omitempty"`
 	NotBefore time.Time `json:"notBefore,omitzero"`
 
+	// Driver of the storage that is built in; empty as in Content.
+	Driver     string `json:"driver,omitempty"`
 	VolumeName string `json:"volumeName,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
 	// Building says that a build onto the volume may have begun. One that finds it set was interrupted and begins anew, on
@@ -41,8 +43,9 @@ type Work struct {
 	Building bool `json:"building,omitempty"`
 	// NoBase says that starting from another disk did not work.
 	NoBase bool `json:"noBase,omitempty"`
-	// SizeBytes of the volume.
-	SizeBytes int64 `json:"sizeBytes,omitempty"`
+	// SizeBytes of the volume, which is WantedBytes, or that of the volume snapshot it is made from if that is larger.
+	SizeBytes   int64 `json:"sizeBytes,omitempty"`
+	WantedBytes int64 `json:"wantedBytes,omitempty"`
 	// BaseSnapshotID is the volume snapshot the volume is made from, BaseName the image snapshot it belongs to.
 	BaseSnapshotID string `json:"baseSnapshotID,omitempty"`
 	BaseName       string `json:"baseName,omitempty"`
@@ -58,6 +61,8 @@ type Work struct {
 
 // Leftover is something in the storage that nobody needs any more. Either part may be empty.
 type Leftover struct {
+	// Driver of the storage that it is in; empty as in Content.
+	Driver     string `json:"driver,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
 	VolumeName string `json:"volumeName,omitempty"`
 	// Attached says that a build may have the volume attached, so that it is to be detached first. Otherwise only nodes can

@@ -138,6 +138,20 @@ func (p *plugin) where() *csi.TopologyRequirement {
 	return &csi.TopologyRequirement{Requisite: here, Preferred: here}
 }
 
+// CheckProvisioning asks the CSI driver whether it makes volumes and volume snapshots: ErrUnsupported says what it lacks.
+func (d *shared) CheckProvisioning(ctx context.Context) error {
+	p, err := d.connect(ctx)
+	switch {
+	case err != nil:
+		return err
+	case !p.volumes:
+		return p.unsupported("it makes no volumes (CREATE_DELETE_VOLUME)")
+	case !p.snapshots:
+		return p.unsupported("it has no volume snapshots (CREATE_DELETE_SNAPSHOT)")
+	}
+	return nil
+}
+
 // unsupported names what the driver lacks.
 func (p *plugin) unsupported(what string) error {
 	return fmt.Errorf("driver %s: %s: %w", p.name, what, blockdev.ErrUnsupported)

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"berth.dev/berth/blockdev"
@@ -94,6 +95,47 @@ func TestRestoreParametersAreForVolumesOfSnapshotsOnly(t *testing.T) {
 		parameters(blockdev.CreateVolumeRequest{Name: "e", SizeBytes: mib}), "what is configured is not changed by a restore before")
 	require.NoError(t, plain.DeleteSnapshot(t.Context(), s.ID))
 	require.NoError(t, plain.DeleteVolume(t.Context(), id))
+}
+
+// Parameters of a request reach the driver beside those of the configuration, which count more; also when the making is finished
+// later by somebody who only knows the name.
+func TestParametersOfARequest(t *testing.T) {
+	f := newTap(t, loopcsi.Options{})
+	configured := func(c *csi.Config) {
+		c.Parameters, c.RestoreParameters = map[string]string{"encrypted": "true", "type": "gp3"}, map[string]string{"rate": "300"}
+	}
+	d := f.open(t, configured)
+	taken, ignored := d.TakeParameters(map[string]string{
+		"csi/iops": "4000", "csi/encrypted": "false", "csi/rate": "1", "csi/type": "gp3", "csi/": "x", "eipID": "eip-1", "csi": "x",
+	})
+	require.Equal(t, map[string]string{"iops": "4000", "type": "gp3"}, taken)
+	require.ElementsMatch(t, []string{"csi/encrypted", "csi/rate", "csi/", "eipID", "csi"}, ignored)
+
+	want := map[string]string{"encrypted": "true", "type": "gp3", "iops": "4000"}
+	f.set(failing("CreateVolume", 1, codes.DeadlineExceeded), nil)
+	_, err := d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "v", SizeBytes: mib,
+		Parameters: map[string]string{"iops": "4000", "encrypted": "false"}})
+	require.True(t, errdefs.IsUnavailable(err), "%v", err)
+	_, first := f.asked("CreateVolume")
+	require.Equal(t, want, first.(*spec.CreateVolumeRequest).GetParameters())
+	require.NoError(t, d.Close())
+	d = f.open(t, configured)
+	_, err = d.ListVolumes(t.Context())
+	require.NoError(t, err)
+	n, again := f.asked("CreateVolume")
+	require.Equal(t, 2, n)
+	require.Equal(t, want, again.(*spec.CreateVolumeRequest).GetParameters())
+	require.Empty(t, leftovers(t, filepath.Join(f.dir, "node")), "the loop driver refuses all parameters")
+}
+
+func TestCheckProvisioning(t *testing.T) {
+	require.NoError(t, newTap(t, loopcsi.Options{}).open(t, nil).CheckProvisioning(t.Context()))
+	bare := newTap(t, loopcsi.Options{Without: []loopcsi.Feature{loopcsi.Snapshots}}).open(t, nil)
+	err := bare.CheckProvisioning(t.Context())
+	require.ErrorIs(t, err, blockdev.ErrUnsupported)
+	require.ErrorContains(t, err, "it has no volume snapshots (CREATE_DELETE_SNAPSHOT)")
+	nobody := openDriver(t, csi.Config{Node: filepath.Join(t.TempDir(), "none"), Directory: t.TempDir(), Timeout: time.Second})
+	require.True(t, errdefs.IsUnavailable(nobody.CheckProvisioning(t.Context())))
 }
 
 // TestDriverThatDoesSomethingElse answers with success and has not done what was asked for.

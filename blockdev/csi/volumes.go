@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -17,6 +16,8 @@ type volumeRecord struct {
 	Name             string `json:"name"`
 	SizeBytes        int64  `json:"sizeBytes,omitempty"`
 	SourceSnapshotID string `json:"sourceSnapshotID,omitempty"`
+	// Parameters besides those of the configuration.
+	Parameters map[string]string `json:"parameters,omitempty"`
 	// What the driver answered.
 	ID            string            `json:"id,omitempty"`
 	CapacityBytes int64             `json:"capacityBytes,omitempty"`
@@ -85,7 +86,7 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 			return blockdev.Volume{}, err
 		}
 	}
-	rec := volumeRecord{Name: req.Name, SizeBytes: req.SizeBytes, SourceSnapshotID: req.SourceSnapshotID}
+	rec := volumeRecord{Name: req.Name, SizeBytes: req.SizeBytes, SourceSnapshotID: req.SourceSnapshotID, Parameters: req.Parameters}
 	have, found, err := d.volumes.get(req.Name)
 	if err == nil && found {
 		rec, err = d.compare(ctx, p, have, rec)
@@ -144,14 +145,13 @@ func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecor
 		return rec, err
 	}
 	req := &csi.CreateVolumeRequest{
-		Name: rec.Name, Parameters: d.config.Parameters, Secrets: secrets,
+		Name: rec.Name, Parameters: d.config.volumeParameters(rec), Secrets: secrets,
 		VolumeCapabilities: []*csi.VolumeCapability{capability()}, AccessibilityRequirements: p.where(),
 	}
 	if rec.SizeBytes > 0 {
 		req.CapacityRange = &csi.CapacityRange{RequiredBytes: rec.SizeBytes}
 	}
 	if rec.SourceSnapshotID != "" {
-		req.Parameters = restoreParameters(d.config)
 		req.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
 			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: rec.SourceSnapshotID},
 		}}
@@ -173,16 +173,6 @@ func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecor
 		return rec, err
 	}
 	return rec, d.checkMade(ctx, p, rec, v)
-}
-
-func restoreParameters(c Config) map[string]string {
-	if len(c.RestoreParameters) == 0 {
-		return c.Parameters
-	}
-	all := make(map[string]string, len(c.Parameters)+len(c.RestoreParameters))
-	maps.Copy(all, c.Parameters)
-	maps.Copy(all, c.RestoreParameters)
-	return all
 }
 
 // checkMade refuses a volume that is not what was asked for. One that lacks the snapshot's content is deleted, because

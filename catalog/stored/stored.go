@@ -3,6 +3,7 @@
 package stored
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -18,8 +19,8 @@ type Config struct {
 	Store   store.Store
 	Watcher store.Watcher
 	Indexes store.Indexes
-	// Driver that nodes attach the disks with.
-	Driver string
+	// Unnamed is the driver that nodes attach those disks with whose image snapshots name none.
+	Unnamed string
 	// OldDuringUpdate keeps what an image snapshot had available while it is updated, and after an update that failed.
 	OldDuringUpdate bool
 }
@@ -134,7 +135,7 @@ func (w *watch) forget(ctx context.Context, last summary, known bool) bool {
 func (w *watch) summaryOf(s *imagesnapshot.ImageSnapshot) summary {
 	now := summary{
 		id: s.ID, name: s.Name, state: string(s.Status.Phase), created: s.Status.Ready, expires: s.Status.Expires,
-		source: catalog.Source{Driver: w.Driver, SnapshotID: s.Status.SnapshotID}, identity: s.Status.Identity,
+		source: catalog.Source{Driver: cmp.Or(s.Status.Driver, w.Unnamed), SnapshotID: s.Status.SnapshotID}, identity: s.Status.Identity,
 	}
 	if now.source.SnapshotID == "" {
 		now.source.VolumeID = s.Status.VolumeID

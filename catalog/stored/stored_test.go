@@ -28,7 +28,7 @@ func newWorld(t *testing.T, old bool) *world {
 	s, err := boltstore.Open(filepath.Join(t.TempDir(), "store.db"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
-	return &world{t, s, stored.New(stored.Config{Store: s, Watcher: s, Indexes: s, Driver: "loop", OldDuringUpdate: old})}
+	return &world{t, s, stored.New(stored.Config{Store: s, Watcher: s, Indexes: s, Unnamed: "loop", OldDuringUpdate: old})}
 }
 
 // built image snapshot that is Available, with the entry that it should be.

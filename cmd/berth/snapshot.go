@@ -148,6 +148,7 @@ func writeSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
 	line("matched", fmt.Sprintf("%d times, last %s", st.GetMatchCount(), orDash(stamp(st.GetLastMatched()))))
 	line("wanted", specLine(spec))
 	line("labels", pairs(s.GetLabels()))
+	line("driver", st.GetDriver())
 	line("snapshot", st.GetVolumeSnapshotId())
 	if st.GetDiskBytes() > 0 {
 		line("disk", fmt.Sprintf("%s, %d layers, index %s", humanSize(st.GetDiskBytes()), st.GetLayers(), st.GetIndexDigest()))

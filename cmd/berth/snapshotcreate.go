@@ -33,7 +33,7 @@ func (s *specFlags) register(f *pflag.FlagSet) {
 	f.StringToStringVar(&s.secrets, "registry-secret", nil, "`registry=name` of credentials that the build environment knows; may be repeated")
 	f.Int32Var(&s.timeout, "build-timeout", 0, "`minutes` after which a build is given up, 30 to 10080 (default: the installation's, 1440)")
 	f.StringSliceVar(&s.dns, "dns", nil, "`address` of a DNS server for the build; may be repeated")
-	f.StringToStringVar(&s.parameters, "parameter", nil, "`key=value` that the backend understands; may be repeated")
+	f.StringToStringVar(&s.parameters, "parameter", nil, "`key=value` for the storage that keeps it; csi/KEY is a parameter of a CSI driver's volume; may be repeated")
 	f.BoolVar(&s.reuse, "reuse-layers", true, "start from the image snapshot that shares most layers")
 	f.BoolVar(&s.flash, "flash", false, "make it usable before the volume snapshot is complete")
 	f.StringVar(&s.elimination, "elimination", "none", "none, or lru to make room for others when the quota is used up")

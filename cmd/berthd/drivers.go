@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,13 +14,14 @@ import (
 	"berth.dev/berth/blockdev/csi"
 	"berth.dev/berth/blockdev/loopdev"
 	"berth.dev/berth/config"
+	"berth.dev/berth/imagesnapshot/lifecycle"
 )
 
 // drivers are the block storage drivers by the name that disks name them by, and what has to be closed at the end.
 type drivers struct {
 	attachers map[string]blockdev.Attacher
-	// backend makes and keeps the volumes of image snapshots.
-	backend  backend
+	// backends are those that can make and keep the volumes of image snapshots.
+	backends map[string]lifecycle.Backend
 	closers  []io.Closer
 	attached *attached.Driver
 }
@@ -34,13 +36,17 @@ func openDrivers(c config.Config) (*drivers, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open driver %s: %w", attached.Name, err), loop.Close())
 	}
-	d := &drivers{map[string]blockdev.Attacher{config.LoopDriver: loop, attached.Name: found}, loop, []io.Closer{loop}, found}
+	d := &drivers{
+		attachers: map[string]blockdev.Attacher{config.LoopDriver: loop, attached.Name: found},
+		backends:  map[string]lifecycle.Backend{config.LoopDriver: {Provisioner: loop, Attacher: loop, Snapshotter: loop}},
+		closers:   []io.Closer{loop}, attached: found,
+	}
 	for name, cfg := range c.Drivers.CSI {
 		driver, err := csi.Open(csiConfig(cfg, filepath.Join(c.Root, "csi", name)))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open driver %s: %w", name, err), d.Close())
 		}
-		d.attachers[name], d.closers = driver, append(d.closers, driver)
+		d.attachers[name], d.backends[name], d.closers = driver, csiBackend(name, driver), append(d.closers, driver)
 	}
 	return d, nil
 }
@@ -60,11 +66,18 @@ func discoverOptions(d config.Discover) attached.Options {
 	return attached.Options{Expect: d.Expect, LoopsBelow: d.LoopsBelow}
 }
 
-// backend is a driver that plays all roles.
-type backend interface {
-	blockdev.Attacher
-	blockdev.Provisioner
-	blockdev.Snapshotter
+// csiBackend has image snapshots kept by a CSI driver, if that can.
+func csiBackend(name string, d *csi.Driver) lifecycle.Backend {
+	return lifecycle.Backend{
+		Provisioner: d, Attacher: d, Snapshotter: d, TakeParameters: d.TakeParameters,
+		Check: func(ctx context.Context) error {
+			err := d.CheckProvisioning(ctx)
+			if errors.Is(err, blockdev.ErrUnsupported) {
+				return fmt.Errorf("image snapshots are kept as volume snapshots, for which image_snapshots.driver %q is not fit: %w", name, err)
+			}
+			return err
+		},
+	}
 }
 
 // Close leaves attached what is attached.

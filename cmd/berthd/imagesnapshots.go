@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,6 +13,10 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/catalog"
+	"berth.dev/berth/catalog/directory"
+	"berth.dev/berth/catalog/mirror"
+	"berth.dev/berth/catalog/stored"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
 	"berth.dev/berth/dialect"
@@ -29,12 +34,16 @@ type imageSnapshots struct {
 	engine  *lifecycle.Engine
 	fleet   *fleet.Fleet
 	service *control.ImageSnapshots
+	// publish, if not nil, tells other nodes.
+	publish *mirror.Mirror
 }
 
 // openImageSnapshots does nothing outside the store yet; run does.
-func openImageSnapshots(ctx context.Context, c config.Config, b backend, st *stage.Stager) (_ *imageSnapshots, err error) {
+func openImageSnapshots(ctx context.Context, c config.Config, backends map[string]lifecycle.Backend, st *stage.Stager) (_ *imageSnapshots, err error) {
 	cfg := c.ImageSnapshots
 	s := &imageSnapshots{}
+	others := maps.Clone(backends)
+	delete(others, cfg.Driver)
 	if s.store, err = boltstore.Open(cmp.Or(cfg.Store, filepath.Join(c.Root, "imagesnapshots.db"))); err != nil {
 		return nil, err
 	}
@@ -47,8 +56,12 @@ func openImageSnapshots(ctx context.Context, c config.Config, b backend, st *sta
 	if err != nil {
 		return nil, err
 	}
+	if s.publish, err = s.publisher(c); err != nil {
+		return nil, err
+	}
 	s.engine, err = lifecycle.New(lifecycle.Config{
-		Store: s.store, Watcher: s.store, Indexes: s.store, Provisioner: b, Attacher: b, Snapshotter: b, Builder: builder,
+		Store: s.store, Watcher: s.store, Indexes: s.store, Builder: builder,
+		Backend: backends[cfg.Driver], Driver: cfg.Driver, Others: others, Unnamed: config.LoopDriver,
 		Installation: s.store.Installation(), MaxBuilds: cfg.Builds,
 		Limits: imagesnapshot.Limits{
 			MaxImages: cfg.MaxImages, MinSizeGiB: cfg.MinSizeGiB, MaxSizeGiB: cfg.MaxSizeGiB, DefaultSizeGiB: cfg.DefaultSizeGiB,
@@ -65,6 +78,26 @@ func openImageSnapshots(ctx context.Context, c config.Config, b backend, st *sta
 	s.fleet = fleet.New(s.store, s.store, func() map[digest.Digest]bool { return attachedIndexes(st) })
 	s.service = control.NewImageSnapshots(s.engine, s.store, s.fleet, control.Matching{Dialects: dialect.Builtin()})
 	return s, ctx.Err()
+}
+
+// publisher tells other nodes of what they can attach too; nil without a directory to do that in.
+func (s *imageSnapshots) publisher(c config.Config) (*mirror.Mirror, error) {
+	if c.ImageSnapshots.PublishDirectory == "" {
+		return nil, nil
+	}
+	to, err := directory.Open(c.ImageSnapshots.PublishDirectory, c.Catalog.Interval.Std())
+	if err != nil {
+		return nil, err
+	}
+	return mirror.New(mirror.Config{
+		From: s.catalog(), To: to, Record: filepath.Join(c.Root, "published.json"),
+		Useful: func(e *catalog.Entry) bool { return e.Source.Driver != config.LoopDriver },
+	}), nil
+}
+
+// catalog lists what there is for nodes.
+func (s *imageSnapshots) catalog() catalog.Lister {
+	return stored.New(stored.Config{Store: s.store, Watcher: s.store, Indexes: s.store, Unnamed: config.LoopDriver})
 }
 
 // openBuilder wants the berth program beside berthd where none is named.
@@ -100,11 +133,16 @@ func attachedIndexes(st *stage.Stager) map[digest.Digest]bool {
 
 // run works until ctx ends. A store that fails stops only image snapshots: no container may fail to start for want of them.
 func (s *imageSnapshots) run(ctx context.Context) {
-	var wg sync.WaitGroup
-	for _, part := range []struct {
+	type part struct {
 		name string
 		run  func(context.Context) error
-	}{{"life cycle", s.engine.Run}, {"matching", s.fleet.Run}} {
+	}
+	parts := []part{{"life cycle", s.engine.Run}, {"matching", s.fleet.Run}}
+	if s.publish != nil {
+		parts = append(parts, part{"publishing", s.publish.Run})
+	}
+	var wg sync.WaitGroup
+	for _, part := range parts {
 		wg.Go(func() {
 			if err := part.run(ctx); err != nil && ctx.Err() == nil {
 				log.G(ctx).WithError(err).WithField("part", part.name).Error("image snapshots stand still until the next start")

@@ -13,7 +13,6 @@ import (
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/catalog"
 	"berth.dev/berth/catalog/directory"
-	"berth.dev/berth/catalog/stored"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
 	"berth.dev/berth/matcher"
@@ -30,9 +29,7 @@ const catalogTimeout = 10 * time.Second
 func openCatalogs(c config.Config, own *imageSnapshots) ([]catalog.Lister, error) {
 	var listers []catalog.Lister
 	if own != nil {
-		listers = append(listers, stored.New(stored.Config{
-			Store: own.store, Watcher: own.store, Indexes: own.store, Driver: config.LoopDriver,
-		}))
+		listers = append(listers, own.catalog())
 	}
 	if c.Catalog.Directory != "" {
 		d, err := directory.Open(c.Catalog.Directory, c.Catalog.Interval.Std())

@@ -48,7 +48,8 @@ func openMachine(dir, program string) (_ *machine, err error) {
 		return nil, err
 	}
 	m.engine, err = lifecycle.New(lifecycle.Config{
-		Store: m.store, Watcher: m.store, Indexes: m.store, Provisioner: m.driver, Attacher: m.driver, Snapshotter: m.driver,
+		Store: m.store, Watcher: m.store, Indexes: m.store,
+		Backend: lifecycle.Backend{Provisioner: m.driver, Attacher: m.driver, Snapshotter: m.driver},
 		Builder: b, Installation: m.store.Installation(), Limits: imagesnapshot.DefaultLimits(),
 	})
 	return m, err

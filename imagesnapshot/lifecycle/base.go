@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/containerd/errdefs"
@@ -15,7 +16,8 @@ import (
 // base is a disk to start from.
 type base struct {
 	name, snapshotID string
-	sizeBytes        int64
+	// sizeBytes of the volume snapshot, wantedBytes the size that its volume was asked for with: storage may round up.
+	sizeBytes, wantedBytes int64
 	// shared are the unpacked bytes of layers that need neither be fetched nor written.
 	shared int64
 }
@@ -38,8 +40,8 @@ func (r *run) chooseBase(ctx context.Context, s *imagesnapshot.ImageSnapshot, p 
 	}
 	var best *base
 	for _, o := range list { // by name, so of equal ones the first is the same each time
-		c := r.candidate(o)
-		if c == nil || !s.Spec.Size.AsNeeded && c.sizeBytes > sizeBytes {
+		c := r.candidate(o, r.driverName(s.Status.Work.Driver))
+		if c == nil || !s.Spec.Size.AsNeeded && c.wantedBytes > sizeBytes {
 			continue // a volume is never smaller than what it is made from
 		}
 		encoded, err := r.Indexes.GetIndex(ctx, o.Status.Identity.IndexDigest)
@@ -62,9 +64,9 @@ func (r *run) chooseBase(ctx context.Context, s *imagesnapshot.ImageSnapshot, p 
 	return best, nil
 }
 
-// candidate is the disk of an image snapshot, nil if it has none that can be copied.
-func (r *run) candidate(o *imagesnapshot.ImageSnapshot) *base {
-	if !o.DeletionRequested.IsZero() || o.Status.Identity.IndexDigest == "" {
+// candidate is the disk of an image snapshot, nil if it has none that can be copied within the driver's storage.
+func (r *run) candidate(o *imagesnapshot.ImageSnapshot, driver string) *base {
+	if !o.DeletionRequested.IsZero() || o.Status.Identity.IndexDigest == "" || r.driverName(o.Status.Driver) != driver {
 		return nil
 	}
 	switch o.Status.Phase {
@@ -74,7 +76,9 @@ func (r *run) candidate(o *imagesnapshot.ImageSnapshot) *base {
 	}
 	for _, v := range o.Status.Snapshots {
 		if v.Ready && v.Kind == imagesnapshot.SnapshotStandard {
-			return &base{name: o.Name, snapshotID: v.ID, sizeBytes: v.SizeBytes}
+			// Not every storage tells the size of a volume snapshot.
+			size := cmp.Or(v.SizeBytes, o.Status.VolumeBytes)
+			return &base{name: o.Name, snapshotID: v.ID, sizeBytes: size, wantedBytes: cmp.Or(o.Status.VolumeBytes, size)}
 		}
 	}
 	return nil

@@ -32,7 +32,7 @@ func (r *run) begin(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.T
 	now := time.Now().UTC()
 	s.Status.Builds++
 	s.Status.Started, s.Status.Progress = now, 0
-	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepPlan, Attempt: s.Status.Builds, Generation: s.Generation}
+	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepPlan, Attempt: s.Status.Builds, Generation: s.Generation, Driver: r.Driver}
 	if err := s.SetPhase(imagesnapshot.PhaseCreating, imagesnapshot.ReasonBuilding, "building"); err != nil {
 		return time.Time{}, true, err
 	}
@@ -82,15 +82,26 @@ func (r *run) plan(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 		return err
 	}
 	w := s.Status.Work
+	b, err := r.backend(w.Driver)
+	if err != nil {
+		return r.storageFailed(ctx, s, err)
+	}
 	if w.Deadline.IsZero() {
 		w.Deadline = time.Now().UTC().Add(time.Duration(s.Spec.Build.TimeoutMinutes) * time.Minute)
+		r.noteIgnored(s, b)
 		return r.put(ctx, s)
+	}
+	if b.Check != nil {
+		if err := b.Check(ctx); err != nil {
+			return r.storageFailed(ctx, s, err)
+		}
 	}
 	// A volume that was given up takes room that the next one may need. What cannot be deleted yet is left for the end.
 	w.Garbage, _ = r.discardAll(ctx, w.Garbage) //nolint:errcheck // it is tried again
 	wanted := int64(s.Spec.Size.GiB) << 30
 	reuse := s.Spec.ReuseLayers && !w.NoBase
 	w.BaseSnapshotID, w.BaseName = "", ""
+	var base *base
 	if reuse || s.Spec.Size.AsNeeded && w.SizeBytes == 0 {
 		plan, err := r.Builder.Plan(ctx, PlanRequest{Owner: s.Owner, Spec: s.Spec})
 		if err != nil {
@@ -100,19 +111,19 @@ func (r *run) plan(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 			wanted = max(w.SizeBytes, r.sizeFor(plan))
 		}
 		if reuse {
-			base, err := r.chooseBase(ctx, s, plan, wanted)
-			if err != nil {
+			if base, err = r.chooseBase(ctx, s, plan, wanted); err != nil {
 				return err
-			}
-			if base != nil {
-				w.BaseSnapshotID, w.BaseName = base.snapshotID, base.name
-				wanted = max(wanted, base.sizeBytes)
 			}
 		}
 	} else if s.Spec.Size.AsNeeded {
 		wanted = w.SizeBytes
 	}
-	w.SizeBytes = wanted
+	w.WantedBytes, w.SizeBytes = wanted, wanted
+	if base != nil {
+		w.BaseSnapshotID, w.BaseName = base.snapshotID, base.name
+		w.SizeBytes = max(wanted, base.sizeBytes)
+	}
+	w.Failures = 0
 	w.VolumeName, w.VolumeID = r.names.volume(s, w.Attempt), ""
 	w.Building, w.Step = false, imagesnapshot.StepVolume
 	return r.put(ctx, s)
@@ -133,15 +144,20 @@ func roundGiB(bytes int64) int64 { return (bytes + 1<<30 - 1) >> 30 << 30 }
 
 func (r *run) makeVolume(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	w := s.Status.Work
+	b, err := r.backend(w.Driver)
+	if err != nil {
+		return r.storageFailed(ctx, s, err)
+	}
 	var volume blockdev.Volume
-	err := retry.Do(ctx, func(ctx context.Context) (err error) {
-		volume, err = r.Provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{
-			Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceSnapshotID: w.BaseSnapshotID,
+	err = retry.Do(ctx, func(ctx context.Context) (err error) {
+		volume, err = b.Provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{
+			Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceSnapshotID: w.BaseSnapshotID, Parameters: volumeParameters(s, b),
 		})
 		return err
 	})
 	switch {
-	case err != nil && w.BaseSnapshotID != "" && errdefs.IsNotFound(err):
+	case err != nil && w.BaseSnapshotID != "" && (errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err)):
+		// It has gone, or is larger than it said, or this storage makes no volume of it here.
 		return r.withoutBase(ctx, s, err)
 	case err != nil:
 		return r.storageFailed(ctx, s, fmt.Errorf("create volume: %w", err))
@@ -162,7 +178,7 @@ func (r *run) withoutBase(ctx context.Context, s *imagesnapshot.ImageSnapshot, w
 // anew gives the volume up and begins with another one.
 func (r *run) anew(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	w := s.Status.Work
-	w.Garbage = append(w.Garbage, imagesnapshot.Leftover{VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: true})
+	w.Garbage = append(w.Garbage, imagesnapshot.Leftover{Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: true})
 	s.Status.Builds++
 	w.Attempt, w.Step, w.Building = s.Status.Builds, imagesnapshot.StepPlan, false
 	w.VolumeID, w.VolumeName = "", ""
@@ -176,19 +192,22 @@ func (r *run) build(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 		s.AddEvent(time.Now().UTC(), imagesnapshot.EventNormal, imagesnapshot.ReasonRetrying, "the build was interrupted and begins anew")
 		return r.anew(ctx, s)
 	}
+	b, err := r.backend(w.Driver)
+	if err != nil {
+		return r.storageFailed(ctx, s, err)
+	}
 	if err := r.acquireSlot(ctx); err != nil {
 		return err
 	}
 	w.Building = true
 	s.Status.LastUpdated = time.Now().UTC()
-	s, err := r.Store.Update(ctx, s)
-	if err != nil {
+	if s, err = r.Store.Update(ctx, s); err != nil {
 		return err
 	}
 	w = s.Status.Work
 	var device blockdev.Device
 	err = retry.Do(ctx, func(ctx context.Context) (err error) {
-		device, err = r.Attacher.Attach(ctx, w.VolumeID, blockdev.AttachOptions{})
+		device, err = b.Attacher.Attach(ctx, w.VolumeID, blockdev.AttachOptions{})
 		return err
 	})
 	if err != nil {
@@ -293,6 +312,7 @@ func (r *run) built(ctx context.Context, s *imagesnapshot.ImageSnapshot, result 
 	}
 	w := s.Status.Work
 	w.Built = &imagesnapshot.Content{
+		Driver: w.Driver, VolumeBytes: w.WantedBytes,
 		Images: imagesOf(ix), Identity: id, DiskBytes: result.DiskBytes, Layers: len(ix.Layers),
 		FetchedBytes: result.FetchedBytes, ReusedBytes: result.ReusedBytes, BaseName: w.BaseName,
 	}

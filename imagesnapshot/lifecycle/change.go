@@ -121,7 +121,7 @@ func (e *Engine) takeSpec(s *imagesnapshot.ImageSnapshot, old imagesnapshot.Spec
 		garbage, attempt = w.Garbage, w.Attempt
 	}
 	attempt = max(attempt, s.Status.Builds) + 1
-	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepPlan, Attempt: attempt, Generation: s.Generation, Garbage: garbage}
+	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepPlan, Attempt: attempt, Generation: s.Generation, Driver: e.Driver, Garbage: garbage}
 	s.Status.Builds, s.Status.Progress, s.Status.Started = attempt, 0, now
 	s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonUpdateStarted, "building anew")
 	return s.SetPhase(imagesnapshot.PhaseUpdating, imagesnapshot.ReasonUpdateStarted, "building anew")

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/store"
@@ -37,15 +39,26 @@ func (r *run) cleanup(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time
 }
 
 // takeDown deletes everything that an image snapshot has, and then the object. Nothing is journalled: what it has follows from the
-// object, which stays as it is until the end.
+// object, which stays as it is until the end but for what the user is told.
 func (r *run) takeDown(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.Time, bool, error) {
 	if _, err := r.discardAll(ctx, r.everything(s)); err != nil {
-		return time.Time{}, true, fmt.Errorf("take image snapshot %s down: %w", s.Name, err)
+		return time.Time{}, true, errors.Join(fmt.Errorf("take image snapshot %s down: %w", s.Name, err), r.tellWhatHolds(ctx, s, err))
 	}
 	if err := r.Store.Delete(ctx, s.Name, s.ResourceVersion); err != nil {
 		return time.Time{}, true, err
 	}
 	return time.Time{}, true, r.dropIndexes(ctx)
+}
+
+// tellWhatHolds says in the object why it is not gone yet, once for each reason: every write has it looked at again at once.
+func (r *run) tellWhatHolds(ctx context.Context, s *imagesnapshot.ImageSnapshot, err error) error {
+	message := imagesnapshot.Shorten("cannot be deleted yet: " + imagesnapshot.Redact(err.Error()))
+	if errors.Is(err, context.Canceled) || blockdev.Retryable(err) || s.Status.Message == message {
+		return nil
+	}
+	s.Status.Message = message
+	s.AddEvent(time.Now().UTC(), imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying, message)
+	return r.put(ctx, s)
 }
 
 // everything is what an image snapshot has or may have in the storage.
@@ -57,7 +70,7 @@ func (r *run) everything(s *imagesnapshot.ImageSnapshot) []imagesnapshot.Leftove
 	}
 	list = append(list, w.Garbage...)
 	if w.VolumeName != "" {
-		list = append(list, imagesnapshot.Leftover{VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: s.Status.VolumeID == ""})
+		list = append(list, imagesnapshot.Leftover{Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: s.Status.VolumeID == ""})
 	}
 	if w.Built != nil {
 		list = append(list, leftovers(*w.Built)...)
@@ -68,24 +81,36 @@ func (r *run) everything(s *imagesnapshot.ImageSnapshot) []imagesnapshot.Leftove
 	return r.withFlash(s, w, list)
 }
 
-// discardAll deletes leftovers and gives those that are still there.
+// discardAll deletes leftovers and gives those that are still there. Volume snapshots go first: some storage keeps a volume for as
+// long as it has any, and one whose ID nobody was told is found by asking for it again, which takes its volume.
 func (e *Engine) discardAll(ctx context.Context, list []imagesnapshot.Leftover) (left []imagesnapshot.Leftover, err error) {
-	for _, l := range list {
-		if one := e.discard(ctx, l); one != nil {
-			left, err = append(left, l), errors.Join(err, one)
+	failed := make([]bool, len(list))
+	for _, discard := range []func(context.Context, imagesnapshot.Leftover) error{e.discardSnapshot, e.discardVolume} {
+		for i, l := range list {
+			if one := discard(ctx, l); one != nil {
+				failed[i], err = true, errors.Join(err, one)
+			}
+		}
+	}
+	for i, l := range list {
+		if failed[i] {
+			left = append(left, l)
 		}
 	}
 	return left, err
 }
 
-func (e *Engine) discard(ctx context.Context, l imagesnapshot.Leftover) error {
-	return errors.Join(e.discardVolume(ctx, l), e.discardSnapshot(ctx, l))
-}
-
 func (e *Engine) discardVolume(ctx context.Context, l imagesnapshot.Leftover) error {
+	if l.VolumeID == "" && l.VolumeName == "" {
+		return nil
+	}
+	b, err := e.backend(l.Driver)
+	if err != nil {
+		return fmt.Errorf("delete volume %s: %w", cmp.Or(l.VolumeName, l.VolumeID), err)
+	}
 	id := l.VolumeID
-	if id == "" && l.VolumeName != "" {
-		list, err := e.Provisioner.ListVolumes(ctx)
+	if id == "" {
+		list, err := b.Provisioner.ListVolumes(ctx)
 		if err != nil {
 			return fmt.Errorf("find volume %s: %w", l.VolumeName, err)
 		}
@@ -100,18 +125,25 @@ func (e *Engine) discardVolume(ctx context.Context, l imagesnapshot.Leftover) er
 	}
 	return retry.Do(ctx, func(ctx context.Context) error {
 		if l.Attached {
-			if err := e.Attacher.Detach(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+			if err := b.Attacher.Detach(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 				return err
 			}
 		}
-		return e.Provisioner.DeleteVolume(ctx, id)
+		return b.Provisioner.DeleteVolume(ctx, id)
 	})
 }
 
 func (e *Engine) discardSnapshot(ctx context.Context, l imagesnapshot.Leftover) error {
+	if l.SnapshotID == "" && l.SnapshotName == "" {
+		return nil
+	}
+	b, err := e.backend(l.Driver)
+	if err != nil {
+		return fmt.Errorf("delete volume snapshot %s: %w", cmp.Or(l.SnapshotName, l.SnapshotID), err)
+	}
 	id := l.SnapshotID
-	if id == "" && l.SnapshotName != "" {
-		list, err := e.Snapshotter.ListSnapshots(ctx)
+	if id == "" {
+		list, err := b.Snapshotter.ListSnapshots(ctx)
 		if err != nil {
 			return fmt.Errorf("find volume snapshot %s: %w", l.SnapshotName, err)
 		}
@@ -124,7 +156,7 @@ func (e *Engine) discardSnapshot(ctx context.Context, l imagesnapshot.Leftover) 
 	if id == "" {
 		return nil
 	}
-	return retry.Do(ctx, func(ctx context.Context) error { return e.Snapshotter.DeleteSnapshot(ctx, id) })
+	return retry.Do(ctx, func(ctx context.Context) error { return b.Snapshotter.DeleteSnapshot(ctx, id) })
 }
 
 // dropIndexes forgets the indexes that no image snapshot refers to.

@@ -87,23 +87,19 @@ func (e *TooSmallError) Error() string { return e.Err.Error() }
 // Unwrap gives the class and the cause.
 func (e *TooSmallError) Unwrap() []error { return []error{errdefs.ErrResourceExhausted, e.Err} }
 
-// FlashSnapshotter makes temporary volume snapshots that can be used at once, where the storage has such a thing. They are looked up
-// and deleted like others. Where it has not, the volume itself serves instead.
-type FlashSnapshotter interface {
-	CreateFlashSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error)
-}
-
 // Config of an Engine.
 type Config struct {
 	Store   store.Store
 	Watcher store.Watcher
 	Indexes store.Indexes
 
-	Provisioner blockdev.Provisioner
-	Attacher    blockdev.Attacher
-	Snapshotter blockdev.Snapshotter
-	// Flash may be nil.
-	Flash   FlashSnapshotter
+	// Backend is where builds put what they make, and Driver its name.
+	Backend
+	Driver string
+	// Others are storage that image snapshots may be on already, by their drivers' names: those stay usable, and can be deleted.
+	Others map[string]Backend
+	// Unnamed is the driver of image snapshots that name none, which are from before there was a choice.
+	Unnamed string
 	Builder Builder
 
 	// Installation is a UUID that tells our volumes and volume snapshots from those of other installations on the same storage.

@@ -17,13 +17,17 @@ import (
 // takeSnapshots asks the storage for the regular volume snapshots. Before that, with Flash, what was built is made usable (E-23).
 func (r *run) takeSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	w := s.Status.Work
+	b, err := r.backend(w.Driver)
+	if err != nil {
+		return r.storageFailed(ctx, s, err)
+	}
 	if !servesBuilt(s) {
-		err := retry.Do(ctx, func(ctx context.Context) error { return r.Attacher.Detach(ctx, w.VolumeID) })
+		err := retry.Do(ctx, func(ctx context.Context) error { return b.Attacher.Detach(ctx, w.VolumeID) })
 		if err != nil {
 			return r.storageFailed(ctx, s, fmt.Errorf("detach volume: %w", err))
 		}
 		if s.Spec.Flash {
-			return r.flash(ctx, s)
+			return r.flash(ctx, s, b)
 		}
 	}
 	if w.Built.Snapshots == nil {
@@ -39,7 +43,7 @@ func (r *run) takeSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot)
 		v := &w.Built.Snapshots[i]
 		var made blockdev.VolumeSnapshot
 		err := retry.Do(ctx, func(ctx context.Context) (err error) {
-			made, err = r.Snapshotter.CreateSnapshot(ctx, v.Name, w.VolumeID)
+			made, err = b.Snapshotter.CreateSnapshot(ctx, v.Name, w.VolumeID)
 			return err
 		})
 		if err != nil {
@@ -57,16 +61,16 @@ func servesBuilt(s *imagesnapshot.ImageSnapshot) bool {
 }
 
 // flash makes what was built usable: by temporary snapshots where the storage has them, else by the volume itself.
-func (r *run) flash(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
+func (r *run) flash(ctx context.Context, s *imagesnapshot.ImageSnapshot, b Backend) error {
 	w := s.Status.Work
 	content := w.Built.Clone()
 	content.Ready = time.Now().UTC()
-	if r.Flash == nil {
+	if b.Flash == nil {
 		content.VolumeID = w.VolumeID
 	} else {
 		for i := range s.Spec.Copies.Flash {
 			name := r.names.snapshot(kindFlash, s, w.Attempt, i)
-			v, err := r.flashCopy(ctx, name, w.VolumeID)
+			v, err := flashCopy(ctx, b.Flash, name, w.VolumeID)
 			if err != nil {
 				return r.storageFailed(ctx, s, fmt.Errorf("create flash snapshot: %w", err))
 			}
@@ -85,10 +89,10 @@ func (r *run) flash(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 }
 
 // flashCopy makes one temporary snapshot. Its name follows from the journal, so it is found again.
-func (r *run) flashCopy(ctx context.Context, name, volumeID string) (imagesnapshot.VolumeSnapshot, error) {
+func flashCopy(ctx context.Context, flash FlashSnapshotter, name, volumeID string) (imagesnapshot.VolumeSnapshot, error) {
 	var made blockdev.VolumeSnapshot
 	err := retry.Do(ctx, func(ctx context.Context) (err error) {
-		made, err = r.Flash.CreateFlashSnapshot(ctx, name, volumeID)
+		made, err = flash.CreateFlashSnapshot(ctx, name, volumeID)
 		if err == nil && !made.ReadyToUse {
 			err = fmt.Errorf("flash snapshot %s: %w", name, blockdev.ErrNotReady)
 		}
@@ -118,6 +122,10 @@ const (
 // awaitSnapshots looks whether the regular volume snapshots are complete, and if so switches to them.
 func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	w := s.Status.Work
+	b, err := r.backend(w.Driver)
+	if err != nil {
+		return r.storageFailed(ctx, s, err)
+	}
 	for i := range w.Built.Snapshots {
 		v := &w.Built.Snapshots[i]
 		if v.Ready {
@@ -125,7 +133,7 @@ func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot
 		}
 		var found blockdev.VolumeSnapshot
 		err := retry.Do(ctx, func(ctx context.Context) (err error) {
-			found, err = r.Snapshotter.GetSnapshot(ctx, v.ID)
+			found, err = b.Snapshotter.GetSnapshot(ctx, v.ID)
 			return err
 		})
 		if err != nil {
@@ -150,7 +158,7 @@ func (r *run) complete(ctx context.Context, s *imagesnapshot.ImageSnapshot) erro
 	content.SnapshotID, content.SnapshotName = content.Snapshots[0].ID, content.Snapshots[0].Name
 	content.Ready = time.Now().UTC()
 	garbage := slices.Clone(w.Garbage)
-	garbage = append(garbage, imagesnapshot.Leftover{VolumeID: w.VolumeID, VolumeName: w.VolumeName})
+	garbage = append(garbage, imagesnapshot.Leftover{Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName})
 	garbage = append(garbage, leftovers(old)...)
 	if w.Previous != nil {
 		garbage = append(garbage, leftovers(*w.Previous)...)
@@ -174,7 +182,7 @@ func (r *run) complete(ctx context.Context, s *imagesnapshot.ImageSnapshot) erro
 func leftovers(c imagesnapshot.Content) []imagesnapshot.Leftover {
 	var list []imagesnapshot.Leftover
 	for _, v := range c.Snapshots {
-		list = append(list, imagesnapshot.Leftover{SnapshotID: v.ID, SnapshotName: v.Name})
+		list = append(list, imagesnapshot.Leftover{Driver: c.Driver, SnapshotID: v.ID, SnapshotName: v.Name})
 	}
 	return list
 }
@@ -215,7 +223,7 @@ func (r *run) fail(ctx context.Context, s *imagesnapshot.ImageSnapshot, reason i
 	if w := s.Status.Work; w != nil {
 		garbage := w.Garbage
 		if w.VolumeName != "" {
-			garbage = append(garbage, imagesnapshot.Leftover{VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: w.Built == nil || s.Status.VolumeID == ""})
+			garbage = append(garbage, imagesnapshot.Leftover{Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: w.Built == nil || s.Status.VolumeID == ""})
 		}
 		if w.Built != nil {
 			garbage = append(garbage, leftovers(*w.Built)...)
@@ -250,11 +258,11 @@ func (r *run) fail(ctx context.Context, s *imagesnapshot.ImageSnapshot, reason i
 
 // withFlash adds flash copies that may have been made and are not recorded.
 func (r *run) withFlash(s *imagesnapshot.ImageSnapshot, w *imagesnapshot.Work, garbage []imagesnapshot.Leftover) []imagesnapshot.Leftover {
-	if r.Flash == nil || !s.Spec.Flash || w.Built == nil {
+	if b, err := r.backend(w.Driver); err == nil && b.Flash == nil || !s.Spec.Flash || w.Built == nil {
 		return garbage
 	}
 	for i := range s.Spec.Copies.Flash {
-		garbage = append(garbage, imagesnapshot.Leftover{SnapshotName: r.names.snapshot(kindFlash, s, w.Attempt, i)})
+		garbage = append(garbage, imagesnapshot.Leftover{Driver: w.Driver, SnapshotName: r.names.snapshot(kindFlash, s, w.Attempt, i)})
 	}
 	return garbage
 }

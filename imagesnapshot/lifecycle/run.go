@@ -54,7 +54,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer sweep.Stop()
 	flush := time.NewTicker(e.Times.FlushMatches)
 	defer flush.Stop()
-	e.queue.work.Go(func() { e.sweepAndLog(ctx) })
+	e.queue.work.Go(func() { e.sweepAndLog(ctx, true) })
 	for {
 		select {
 		case c, ok := <-changes:
@@ -65,7 +65,7 @@ func (e *Engine) Run(ctx context.Context) error {
 				e.changed(ctx, c)
 			}
 		case <-sweep.C:
-			e.queue.work.Go(func() { e.sweepAndLog(ctx) })
+			e.queue.work.Go(func() { e.sweepAndLog(ctx, false) })
 		case <-flush.C:
 			if err := e.flushMatches(ctx); err != nil && ctx.Err() == nil {
 				log.G(ctx).WithError(err).Warn("matches not recorded")

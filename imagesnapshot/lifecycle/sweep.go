@@ -24,47 +24,48 @@ type SweepReport struct {
 	Lost []string
 }
 
-// Sweep compares the storage with the store. Orphans are deleted if remove says so; whatever has not exactly a name that this
-// installation gives is left alone. Image snapshots whose volume snapshots are gone become Unavailable.
+// Sweep compares the storage of all drivers with the store. Orphans are deleted if remove says so; whatever has not exactly a name that
+// this installation gives is left alone. Image snapshots whose volume snapshots are gone become Unavailable. What one driver refuses
+// does not keep the others from being looked at.
 func (e *Engine) Sweep(ctx context.Context, remove bool) (SweepReport, error) {
+	return e.sweep(ctx, remove, true)
+}
+
+// sweep is Sweep, of all drivers or of those that are in use.
+func (e *Engine) sweep(ctx context.Context, remove, everywhere bool) (SweepReport, error) {
 	var report SweepReport
-	// First the storage, then the store: everything is journalled before it is made, so what was there at the first look
-	// and has no owner at the second has none.
-	found, snapshots, err := e.inStorage(ctx)
-	if err != nil {
-		return report, fmt.Errorf("sweep: %w", err)
-	}
 	all, err := e.Store.List(ctx, store.Filter{})
 	if err != nil {
 		return report, fmt.Errorf("sweep: %w", err)
 	}
-	known := make(map[string]bool)
-	for _, s := range all {
-		for _, l := range (&run{Engine: e}).everything(s) {
-			for _, key := range []string{l.VolumeID, l.VolumeName, l.SnapshotID, l.SnapshotName} {
-				known[key] = true
-			}
-		}
-		known[s.Status.VolumeID] = true
+	// First the storage, then the store: everything is journalled before it is made, so what was there at the first look
+	// and has no owner at the second has none.
+	found, err := e.inStorage(ctx, e.drivers(all, everywhere))
+	errs := []error{err}
+	if all, err = e.Store.List(ctx, store.Filter{}); err != nil {
+		return report, fmt.Errorf("sweep: %w", err)
 	}
-	var errs []error
-	for _, l := range found {
-		if known[l.VolumeID] && l.VolumeID != "" || known[l.VolumeName] && l.VolumeName != "" ||
-			known[l.SnapshotID] && l.SnapshotID != "" || known[l.SnapshotName] && l.SnapshotName != "" {
+	known := e.known(all)
+	for _, l := range found.ours {
+		if known[l.VolumeID] || known[l.VolumeName] || known[l.SnapshotID] || known[l.SnapshotName] {
 			continue
 		}
 		report.Orphans = append(report.Orphans, l)
 		if !remove {
 			continue
 		}
-		if err := e.discard(ctx, l); err != nil {
+		if _, err := e.discardAll(ctx, []imagesnapshot.Leftover{l}); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		report.Deleted = append(report.Deleted, l)
 	}
 	for _, s := range all {
-		lost, err := e.checkSnapshots(ctx, s, snapshots)
+		there, listed := found.snapshots[e.driverName(s.Status.Driver)]
+		if !listed {
+			continue
+		}
+		lost, err := e.checkSnapshots(ctx, s, there)
 		errs = append(errs, err)
 		if lost {
 			report.Lost = append(report.Lost, s.Name)
@@ -77,29 +78,67 @@ func (e *Engine) Sweep(ctx context.Context, remove bool) (SweepReport, error) {
 	return report, nil
 }
 
-// inStorage lists what has a name of ours, and the IDs of all volume snapshots.
-func (e *Engine) inStorage(ctx context.Context) (ours []imagesnapshot.Leftover, snapshots map[string]bool, err error) {
-	volumes, err := e.Provisioner.ListVolumes(ctx)
-	if err != nil {
-		return nil, nil, err
+// known are the names and IDs of everything in the storage that image snapshots refer to.
+func (e *Engine) known(all []*imagesnapshot.ImageSnapshot) map[string]bool {
+	known := make(map[string]bool)
+	for _, s := range all {
+		for _, l := range (&run{Engine: e}).everything(s) {
+			for _, key := range []string{l.VolumeID, l.VolumeName, l.SnapshotID, l.SnapshotName} {
+				known[key] = true
+			}
+		}
+		known[s.Status.VolumeID] = true
 	}
-	for _, v := range volumes {
-		if e.names.ours(v.Name) {
-			ours = append(ours, imagesnapshot.Leftover{VolumeID: v.ID, VolumeName: v.Name, Attached: true})
+	delete(known, "")
+	return known
+}
+
+// inventory is what was found in the storage.
+type inventory struct {
+	// ours is what has a name of ours.
+	ours []imagesnapshot.Leftover
+	// snapshots are the IDs of all volume snapshots by driver, for the drivers that could be asked.
+	snapshots map[string]map[string]bool
+}
+
+// inStorage lists what the drivers have. The error is of those that could not be asked.
+func (e *Engine) inStorage(ctx context.Context, drivers []string) (inventory, error) {
+	found := inventory{snapshots: make(map[string]map[string]bool)}
+	var errs []error
+	for _, driver := range drivers {
+		b, err := e.backend(driver)
+		if err == nil {
+			err = found.look(ctx, driver, b, e.names)
+		}
+		// Storage that has no such thing has nothing of ours.
+		if err != nil && !errdefs.IsNotImplemented(err) {
+			errs = append(errs, fmt.Errorf("look through the storage of driver %s: %w", driver, err))
 		}
 	}
-	list, err := e.Snapshotter.ListSnapshots(ctx)
+	return found, errors.Join(errs...)
+}
+
+func (i *inventory) look(ctx context.Context, driver string, b Backend, n names) error {
+	// Snapshots first, as they are to be deleted first; see discardAll.
+	list, err := b.Snapshotter.ListSnapshots(ctx)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	snapshots = make(map[string]bool, len(list))
+	there := make(map[string]bool, len(list))
 	for _, v := range list {
-		snapshots[v.ID] = true
-		if e.names.ours(v.Name) {
-			ours = append(ours, imagesnapshot.Leftover{SnapshotID: v.ID, SnapshotName: v.Name})
+		there[v.ID] = true
+		if n.ours(v.Name) {
+			i.ours = append(i.ours, imagesnapshot.Leftover{Driver: driver, SnapshotID: v.ID, SnapshotName: v.Name})
 		}
 	}
-	return ours, snapshots, nil
+	i.snapshots[driver] = there
+	volumes, err := b.Provisioner.ListVolumes(ctx)
+	for _, v := range volumes {
+		if n.ours(v.Name) {
+			i.ours = append(i.ours, imagesnapshot.Leftover{Driver: driver, VolumeID: v.ID, VolumeName: v.Name, Attached: true})
+		}
+	}
+	return err
 }
 
 // checkSnapshots drops from an image snapshot the volume snapshots that are not there any more.
@@ -109,13 +148,17 @@ func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnaps
 	default:
 		return false, nil
 	}
+	b, err := e.backend(s.Status.Driver)
+	if err != nil {
+		return false, err
+	}
 	gone := make(map[string]bool)
 	for _, v := range s.Status.Snapshots {
 		if there[v.ID] {
 			continue
 		}
 		// The list may be older than the object.
-		if _, err := e.Snapshotter.GetSnapshot(ctx, v.ID); err == nil {
+		if _, err := b.Snapshotter.GetSnapshot(ctx, v.ID); err == nil {
 			continue
 		} else if !errdefs.IsNotFound(err) {
 			return false, err
@@ -164,13 +207,14 @@ func (e *Engine) dropSnapshots(s *imagesnapshot.ImageSnapshot, gone map[string]b
 	return s.SetPhase(imagesnapshot.PhaseUnavailable, imagesnapshot.ReasonSnapshotLost, "its volume snapshot is gone from the storage; delete it, and create it again if it is wanted")
 }
 
-func (e *Engine) sweepAndLog(ctx context.Context) {
-	report, err := e.Sweep(ctx, true)
+// sweepAndLog is the sweep that Run does now and then, the first time of all drivers.
+func (e *Engine) sweepAndLog(ctx context.Context, first bool) {
+	report, err := e.sweep(ctx, true, first)
 	if err != nil && ctx.Err() == nil {
 		log.G(ctx).WithError(err).Warn("sweep did not come to its end")
 	}
 	for _, l := range report.Orphans {
-		log.G(ctx).WithFields(log.Fields{"volume": l.VolumeID, "volume_name": l.VolumeName, "snapshot": l.SnapshotID, "snapshot_name": l.SnapshotName}).
+		log.G(ctx).WithFields(log.Fields{"driver": l.Driver, "volume": l.VolumeID, "volume_name": l.VolumeName, "snapshot": l.SnapshotID, "snapshot_name": l.SnapshotName}).
 			Warn("found something of ours in the storage that nothing refers to")
 	}
 	for _, name := range report.Lost {

@@ -29,6 +29,8 @@ type world struct {
 	cfg     lifecycle.Config
 	ready   time.Duration
 	flash   bool
+	// shape, if not nil, makes of the backend what a test wants.
+	shape func(lifecycle.Backend) lifecycle.Backend
 
 	gate   *gate
 	store  *boltstore.Store
@@ -85,6 +87,9 @@ func (w *world) start(dieAt int, after bool) {
 	cfg.Provisioner, cfg.Attacher, cfg.Snapshotter = s, s, s
 	if w.flash {
 		cfg.Flash = s
+	}
+	if w.shape != nil {
+		cfg.Backend = w.shape(cfg.Backend)
 	}
 	cfg.Installation = w.store.Installation()
 	w.engine, err = lifecycle.New(cfg)

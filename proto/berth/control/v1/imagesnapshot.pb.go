@@ -811,7 +811,9 @@ type ImageSnapshotStatus struct {
 	// How often it was chosen.
 	MatchCount int64 `protobuf:"varint,22,opt,name=match_count,json=matchCount,proto3" json:"match_count,omitempty"`
 	// What happened to it, oldest first; at most 50 are kept. Empty in lists.
-	Events        []*ImageSnapshotEvent `protobuf:"bytes,23,rep,name=events,proto3" json:"events,omitempty"`
+	Events []*ImageSnapshotEvent `protobuf:"bytes,23,rep,name=events,proto3" json:"events,omitempty"`
+	// Block storage driver that the disk is kept by, and that nodes attach it with; empty until there is a disk.
+	Driver        string `protobuf:"bytes,24,opt,name=driver,proto3" json:"driver,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1005,6 +1007,13 @@ func (x *ImageSnapshotStatus) GetEvents() []*ImageSnapshotEvent {
 		return x.Events
 	}
 	return nil
+}
+
+func (x *ImageSnapshotStatus) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
 }
 
 // SnapshottedImage is one image on the disk.
@@ -3158,7 +3167,7 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"parameters\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8b\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\b\n" +
 	"\x13ImageSnapshotStatus\x12:\n" +
 	"\x05phase\x18\x01 \x01(\x0e2$.berth.control.v1.ImageSnapshotPhaseR\x05phase\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -3185,7 +3194,8 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\flast_matched\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\vlastMatched\x12\x1f\n" +
 	"\vmatch_count\x18\x16 \x01(\x03R\n" +
 	"matchCount\x12<\n" +
-	"\x06events\x18\x17 \x03(\v2$.berth.control.v1.ImageSnapshotEventR\x06events\"\x9b\x01\n" +
+	"\x06events\x18\x17 \x03(\v2$.berth.control.v1.ImageSnapshotEventR\x06events\x12\x16\n" +
+	"\x06driver\x18\x18 \x01(\tR\x06driver\"\x9b\x01\n" +
 	"\x10SnapshottedImage\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x1a\n" +
 	"\bplatform\x18\x02 \x01(\tR\bplatform\x12\x16\n" +

@@ -1,0 +1,169 @@
+// Package mirror keeps in one catalog what another one lists: the image snapshots of a node in a directory that other nodes read.
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"berth.dev/berth/blockdev/durable"
+	"berth.dev/berth/catalog"
+)
+
+// Config of a Mirror.
+type Config struct {
+	From catalog.Lister
+	To   catalog.Publisher
+	// Useful says whether those who read To can do anything with an entry; nil is always. Others are not published.
+	Useful func(e *catalog.Entry) bool
+	// Record is a file that has the IDs of what was published, so that what went away while nobody ran is withdrawn later, and
+	// nothing of others ever is.
+	Record string
+}
+
+// Mirror publishes.
+type Mirror struct {
+	Config
+	// published are the IDs that To may have of us.
+	published map[string]bool
+	// pending is what To is to be told: an entry, or nil to withdraw it.
+	pending map[string]*catalog.Entry
+}
+
+// New makes a mirror. It does nothing until Run.
+func New(cfg Config) *Mirror { return &Mirror{Config: cfg} }
+
+// Waits after To could not be told something.
+const (
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+)
+
+// Run publishes and withdraws until ctx ends, and then returns nil; it does not wait for a directory that hangs, as those on a network
+// may. What cannot be done now is tried again.
+func (m *Mirror) Run(ctx context.Context) error {
+	ids, _, err := durable.Read[[]string](m.Record)
+	if err != nil {
+		return fmt.Errorf("publish image snapshots: %w", err)
+	}
+	m.published, m.pending = make(map[string]bool), make(map[string]*catalog.Entry)
+	for _, id := range ids {
+		m.published[id] = true
+	}
+	changes, err := m.From.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("publish image snapshots: %w", err)
+	}
+	retry, wait := time.NewTimer(0), firstRetry
+	defer retry.Stop()
+	listed := make(map[string]bool)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case c, ok := <-changes:
+			if !ok {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return fmt.Errorf("publish image snapshots: the catalog that they are in ended: %w", errdefs.ErrUnavailable)
+			}
+			m.learn(c, listed)
+			if c.Synced {
+				listed = nil
+			}
+		case <-retry.C:
+		}
+		if listed != nil {
+			continue // what is not listed yet is not gone
+		}
+		done := make(chan error, 1)
+		go func() { done <- m.flush(ctx) }()
+		select {
+		case <-ctx.Done():
+			return nil
+		case err = <-done:
+		}
+		if err == nil {
+			wait = firstRetry
+			continue
+		}
+		log.G(ctx).WithError(err).WithField("retry_in", wait).Warn("image snapshots are not published to other nodes")
+		retry.Reset(wait)
+		wait = min(2*wait, lastRetry)
+	}
+}
+
+// learn notes a change. listed are the entries of the first listing, nil after it.
+func (m *Mirror) learn(c catalog.Change, listed map[string]bool) {
+	switch {
+	case c.Synced:
+		for id := range m.published {
+			if !listed[id] {
+				m.pending[id] = nil
+			}
+		}
+	case c.Entry == nil: // a problem, which those who use the catalog tell of
+	case !c.Deleted && (m.Useful == nil || m.Useful(c.Entry)):
+		m.pending[c.Entry.ID] = c.Entry
+		if listed != nil {
+			listed[c.Entry.ID] = true
+		}
+	case m.published[c.Entry.ID]:
+		m.pending[c.Entry.ID] = nil
+	default:
+		delete(m.pending, c.Entry.ID)
+	}
+}
+
+// flush tells To what is pending. What fails stays pending.
+func (m *Mirror) flush(ctx context.Context) error {
+	var errs []error
+	for _, id := range slices.Sorted(maps.Keys(m.pending)) {
+		e := m.pending[id]
+		err := m.tell(ctx, id, e)
+		if err == nil || e != nil && errdefs.IsInvalidArgument(err) {
+			delete(m.pending, id) // one that is no entry never will be
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Mirror) tell(ctx context.Context, id string, e *catalog.Entry) error {
+	if e == nil {
+		if err := m.To.Withdraw(ctx, id); err != nil {
+			return err
+		}
+		return m.note(id, false)
+	}
+	// Before it is there, so that it is never forgotten.
+	if err := m.note(id, true); err != nil {
+		return err
+	}
+	return m.To.Publish(ctx, *e)
+}
+
+// note what To may have.
+func (m *Mirror) note(id string, published bool) error {
+	if m.published[id] == published {
+		return nil
+	}
+	ids := maps.Clone(m.published)
+	if published {
+		ids[id] = true
+	} else {
+		delete(ids, id)
+	}
+	if err := durable.Write(m.Record, slices.Sorted(maps.Keys(ids))); err != nil {
+		return err
+	}
+	m.published = ids
+	return nil
+}
