@@ -30,13 +30,13 @@ type look struct {
 	err  error
 }
 
-// check runs at, which is cheap, each time, and device if the last good answer is too old.
+// check runs at, which is cheap as long as the device answers, each time, and device if the last good answer is too old.
 func (h *health) check(ctx context.Context, device, at func() error) error {
 	h.mu.Lock()
 	stale := time.Since(h.checked) >= checkFresh
 	if !stale && h.running == nil {
 		h.mu.Unlock()
-		return at()
+		return answer(ctx, at)
 	}
 	l := h.running
 	if l == nil {
@@ -46,19 +46,19 @@ func (h *health) check(ctx context.Context, device, at func() error) error {
 	}
 	h.mu.Unlock()
 
-	timer := time.NewTimer(checkWait)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return fmt.Errorf("the device has not answered for %s: %w", checkWait, errdefs.ErrUnavailable)
-	case <-l.done:
-	}
-	if l.err != nil {
+	err := answer(ctx, func() error {
+		<-l.done
 		return l.err
+	})
+	if err != nil {
+		return err
 	}
-	return at()
+	return answer(ctx, at)
+}
+
+// answer is what a question to a device gives, which may never be anything.
+func answer(ctx context.Context, question func() error) error {
+	return awaitFor(ctx, checkWait, question)
 }
 
 // recheck asks the device, whatever it answered before; an answer to a question that was asked before now does not count.

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/blockdev"
@@ -146,15 +148,26 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(id)), nil
 }
 
-// await calls fn, which may hang in the kernel where no signal and no context reaches it, and stops waiting for it when
-// ctx ends. What fn does later is found by whoever looks next: every step looks first.
-func await(ctx context.Context, fn func() error) error {
+// awaitFor calls fn, which may hang in the kernel where no signal and no context reaches it, and stops waiting for it when ctx ends or the
+// device has had most time to answer. What fn does later is found by whoever looks next: every step looks first.
+func awaitFor(ctx context.Context, most time.Duration, fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
+	timer := time.NewTimer(most)
+	defer timer.Stop()
 	select {
 	case err := <-done:
 		return err
+	case <-timer.C:
+		return fmt.Errorf("the device has not answered for %s: %w", most, errdefs.ErrUnavailable)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
+
+// deviceWait is how long a device may take for what is done with it while it does not serve: reading its index, mounting, unmounting. A
+// volume that a cloud restores lazily takes seconds for the first of these; one that takes longer than this comes too late for any pull.
+const deviceWait = time.Minute
+
+// await is awaitFor with deviceWait.
+func await(ctx context.Context, fn func() error) error { return awaitFor(ctx, deviceWait, fn) }
