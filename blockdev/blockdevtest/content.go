@@ -88,3 +88,11 @@ func (c *fakeContent) WriteAt(p []byte, offset int64) (int, error) {
 
 // Close has nothing to do.
 func (c *fakeContent) Close() error { return nil }
+
+// Answers says, without reading, that an open device is still attached and in order.
+func (f *Fake) Answers(c Content) bool {
+	open, ok := c.(*fakeContent)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return ok && f.attached[open.volumeID] == open.device && open.device.state == DeviceWell && !open.device.cut
+}

@@ -123,11 +123,18 @@ func (f *Fake) newDevice(volumeID string, readonly bool) *fakeDevice {
 		f.made++
 		number = f.made
 	}
-	return &fakeDevice{
+	d := &fakeDevice{
 		Device: blockdev.Device{Path: fmt.Sprintf("fake:%d", number), ReadOnly: readonly}, number: number,
 		appears: time.Now().Add(f.draw(f.wrong.DeviceAfter, "appear", volumeID)),
 		cut:     f.hits(f.wrong.CutDevice, "cut", volumeID),
 	}
+	switch {
+	case f.hits(f.wrong.FailDevice, "fail device", volumeID):
+		d.set(DeviceFails)
+	case f.hits(f.wrong.StallDevice, "stall device", volumeID):
+		d.set(DeviceStalls)
+	}
+	return d
 }
 
 // Attach gives a device a path of its own each time, unless Misbehaviour.ReuseNames says otherwise.

@@ -57,6 +57,9 @@ type Misbehaviour struct {
 	// CutDevice is the chance that a device shows only the first half of its volume until it is attached again, as one whose new
 	// size the node has not learned of.
 	CutDevice float64
+	// FailDevice and StallDevice are the chances that a device gives an error for everything, or does not answer at all, until it is attached
+	// anew. SetDevice does it to one that is there.
+	FailDevice, StallDevice float64
 	// ReadError is the chance that reading a device fails once.
 	ReadError float64
 }
@@ -88,6 +91,8 @@ func Faults(seed uint64) map[string]Misbehaviour {
 		"detaching sticks":         {StickDetach: 0.3, StuckFor: Between{time.Minute, time.Hour}},
 		"volumes are larger":       {SizeStep: 1 << 14},
 		"devices are cut off":      {CutDevice: 0.3},
+		"devices fail":             {FailDevice: 0.2},
+		"devices stall":            {StallDevice: 0.2},
 		"devices give read errors": {ReadError: 0.1},
 	}
 	for name, m := range all {

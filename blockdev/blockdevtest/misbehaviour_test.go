@@ -210,6 +210,21 @@ func TestMisbehaviours(t *testing.T) {
 			require.NoError(w, err)
 			require.True(w, errdefs.IsDataLoss(w.read(dev, 0)))
 		}},
+		"fail device": {M{FailDevice: 1}, func(w wrong) {
+			dev, err := w.attach(w.one)
+			require.NoError(w, err)
+			require.True(w, errdefs.IsDataLoss(w.read(dev, 0)))
+		}},
+		"stall device": {M{StallDevice: 1}, func(w wrong) {
+			dev, err := w.attach(w.one)
+			require.NoError(w, err)
+			done := make(chan error, 1)
+			go func() { done <- w.read(dev, 0) }()
+			time.Sleep(time.Hour)
+			require.Empty(w, done)
+			require.NoError(w, w.Detach(w.Context(), w.one.ID))
+			require.Error(w, <-done)
+		}},
 		"device fails and stalls": {M{}, func(w wrong) {
 			dev, err := w.attach(w.one)
 			require.NoError(w, err)
