@@ -34,7 +34,7 @@ func (f *fleet) changed() {
 
 func (f *fleet) add(d *disk) {
 	f.byName[d.rec.Spec.Name] = d
-	if uuid := d.rec.Identity.UUID; uuid != "" && f.byUUID[uuid] == nil {
+	if uuid := d.rec.Identity.UUID; uuid != "" && (f.byUUID[uuid] == nil || f.byUUID[uuid].rec.Goal == goalGone) {
 		f.byUUID[uuid] = d
 	}
 	f.changed()
@@ -48,7 +48,19 @@ func (f *fleet) remove(d *disk) {
 	delete(f.byName, d.rec.Spec.Name)
 	f.place(d)
 	if uuid := d.rec.Identity.UUID; f.byUUID[uuid] == d {
-		delete(f.byUUID, uuid)
+		f.pass(d, uuid)
+	}
+}
+
+// pass gives d's place as the provider of an identity to another disk that has it, if there is one.
+func (f *fleet) pass(d *disk, uuid string) {
+	delete(f.byUUID, uuid)
+	for _, other := range f.byName {
+		if other != d && other.rec.Identity.UUID == uuid && (f.byUUID[uuid] == nil || other.rec.Spec.Name < f.byUUID[uuid].rec.Spec.Name) {
+			f.byUUID[uuid] = other
+		}
+	}
+	if f.byUUID[uuid] == nil {
 		f.holds.forget(uuid)
 	}
 }
@@ -88,10 +100,14 @@ func (f *fleet) claim(d *disk, uuid string) (other *disk, ok bool) {
 	return nil, true
 }
 
-// unclaim takes back a claim that came to nothing.
+// unclaim takes back a claim that came to nothing, for the disk that had the identity before.
 func (f *fleet) unclaim(d *disk, uuid string) {
-	if f.byUUID[uuid] == d && d.rec.Identity.UUID != uuid {
-		delete(f.byUUID, uuid)
+	if f.byUUID[uuid] != d {
+		return
+	}
+	f.pass(d, uuid)
+	if f.byUUID[uuid] == nil && d.rec.Identity.UUID == uuid && !d.removed {
+		f.byUUID[uuid] = d
 	}
 }
 
