@@ -175,10 +175,13 @@ func (s *Stager) Unstage(ctx context.Context, name string, opts UnstageOptions) 
 	if err == nil && !s.reconciled {
 		err = fmt.Errorf("it is not known yet which disks are in use: %w", errdefs.ErrUnavailable)
 	}
-	s.mu.Unlock()
 	if err == nil && d == nil {
 		err = fmt.Errorf("no such disk: %w", errdefs.ErrNotFound)
 	}
+	if err == nil && d.abort != nil && d.rec.Goal == goalStaged && s.fleet.holders(d) == 0 {
+		d.abort() // it would only be undone, and may wait for a device that never comes
+	}
+	s.mu.Unlock()
 	if err != nil {
 		return 0, fmt.Errorf("unstage disk %s: %w", name, err)
 	}

@@ -19,6 +19,8 @@ type disk struct {
 	journalled bool
 	// removed says that the fleet and the journal have forgotten the disk.
 	removed bool
+	// abort, if not nil, ends the attempt in the background that has key.
+	abort context.CancelFunc
 	// waiters are the Stage calls that wait for key.
 	waiters int
 

@@ -13,6 +13,9 @@ const (
 	// enough for one that never comes.
 	firstRetry = time.Second
 	mostRetry  = time.Minute
+	// attemptWait bounds one attempt in the background: what a storage takes longer for, the next attempt finds done, and meanwhile others
+	// have their turn.
+	attemptWait = 10 * time.Minute
 	// atOnce bounds the disks that are worked on at the same time in the background.
 	atOnce = 8
 )
@@ -126,13 +129,19 @@ func (s *keeper) maintain(ctx context.Context, d *disk) {
 	if leave {
 		s.fleet.withdraw(d) // in the same breath as it was found unheld
 	}
+	attempt, abort := context.WithTimeout(ctx, attemptWait)
+	defer abort()
+	d.abort = abort
 	s.mu.Unlock()
 	var err error
 	if leave {
-		err = s.lower(ctx, d)
+		err = s.lower(attempt, d)
 	} else {
-		err = s.raise(ctx, d)
+		err = s.raise(attempt, d)
 	}
+	s.mu.Lock()
+	d.abort = nil
+	s.mu.Unlock()
 	if err == nil {
 		return
 	}
