@@ -119,7 +119,7 @@ func untilFree(ctx context.Context, detach func() error) error {
 // delete deletes the volume that create made, also if its ID never came to the journal.
 func (s *steps) delete(ctx context.Context, d *disk) error {
 	rec := s.record(d)
-	if rec.VolumeName == "" {
+	if rec.VolumeID == "" && rec.Asked.IsZero() || rec.VolumeName == "" {
 		return nil
 	}
 	driver, err := s.driver(d)
@@ -146,22 +146,6 @@ func (s *steps) delete(ctx context.Context, d *disk) error {
 		return fmt.Errorf("delete volume %s: %w", rec.VolumeName, err)
 	}
 	return nil
-}
-
-func madeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec record) (string, error) {
-	if rec.VolumeID != "" {
-		return rec.VolumeID, nil
-	}
-	volumes, err := provisioner.ListVolumes(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, v := range volumes {
-		if v.Name == rec.VolumeName {
-			return v.ID, nil
-		}
-	}
-	return "", nil
 }
 
 func (s *steps) driver(d *disk) (blockdev.Attacher, error) {

@@ -32,12 +32,13 @@ func (s *steps) raise(ctx context.Context, d *disk) error {
 	if err := s.create(ctx, d, driver); err != nil {
 		return err
 	}
-	dev, err := s.attach(ctx, d, driver)
+	dev, err := s.attachMade(ctx, d, driver)
 	if err != nil {
 		return err
 	}
 	p, err := s.prove(ctx, d, dev)
 	if err != nil {
+		s.letGo(ctx, d, driver)
 		return err
 	}
 	if err := s.mount(ctx, d, dev, p); err != nil {
@@ -48,32 +49,6 @@ func (s *steps) raise(ctx context.Context, d *disk) error {
 	}
 	s.raised(ctx, d, dev, p)
 	return nil
-}
-
-// create makes the volume of a disk that is on a volume snapshot. A repetition finds the volume by its name.
-func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) error {
-	rec := s.record(d)
-	if rec.Spec.SnapshotID == "" || rec.VolumeID != "" {
-		return nil
-	}
-	provisioner, ok := driver.(blockdev.Provisioner)
-	if !ok {
-		return fmt.Errorf("make volume of %s: driver %s cannot make volumes: %w", rec.Spec.SnapshotID, rec.Spec.Driver, blockdev.ErrUnsupported)
-	}
-	if err := s.put(d, func(rec *record) { rec.Step = StateCreating }); err != nil {
-		return err
-	}
-	var volume blockdev.Volume
-	err := s.observed(StepCreate, func() error {
-		return retry.Do(ctx, func(ctx context.Context) (err error) {
-			volume, err = provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: rec.VolumeName, SourceSnapshotID: rec.Spec.SnapshotID})
-			return err
-		})
-	})
-	if err != nil {
-		return fmt.Errorf("make volume %s of %s: %w", rec.VolumeName, rec.Spec.source(), err)
-	}
-	return s.put(d, func(rec *record) { rec.VolumeID = volume.ID })
 }
 
 func (s *steps) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (blockdev.Device, error) {
@@ -145,6 +120,22 @@ func (s *steps) prove(ctx context.Context, d *disk, dev blockdev.Device) (proof,
 			p.identity.UUID, other.rec.Spec.Name, errdefs.ErrAlreadyExists)
 	}
 	return p, nil
+}
+
+// letGo detaches a volume the device of which did not prove to be the disk, so that the next attempt attaches it anew: a device that shows
+// less than the volume has, or that is another volume's, stays so for as long as it is attached. One that is in use is left alone. It
+// is ours by the journal until it is detached for good, so whatever comes of this is taken care of then.
+func (s *steps) letGo(ctx context.Context, d *disk, driver blockdev.Attacher) {
+	rec := s.record(d)
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if err := driver.Detach(undo, rec.VolumeID); err != nil {
+		log.G(ctx).WithError(err).WithField("disk", rec.Spec.Name).Debug("volume whose device is not the disk stays attached")
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.device = ""
 }
 
 // errForeign says that something is mounted on our directory that we did not mount.
