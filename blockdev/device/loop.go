@@ -49,7 +49,7 @@ type LoopOptions struct {
 	Tag string
 }
 
-// AttachLoop makes a new loop device for the file and returns it, with direct I/O if the file's file system can do that.
+// AttachLoop makes a new loop device for the file, or for a block device if it is to be read-only, and returns it, with direct I/O if the file's file system can do that.
 // It does not look for one that is there already: see FindLoops.
 //
 // The device does not clear itself on last close (no LO_FLAGS_AUTOCLEAR): it has to live from here until somebody mounts
@@ -125,8 +125,8 @@ func openBacking(file string, readonly bool) (*os.File, error) {
 		return nil, fmt.Errorf("open backing file: %w", notFound(err))
 	}
 	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("backing file is not a regular file but %s: %w", st.Mode().Type(), blockdev.ErrInvalid)
+	if err == nil && !st.Mode().IsRegular() && (st.Mode().Type() != os.ModeDevice || !readonly) {
+		err = fmt.Errorf("backing file is neither a regular file nor a block device to read from, but %s: %w", st.Mode().Type(), blockdev.ErrInvalid)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
