@@ -18,7 +18,7 @@ const uuidSpace = "7d0f5a3e-2c64-4b1b-9a57-c6f2b1c0d9e4"
 // index that Parse would refuse is errdefs.ErrInvalidArgument and left as it was.
 func Seal(ix *Index) ([]byte, error) {
 	sealed := *ix
-	sealed.FormatVersion = fmt.Sprintf("%d.%d", MajorVersion, MinorVersion)
+	sealed.FormatVersion = fmt.Sprintf("%d.%d", MajorVersion, ix.minor())
 	sealed.Created = sealed.Created.UTC()
 	sealed.UUID = ""
 	unnamed, err := marshal(sealed)

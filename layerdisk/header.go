@@ -54,7 +54,7 @@ type Header struct {
 func NewHeader(ix *Index, encoded []byte, indexOffset, diskBytes int64) Header {
 	return Header{
 		Major:       MajorVersion,
-		Minor:       MinorVersion,
+		Minor:       uint16(ix.minor()),
 		FileSystem:  ix.FileSystem,
 		UUID:        ix.UUID,
 		IndexOffset: indexOffset,

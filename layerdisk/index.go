@@ -11,7 +11,8 @@ import (
 // adds fields that may be ignored.
 const (
 	MajorVersion = 1
-	MinorVersion = 0
+	// MinorVersion is the highest that is written; a disk has the lowest that has all its fields.
+	MinorVersion = 1
 )
 
 // Index is everything a layer disk says about itself. Its encoded bytes are stored once on the disk; the sha256 digest
@@ -32,6 +33,16 @@ type Index struct {
 	Layers []Layer `json:"layers"`
 	// Chains maps each stack of layers on the disk to its parent. A parent stands before its children.
 	Chains []Chain `json:"chains"`
+	// Traced is where files lie together that images read when they start; nil if none do. Since minor version 1.
+	Traced *Traced `json:"traced,omitempty"`
+}
+
+// minor is the lowest minor version that has all fields of the index.
+func (ix *Index) minor() int {
+	if ix.Traced != nil {
+		return 1
+	}
+	return 0
 }
 
 // Values of Index.FileSystem.
@@ -39,6 +50,15 @@ const (
 	FileSystemEROFS = "erofs"
 	FileSystemExt4  = "ext4"
 )
+
+// Traced is a stretch of the disk with the contents of files of several layers, in the order in which starts of images first read
+// them, and whole.
+type Traced struct {
+	// Offset and Length in bytes, multiples of the block size.
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
+	Files  int   `json:"files"`
+}
 
 // Image is one image on the disk, for one platform.
 type Image struct {

@@ -160,6 +160,8 @@ func knownName(name string) string {
 		return "chainID"
 	case "diffid":
 		return "diffID"
+	case "stackbound":
+		return "stackBound"
 	case "unpackedbytes":
 		return "unpackedBytes"
 	case "mediatype":
@@ -167,7 +169,7 @@ func knownName(name string) string {
 	case "artifacttype":
 		return "artifactType"
 	case "uuid", "created", "images", "layers", "chains", "reference", "platform", "index", "manifest", "config",
-		"number", "blobs", "inodes", "attributes", "digest", "size", "parent", "urls", "annotations", "data",
+		"traced", "offset", "length", "files", "number", "blobs", "inodes", "attributes", "digest", "size", "parent", "urls", "annotations", "data",
 		"architecture", "os", "os.version", "os.features", "variant":
 		return strings.ToLower(strings.ToUpper(name))
 	}

@@ -42,6 +42,9 @@ func (ix *Index) check() error {
 	if err := checkCounts(ix); err != nil {
 		return err
 	}
+	if err := checkTraced(ix.Traced); err != nil {
+		return err
+	}
 	if err := checkLayers(ix.Layers); err != nil {
 		return err
 	}
@@ -64,6 +67,20 @@ func checkCounts(ix *Index) error {
 		if c.have > c.max {
 			return fmt.Errorf("%d %s, at most %d are allowed", c.have, c.what, c.max)
 		}
+	}
+	return nil
+}
+
+func checkTraced(t *Traced) error {
+	if t == nil {
+		return nil
+	}
+	if t.Offset < firstBlockBytes || t.Offset%firstBlockBytes != 0 || t.Length <= 0 || t.Length%firstBlockBytes != 0 ||
+		t.Offset > MaxContentBytes || t.Length > MaxContentBytes-t.Offset {
+		return fmt.Errorf("traced files in %d bytes at offset %d: want whole blocks of %d behind the first one", t.Length, t.Offset, firstBlockBytes)
+	}
+	if t.Files <= 0 || int64(t.Files) > t.Length/firstBlockBytes {
+		return fmt.Errorf("%d traced files in %d blocks", t.Files, t.Length/firstBlockBytes)
 	}
 	return nil
 }

@@ -33,6 +33,9 @@ type Image struct {
 	Files []File
 	// DataEnd is the first block behind all data regions, 1 if there are none.
 	DataEnd uint64
+	// KeptEnd is the first block behind what was on the disk before, 0 if nothing was. Regions of layers before it may overlap:
+	// such a layer has the region from its first to its last block, wherever the rest is.
+	KeptEnd uint64
 }
 
 // Layer is a tree whose file contents are on the disk.
@@ -43,6 +46,9 @@ type Layer struct {
 	// FirstBlock of the layer's data region of Tree.Blocks blocks, at least 1. Layers that are looks of one tree (tree.On)
 	// have the same region.
 	FirstBlock uint64
+	// Moved are files without holes whose contents lie elsewhere in the data regions: their first block in the tree to that on
+	// the disk. Their place in the layer's region is not read.
+	Moved map[uint32]uint32
 }
 
 // File is written contiguous and plain, so that it can be read without the file system. Data is not copied.
@@ -87,7 +93,9 @@ func Plan(img Image) (*Layout, error) {
 		next += blocksOf(uint64(len(f.Data)))
 	}
 	for _, layer := range img.Layers {
-		l.sources = append(l.sources, newSource(layer.Tree, uint32(layer.FirstBlock)))
+		src := newSource(layer.Tree, uint32(layer.FirstBlock))
+		src.moved = layer.Moved
+		l.sources = append(l.sources, src)
 	}
 	l.metaBlock = next
 	if err := l.place(); err != nil {
@@ -134,6 +142,14 @@ func checkRegions(img *Image) error {
 	})
 	end := uint64(1)
 	for i, l := range layers {
+		for _, to := range l.Moved {
+			if to == 0 || uint64(to) >= img.DataEnd {
+				return invalid("layer %s has contents at block %d, where none can be", l.Path, to)
+			}
+		}
+		if behind := l.FirstBlock + l.Tree.Blocks; l.FirstBlock > 0 && l.FirstBlock < behind && behind <= img.KeptEnd && behind <= img.DataEnd {
+			continue
+		}
 		if i > 0 && l.FirstBlock == layers[i-1].FirstBlock && l.Tree.SharesContents(layers[i-1].Tree) {
 			continue
 		}
@@ -154,7 +170,16 @@ func blocksOf(bytes uint64) uint64 { return (bytes + blockSize - 1) / blockSize 
 type source struct {
 	treeLike
 	firstBlock uint32
+	moved      map[uint32]uint32
 	slots      []uint32 // nid per inode, 0 for none yet
+}
+
+// blockOf is where a file without holes begins on the disk.
+func (s *source) blockOf(in *tree.Inode) uint32 {
+	if to, ok := s.moved[in.FirstBlock]; ok {
+		return to
+	}
+	return s.firstBlock + in.FirstBlock
 }
 
 // treeLike is what tree.Tree and ownTree have in common.

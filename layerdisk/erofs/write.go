@@ -118,7 +118,7 @@ func (l *Layout) union(src *source, n tree.Number, in *tree.Inode, s *shape, blo
 		case src == l.sources[0]:
 			return uint32(l.fileBlocks[l.own.nodes[n].index])
 		}
-		return src.firstBlock + in.FirstBlock
+		return src.blockOf(in)
 	case unix.S_IFCHR, unix.S_IFBLK:
 		return device(in.DevMajor, in.DevMinor)
 	case unix.S_IFDIR, unix.S_IFLNK:

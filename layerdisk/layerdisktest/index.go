@@ -43,7 +43,7 @@ func ChainID(layers ...string) digest.Digest {
 // but their root, no bytes, and the attribute digest of nothing, so a test that verifies sets them.
 func Index(fileSystem string, images ...Image) *layerdisk.Index {
 	ix := &layerdisk.Index{
-		FormatVersion: fmt.Sprintf("%d.%d", layerdisk.MajorVersion, layerdisk.MinorVersion),
+		FormatVersion: fmt.Sprintf("%d.0", layerdisk.MajorVersion),
 		FileSystem:    fileSystem,
 		Created:       time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 	}
