@@ -89,7 +89,9 @@ type build struct {
 	unpacker *unpacker
 	target   *target
 	// base is nil unless the output is added to.
-	base   *base
+	base *base
+	// traced is where the files of Options.Traced lie together; nil if none do.
+	traced *layerdisk.Traced
 	notify func(Event)
 }
 
@@ -178,6 +180,9 @@ func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
 	r := &Result{
 		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.layers),
 		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes, WrittenBytes: b.target.written.Load(),
+	}
+	if b.traced != nil {
+		r.TracedFiles, r.TracedBytes = b.traced.Files, b.traced.Length
 	}
 	for _, j := range b.plan.jobs {
 		r.LayerUses += j.uses

@@ -22,6 +22,10 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.plan.stack()
+	if end, err = b.place(ctx, end); err != nil {
+		return nil, err
+	}
 	ix, encoded, listings, err := b.describe(ctx)
 	if err != nil {
 		return nil, err
@@ -76,12 +80,12 @@ func (b *build) checked(header layerdisk.Header) (*Result, error) {
 // describe makes the index, its encoded bytes and the stored listings, once all layers are unpacked.
 func (b *build) describe(ctx context.Context) (ix layerdisk.Index, encoded []byte, listings [][]byte, err error) {
 	b.notify(Event{Kind: EventFinishing})
-	b.plan.stack()
 	listings, attributes, err := b.listings(ctx)
 	if err != nil {
 		return ix, nil, nil, err
 	}
 	ix = b.plan.index(b.opts, attributes)
+	ix.Traced = b.traced
 	if encoded, err = layerdisk.Seal(&ix); err != nil {
 		return ix, nil, nil, fmt.Errorf("describe disk: %w", err)
 	}
@@ -112,13 +116,16 @@ func (b *build) planEROFS(ix *layerdisk.Index, encoded []byte, listings [][]byte
 	if err != nil {
 		return nil, err
 	}
-	img := erofs.Image{UUID: id, DataEnd: uint64(end), Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}}}
+	img := erofs.Image{
+		UUID: id, DataEnd: uint64(end), //nolint:gosec // not negative
+		Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}},
+	}
+	if b.base != nil {
+		img.KeptEnd = uint64(b.base.end) //nolint:gosec // not negative
+	}
 	for number, l := range b.plan.layers {
-		first := uint64(l.first) //nolint:gosec // not negative
-		if l.reuse != nil {
-			first = uint64(max(1, l.reuse.first)) //nolint:gosec // not negative
-		}
-		img.Layers = append(img.Layers, erofs.Layer{Path: layerdisk.LayerDir(number), Tree: l.tree, FirstBlock: first})
+		first := uint64(l.base()) //nolint:gosec // not negative
+		img.Layers = append(img.Layers, erofs.Layer{Path: layerdisk.LayerDir(number), Tree: l.tree, FirstBlock: first, Moved: l.moved})
 		img.Files = append(img.Files, erofs.File{Path: layerdisk.ListingPath(number), Data: listings[number]})
 	}
 	return erofs.Plan(img)

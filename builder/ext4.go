@@ -43,6 +43,7 @@ func (b *build) runExt4(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.plan.stack()
 	ix, encoded, listings, err := b.describe(ctx)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/tree"
 )
@@ -25,6 +26,9 @@ type Options struct {
 	RegistryOnly bool
 	Registry     RegistryOptions
 	Output       Output
+	// Traced are access lists of images, recorded by "berth trace": the files in them are placed together on the disk, in the
+	// order of the lists. Files of other layers are left out. It needs EROFS.
+	Traced []*accesslist.List
 	// Created is the time in the index; zero is the newest creation time of the images.
 	Created time.Time
 	// Parallel is the number of layers in work at once; 0 is half the processors, from 2 to 4: each layer keeps
@@ -84,6 +88,12 @@ func (o *Options) complete() error {
 	default:
 		return fmt.Errorf("file system %q is neither %s nor %s: %w", o.Output.FileSystem, layerdisk.FileSystemEROFS, layerdisk.FileSystemExt4, errdefs.ErrInvalidArgument)
 	}
+	if len(o.Traced) > 0 && o.Output.FileSystem != layerdisk.FileSystemEROFS {
+		return fmt.Errorf("only file system %s has its files placed by access lists: %w", layerdisk.FileSystemEROFS, errdefs.ErrInvalidArgument)
+	}
+	if err := checkTraced(o.Traced); err != nil {
+		return err
+	}
 	if o.Parallel < 0 || o.Parallel > maxParallel {
 		return fmt.Errorf("%d layers in parallel, allowed are 1 to %d: %w", o.Parallel, maxParallel, errdefs.ErrInvalidArgument)
 	}
@@ -115,6 +125,9 @@ type Result struct {
 	// ReusedLayers were on the output before; ReusedBytes are their part of UnpackedBytes.
 	ReusedLayers int   `json:"reusedLayers"`
 	ReusedBytes  int64 `json:"reusedBytes"`
+	// TracedFiles lie together because of Options.Traced, and are TracedBytes of the disk.
+	TracedFiles int   `json:"tracedFiles,omitempty"`
+	TracedBytes int64 `json:"tracedBytes,omitempty"`
 	// DiskBytes is the size of all that belongs to the disk, WrittenBytes what of it was written.
 	DiskBytes    int64 `json:"diskBytes"`
 	WrittenBytes int64 `json:"writtenBytes"`

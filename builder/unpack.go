@@ -32,6 +32,8 @@ type layerJob struct {
 	region *region
 	// first block of the layer's data on the disk.
 	first int64
+	// moved are files that place has put elsewhere: their first block in the layer's data to that on the disk.
+	moved map[uint32]uint32
 	// done is closed when tree is there; the looks of a reused layer are in reuse.
 	done chan struct{}
 	tree *tree.Tree

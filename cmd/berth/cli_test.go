@@ -262,5 +262,5 @@ func TestHelpIsComplete(t *testing.T) {
 	require.Contains(t, out, "berth")
 	out, err = berth(t, "version")
 	require.NoError(t, err)
-	require.Contains(t, out, "layer disk format 1.0")
+	require.Contains(t, out, "layer disk format 1.1")
 }

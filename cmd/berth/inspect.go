@@ -61,7 +61,9 @@ type inspection struct {
 	Images        []inspectedImage  `json:"images"`
 	Layers        []inspectedLayer  `json:"layers"`
 	Chains        []layerdisk.Chain `json:"chains"`
-	Sharing       sharing           `json:"sharing"`
+	// Traced is where files lie together that images read first, if any do.
+	Traced  *layerdisk.Traced `json:"traced,omitempty"`
+	Sharing sharing           `json:"sharing"`
 }
 
 type inspectedImage struct {
@@ -128,6 +130,7 @@ func newInspection(ix *layerdisk.Index, id layerdisk.Identity) *inspection {
 	disk := &inspection{
 		Identity: id, FormatVersion: ix.FormatVersion, FileSystem: ix.FileSystem, Created: ix.Created,
 		Images: make([]inspectedImage, 0, len(ix.Images)), Layers: make([]inspectedLayer, 0, len(ix.Layers)), Chains: ix.Chains,
+		Traced: ix.Traced,
 	}
 	for _, l := range ix.Layers {
 		disk.Layers = append(disk.Layers, inspectedLayer{Layer: l})
@@ -192,8 +195,12 @@ func printDisk(out *printer, d *inspection) {
 		out.printf("size      %s (index %s)\n", size(d.DiskBytes), size(d.IndexBytes))
 	}
 	out.printf("content   %s, %s, %s unpacked\n", count(len(d.Images), "image"), count(len(d.Layers), "layer"), size(d.Sharing.UnpackedBytes))
-	out.printf("sharing   %s (%s) in more than one image; without sharing %s\n\n",
+	out.printf("sharing   %s (%s) in more than one image; without sharing %s\n",
 		count(d.Sharing.SharedLayers, "layer"), size(d.Sharing.SharedBytes), size(d.Sharing.ImageBytes))
+	if t := d.Traced; t != nil {
+		out.printf("traced    %s that images read first lie together: %s at byte %d\n", count(t.Files, "file"), size(t.Length), t.Offset)
+	}
+	out.printf("\n")
 
 	table := tabwriter.NewWriter(out.w, 0, 0, 2, ' ', 0)
 	rows := &printer{w: table, err: out.err}

@@ -1,0 +1,208 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/accesslist"
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/layerdisk/tree"
+)
+
+const (
+	// wholeFile is the size up to which a file is placed as a whole; of a larger one at least half must be in the list. A file
+	// has to lie in one piece, so placing one of which little is read would drive the others apart.
+	wholeFile = 1 << 20
+	// keepPlaced is the part of files that lie behind one another already for which a disk that is added to is left as it is.
+	keepPlaced = 0.75
+	copyBytes  = 1 << 20
+)
+
+// tracedFile is one that starts of images read.
+type tracedFile struct {
+	job *layerJob
+	// first is the file's place in the layer's data region, size its bytes.
+	first uint32
+	size  int64
+}
+
+func (f tracedFile) blocks() int64 { return (f.size + blockBytes - 1) / blockBytes }
+
+// at is the file's first block on the disk.
+func (f tracedFile) at() int64 { return f.job.base() + int64(f.first) }
+
+// base is the first block of the layer's data region.
+func (j *layerJob) base() int64 {
+	if j.reuse != nil {
+		return max(1, j.reuse.first)
+	}
+	return j.first
+}
+
+// place copies the files of Options.Traced behind all data, to which end is the first block, in the order of their first access, so
+// that they lie together and beside the metadata, which a start reads too. It returns the new end. What they occupied before is
+// given back to the storage; in the file system it stays as room that is taken, because other files lie behind it.
+//
+// Their sizes are not known before all layers are there, so they could not be written there at once.
+func (b *build) place(ctx context.Context, end int64) (newEnd int64, err error) {
+	files := b.tracedFiles()
+	if len(files) == 0 {
+		return end, nil
+	}
+	if inPlace(files) {
+		b.traced = b.base.index.Traced
+		return end, nil
+	}
+	start := end
+	buf := make([]byte, copyBytes)
+	for _, f := range files {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		if err := b.copyBlocks(buf, f.at(), end, f.blocks()); err != nil {
+			return 0, fmt.Errorf("place traced files: %w", err)
+		}
+		if f.job.moved == nil {
+			f.job.moved = make(map[uint32]uint32)
+		}
+		f.job.moved[f.first] = uint32(end) //nolint:gosec // erofs.Plan checks the end of all data
+		end += f.blocks()
+	}
+	b.traced = &layerdisk.Traced{Offset: start * blockBytes, Length: (end - start) * blockBytes, Files: len(files)}
+	return end, b.giveBack(ctx, files)
+}
+
+// copyBlocks copies within the disk.
+func (b *build) copyBlocks(buf []byte, from, to, blocks int64) error {
+	if b.target.full.Load() {
+		_, err := b.target.WriteAt(nil, (to+blocks)*blockBytes) // nothing of it is there to be read
+		return err
+	}
+	for done, size := int64(0), blocks*blockBytes; done < size; {
+		piece := buf[:min(int64(len(buf)), size-done)]
+		if _, err := b.target.ReadAt(piece, from*blockBytes+done); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if _, err := b.target.WriteAt(piece, to*blockBytes+done); err != nil {
+			return err
+		}
+		done += int64(len(piece))
+	}
+	return nil
+}
+
+// giveBack makes the former places of files zeros, which storage need not keep, and so the same in every build. Those of layers that
+// were on the disk before stay, as everything of it does.
+func (b *build) giveBack(ctx context.Context, files []tracedFile) error {
+	if b.target.full.Load() {
+		return nil
+	}
+	zeros := make([]byte, copyBytes)
+	for _, f := range files {
+		if f.job.reuse != nil {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		offset, size := f.at()*blockBytes, f.blocks()*blockBytes
+		err := unix.Fallocate(int(b.target.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, size)
+		for err != nil && size > 0 {
+			piece := zeros[:min(int64(len(zeros)), size)]
+			if _, err := b.target.WriteAt(piece, offset); err != nil {
+				return fmt.Errorf("clear the former place of traced files: %w", err)
+			}
+			offset, size = offset+int64(len(piece)), size-int64(len(piece))
+		}
+	}
+	return nil
+}
+
+// inPlace says that most files lie behind one another as it is, on a disk that is added to.
+func inPlace(files []tracedFile) bool {
+	good := 0
+	for i, f := range files {
+		if f.job.reuse == nil {
+			return false
+		}
+		if i > 0 && f.at() == files[i-1].at()+files[i-1].blocks() {
+			good++
+		}
+	}
+	return float64(good+1) >= keepPlaced*float64(len(files))
+}
+
+// tracedFiles are the files of all lists that can be placed, each once, in the order of the lists.
+func (b *build) tracedFiles() []tracedFile {
+	jobs := make(map[digest.Digest]*layerJob, len(b.plan.jobs))
+	for _, j := range b.plan.jobs {
+		jobs[j.diffID] = j
+	}
+	type key struct {
+		job  *layerJob
+		path string
+	}
+	read := make(map[key]int64)
+	var order []key
+	for _, l := range b.opts.Traced {
+		for _, r := range l.Files {
+			k := key{jobs[r.DiffID], r.Path}
+			if k.job == nil {
+				continue
+			}
+			if _, ok := read[k]; !ok {
+				order = append(order, k)
+			}
+			read[k] += r.Length
+		}
+	}
+	type place struct {
+		job   *layerJob
+		first uint32
+	}
+	known := make(map[place]bool) // hard links
+	var files []tracedFile
+	for _, k := range order {
+		in, ok := lookup(k.job.tree, k.path)
+		p := place{k.job, in.FirstBlock}
+		if !ok || in.Sparse || in.Size == 0 || known[p] || in.Size > wholeFile && read[k] < in.Size/2 {
+			continue
+		}
+		known[p] = true
+		files = append(files, tracedFile{job: k.job, first: in.FirstBlock, size: in.Size})
+	}
+	return files
+}
+
+// lookup finds a regular file by its path below the layer's root.
+func lookup(t *tree.Tree, name string) (in tree.Inode, ok bool) {
+	n := tree.Root
+	for element := range strings.SplitSeq(path.Clean(name), "/") {
+		children := t.Children(n)
+		i, found := slices.BinarySearchFunc(children, element, func(c tree.Child, name string) int { return strings.Compare(c.Name, name) })
+		if !found {
+			return tree.Inode{}, false
+		}
+		n = children[i].Inode
+	}
+	in = t.Inode(n)
+	return in, in.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
+// checkTraced refuses lists that are none.
+func checkTraced(lists []*accesslist.List) error {
+	for _, l := range lists {
+		if err := l.Check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
