@@ -152,7 +152,11 @@ func (s *finder) held(l located, match Match, q Query) Held {
 }
 
 func (s *shared) layerDir(d *disk, number int) string {
-	return filepath.Join(d.rec.target(s.root), filepath.FromSlash(layerdisk.LayerDir(number)))
+	return layerDirAt(d.rec.target(s.root), number)
+}
+
+func layerDirAt(mountPoint string, number int) string {
+	return filepath.Join(mountPoint, filepath.FromSlash(layerdisk.LayerDir(number)))
 }
 
 func (s *finder) giveBack(holder string, t taken) {

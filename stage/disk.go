@@ -34,9 +34,14 @@ type disk struct {
 
 	// pendingSince is set from when the disk sets out until the first attempt to have it ready has ended.
 	pendingSince time.Time
-	err          error
-	failures     int
-	retryAt      time.Time
+
+	// visitors by number, and how many there were so far; see Visit.
+	visitors map[int]context.CancelFunc
+	visited  int
+
+	err      error
+	failures int
+	retryAt  time.Time
 }
 
 // state in words for people.

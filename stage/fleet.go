@@ -44,6 +44,7 @@ func (f *fleet) add(d *disk) {
 func (f *fleet) remove(d *disk) {
 	d.removed = true
 	d.up = false
+	d.sendAway()
 	d.pendingSince = time.Time{}
 	delete(f.byName, d.rec.Spec.Name)
 	f.place(d)
@@ -68,6 +69,7 @@ func (f *fleet) pass(d *disk, uuid string) {
 // withdraw hands out no more of the disk.
 func (f *fleet) withdraw(d *disk) {
 	d.up = false
+	d.sendAway()
 	f.place(d)
 }
 

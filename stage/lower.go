@@ -47,6 +47,9 @@ func (s *steps) lower(ctx context.Context, d *disk) error {
 }
 
 func (s *steps) unmount(ctx context.Context, d *disk) error {
+	if err := s.empty(ctx, d); err != nil {
+		return err
+	}
 	rec := s.record(d)
 	err := await(ctx, func() error {
 		_, err := s.clear(rec, 0)

@@ -1,0 +1,76 @@
+package stage
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"berth.dev/berth/layerdisk"
+)
+
+// Visit is a disk that is mounted and stays so for as long as the visit lasts.
+type Visit struct {
+	Name     string
+	Identity layerdisk.Identity
+	// Device is the path of its block device, DeviceNumber what that path must still stand for.
+	Device       string
+	DeviceNumber uint64
+	MountPoint   string
+	// SizeBytes of the device that belong to the disk.
+	SizeBytes int64
+	// Index is shared and must not be changed.
+	Index *layerdisk.Index
+}
+
+// LayerDir is the absolute path of a layer's tree, free of symbolic links.
+func (v *Visit) LayerDir(number int) string { return layerDirAt(v.MountPoint, number) }
+
+// Visit lets somebody read a disk who is nobody's holder: the disk does not stay for a visitor's sake. The returned context ends with ctx,
+// and when the disk is about to leave or has failed; the visitor then closes what it has open of the disk and calls leave, which it calls
+// in any case. Unmounting waits for that. A disk that does not serve is errdefs.ErrUnavailable, one that is not known errdefs.ErrNotFound.
+func (s *finder) Visit(ctx context.Context, uuid string) (visit context.Context, v Visit, leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.fleet.byUUID[uuid]
+	switch {
+	case d == nil:
+		return nil, Visit{}, nil, fmt.Errorf("visit disk %s: it is not on this node: %w", uuid, errdefs.ErrNotFound)
+	case !d.up || s.closed:
+		return nil, Visit{}, nil, fmt.Errorf("visit disk %s (%s): it is not ready: %w", d.rec.Spec.Name, uuid, errdefs.ErrUnavailable)
+	}
+	visit, cancel := context.WithCancel(ctx)
+	if d.visitors == nil {
+		d.visitors = make(map[int]context.CancelFunc)
+	}
+	number := d.visited
+	d.visited++
+	d.visitors[number] = cancel
+	v = Visit{
+		Name: d.rec.Spec.Name, Identity: d.rec.Identity, Device: d.rec.Device, DeviceNumber: d.rec.DeviceNumber,
+		MountPoint: d.rec.target(s.root), SizeBytes: d.sizeBytes, Index: d.lookup.Index(),
+	}
+	return visit, v, sync.OnceFunc(func() {
+		cancel()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(d.visitors, number)
+		s.fleet.changed()
+	}), nil
+}
+
+// sendAway tells all visitors to leave. The caller holds mu.
+func (d *disk) sendAway() {
+	for _, cancel := range d.visitors {
+		cancel()
+	}
+}
+
+// empty waits until the last visitor has left, who were sent away when the disk was withdrawn.
+func (s *shared) empty(ctx context.Context, d *disk) error {
+	if err := s.wait(ctx, func() bool { return len(d.visitors) == 0 }); err != nil {
+		return fmt.Errorf("wait for what still reads ahead on the disk: %w", err)
+	}
+	return nil
+}
