@@ -81,6 +81,9 @@ func Open(r io.ReaderAt) (*Reader, error) {
 	}, nil
 }
 
+// Metadata is the part of the disk that has all inodes and directories.
+func (r *Reader) Metadata() (offset, length int64) { return r.meta, int64(r.blocks)*blockSize - r.meta }
+
 // Walk visits everything below directory dir, and the directory itself as ".", each directory before what is in it. The paths
 // are relative to dir. Errors are ErrDamaged, fs.ErrNotExist for dir, those of visit and of the disk.
 func (r *Reader) Walk(ctx context.Context, dir string, visit func(name string, n Node) error) error {
