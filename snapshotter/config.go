@@ -68,13 +68,22 @@ func ParseProtocol(name string) (Protocol, error) {
 	return 0, fmt.Errorf("protocol %q: want auto, sequential or staged: %w", name, errdefs.ErrInvalidArgument)
 }
 
-// Observer is told what became of every layer that containerd was about to fetch, once per layer and pull. It is called
-// while containerd waits, so it must not block.
+// Observer is told what became of every layer that containerd was about to fetch, once per layer and pull, and which containers are made
+// of adopted layers. It is called while containerd waits, so it must not block.
 type Observer interface {
 	// Hit is a layer that containerd need not fetch.
 	Hit(ctx context.Context, hit Hit)
 	// Miss is a layer that containerd has to fetch and unpack.
 	Miss(ctx context.Context, miss Miss)
+	// Start is a container that is about to be made on top of an adopted layer, with whatever else is below.
+	Start(ctx context.Context, start Start)
+}
+
+// Start says what a container is made of.
+type Start struct {
+	// ChainID of all its layers; the topmost of them is on the disk.
+	ChainID  digest.Digest
+	DiskUUID string
 }
 
 // Hit says which layer was served and from where.

@@ -174,6 +174,13 @@ type watcher struct {
 	mu     sync.Mutex
 	hits   []snapshotter.Hit
 	misses []snapshotter.Miss
+	starts []snapshotter.Start
+}
+
+func (w *watcher) Start(_ context.Context, s snapshotter.Start) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.starts = append(w.starts, s)
 }
 
 func (w *watcher) Hit(_ context.Context, h snapshotter.Hit) {

@@ -167,7 +167,14 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	if target, ok := extractionTarget(key, labels); ok {
 		return s.prepareLayer(ctx, key, parent, labels, target)
 	}
-	return s.create(ctx, s.overlay.Prepare, key, parent, labels)
+	mounts, below, err := s.createOn(ctx, s.overlay.Prepare, key, parent, labels)
+	if err != nil {
+		return nil, err
+	}
+	if top := below.top.adopted; top != nil {
+		s.observer.Start(ctx, Start{ChainID: top.ChainID, DiskUUID: top.DiskUUID})
+	}
+	return mounts, nil
 }
 
 // View implements snapshots.Snapshotter; errors are those of Prepare.
@@ -184,9 +191,15 @@ type creator func(ctx context.Context, key, parent string, opts ...snapshots.Opt
 
 // create makes a snapshot as the wrapped snapshotter does, on top of whatever mix of local and adopted layers.
 func (s *Snapshotter) create(ctx context.Context, do creator, key, parent string, labels map[string]string) ([]mount.Mount, error) {
+	mounts, _, err := s.createOn(ctx, do, key, parent, labels)
+	return mounts, err
+}
+
+// createOn is create, and tells what is below.
+func (s *Snapshotter) createOn(ctx context.Context, do creator, key, parent string, labels map[string]string) ([]mount.Mount, lowers, error) {
 	below, err := s.lowersOf(ctx, parent)
 	if err != nil {
-		return nil, err
+		return nil, below, err
 	}
 	if _, ok := below.top.info.Labels[labelRemapped]; ok {
 		// containerd asks for the id map all the same; with both, every file would belong to nobody, and containerd before
@@ -196,7 +209,7 @@ func (s *Snapshotter) create(ctx context.Context, do creator, key, parent string
 		delete(labels, snapshots.LabelSnapshotGIDMapping)
 	}
 	if err := s.giveForm(ctx, below); err != nil {
-		return nil, err
+		return nil, below, err
 	}
 	s.index.add(labels[labelRef], parent, key)
 	mounts, err := do(ctx, key, parent, snapshots.WithLabels(labels))
@@ -204,9 +217,10 @@ func (s *Snapshotter) create(ctx context.Context, do creator, key, parent string
 		if !errdefs.IsAlreadyExists(err) {
 			s.index.remove(labels[labelRef], parent, key)
 		}
-		return nil, err
+		return nil, below, err
 	}
-	return below.rewrite(mounts)
+	mounts, err = below.rewrite(mounts)
+	return mounts, below, err
 }
 
 // Mounts implements snapshots.Snapshotter. errdefs.ErrUnavailable names the disk that is missing.
@@ -248,5 +262,6 @@ func applyOpts(opts []snapshots.Opt) (snapshots.Info, error) {
 // nobody is the observer of those who want to know nothing.
 type nobody struct{}
 
-func (nobody) Hit(context.Context, Hit)   {}
-func (nobody) Miss(context.Context, Miss) {}
+func (nobody) Hit(context.Context, Hit)     {}
+func (nobody) Miss(context.Context, Miss)   {}
+func (nobody) Start(context.Context, Start) {}

@@ -51,6 +51,9 @@ func (o observer) Miss(ctx context.Context, m snapshotter.Miss) {
 	}
 }
 
+// Start implements snapshotter.Observer; hydration is what wants to know.
+func (o observer) Start(context.Context, snapshotter.Start) {}
+
 const (
 	reasonError    = "error"
 	reasonProtocol = "protocol"
