@@ -109,6 +109,8 @@ type Status struct {
 	// AdoptedSnapshots are the snapshots that are layers on a disk.
 	AdoptedSnapshots int
 	Disks            []Disk
+	// Hydrations are those under way and the last ones.
+	Hydrations []Hydration
 }
 
 // Answer tells how a pull would find a layer now.
@@ -128,6 +130,8 @@ type Service struct {
 	waiting *Waiting
 	ledger  *Ledger
 	choices Choices
+	// hydrations is nil if nothing is read ahead.
+	hydrations Hydrations
 }
 
 // NewService serves disks, those that the configuration names and that are waiting included.
@@ -144,6 +148,9 @@ func (s *Service) Status(ctx context.Context) (Status, error) {
 	st := Status{Node: s.node, Counts: s.ledger.Counts(), Disks: disks}
 	for _, d := range disks {
 		st.AdoptedSnapshots += d.Holders
+	}
+	if s.hydrations != nil {
+		st.Hydrations = s.hydrations.Hydrations()
 	}
 	return st, nil
 }

@@ -37,6 +37,7 @@ func (s *server) Status(ctx context.Context, _ *controlv1.StatusRequest) (*contr
 		Version: st.Version, Pid: int64(st.PID), Started: timestamppb.New(st.Started), Root: st.Root,
 		Hits: st.Hits, Misses: st.Misses, BytesNotPulled: st.BytesNotPulled,
 		AdoptedSnapshots: uint64(st.AdoptedSnapshots), Disks: diskMessages(st.Disks),
+		Hydrations: hydrationMessages(st.Hydrations),
 	}, nil
 }
 
@@ -159,6 +160,19 @@ func diskMessage(d Disk) *controlv1.Disk {
 		m.Since = timestamppb.New(d.Since)
 	}
 	return m
+}
+
+func hydrationMessages(list []Hydration) []*controlv1.Hydration {
+	var ms []*controlv1.Hydration
+	for i := range list {
+		h := &list[i]
+		ms = append(ms, &controlv1.Hydration{
+			Image: h.Image, Disk: h.Disk, DiskUuid: h.DiskUUID, Listed: h.Listed, State: h.State, Reason: h.Reason,
+			TotalBytes: h.TotalBytes, Bytes: h.Bytes, Reads: h.Reads, Skipped: h.Skipped,
+			Wanted: timestamppb.New(h.Wanted), Took: durationpb.New(h.Took), BytesPerSecond: h.BytesPerSecond,
+		})
+	}
+	return ms
 }
 
 func eventMessage(e Event) *controlv1.Event {

@@ -56,6 +56,11 @@ func TestMetrics(t *testing.T) {
 	o.Chosen("attach")
 	o.Chosen("new")
 	o.Attached("ready", time.Second)
+	h := metrics.RegisterHydration(r, []string{"done", "failed"}, func() metrics.HydrationTotals {
+		return metrics.HydrationTotals{Bytes: 5000, Reads: 4, Skipped: 3, Running: 2, Waiting: 1}
+	})
+	h.Ended("done", time.Second)
+	h.Ended("new", time.Second)
 	o.Attached("registry.example/image", time.Second)
 	intercept := m.UnaryInterceptor()
 	info := &grpc.UnaryServerInfo{FullMethod: "/s/M"}
@@ -85,6 +90,14 @@ func TestMetrics(t *testing.T) {
 		"berth_choices_total{none}":                    0,
 		"berth_choices_total{other}":                   1,
 		"berth_catalog_entries{}":                      7,
+		"berth_hydrated_bytes_total{}":                 5000,
+		"berth_hydration_reads_total{}":                4,
+		"berth_hydration_skipped_total{}":              3,
+		"berth_hydrations{running}":                    2,
+		"berth_hydrations{waiting}":                    1,
+		"berth_hydration_duration_seconds{done}":       1,
+		"berth_hydration_duration_seconds{failed}":     0,
+		"berth_hydration_duration_seconds{other}":      1,
 
 		"berth_on_demand_attach_duration_seconds{ready}": 1,
 		"berth_on_demand_attach_duration_seconds{other}": 1,

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
@@ -52,8 +53,10 @@ type fakeDaemon struct {
 	attached *controlv1.AttachDiskRequest
 	detached *controlv1.DetachDiskRequest
 	disks    []*controlv1.Disk
-	hits     map[string]bool
-	image    *controlv1.FindImageResponse
+	// hydrations of Status.
+	hydrations []*controlv1.Hydration
+	hits       map[string]bool
+	image      *controlv1.FindImageResponse
 	// snapshots, if not nil, is the other service.
 	snapshots *fakeSnapshots
 }
@@ -62,7 +65,7 @@ func (f *fakeDaemon) Status(context.Context, *controlv1.StatusRequest) (*control
 	return &controlv1.StatusResponse{
 		Version: "v1.2.3", Pid: 42, Started: timestamppb.New(time.Now().Add(-2 * time.Hour)), Root: "/var/lib/berth",
 		Hits: map[string]uint64{"chain-id": 12, "diff-id": 2}, Misses: map[string]uint64{"not-on-disk": 3},
-		BytesNotPulled: 734003200, AdoptedSnapshots: 9, Disks: f.disks,
+		BytesNotPulled: 734003200, AdoptedSnapshots: 9, Disks: f.disks, Hydrations: f.hydrations,
 	}, nil
 }
 
@@ -170,6 +173,21 @@ func TestStatus(t *testing.T) {
 	out, err = berth(t, "status", "--socket", start(t, &fakeDaemon{}))
 	require.NoError(t, err)
 	require.Contains(t, out, `no disks: attach one with "berth attach"`)
+}
+
+func TestStatusOfHydration(t *testing.T) {
+	run := func(image, state string, bytes int64) *controlv1.Hydration {
+		return &controlv1.Hydration{Image: "docker.io/library/" + image, Disk: "base", State: state, Listed: state != "nothing", TotalBytes: 130 << 20,
+			Bytes: bytes, Took: durationpb.New(1500 * time.Millisecond), BytesPerSecond: bytes * 2 / 3, Wanted: timestamppb.New(time.Now().Add(-time.Minute))}
+	}
+	list := []*controlv1.Hydration{run("app:1", "running", 60<<20), run("web:1", "waiting", 0), run("bad:1", "failed", 1<<20), run("old:1", "nothing", 0)}
+	list[2].Reason = "read 4096 bytes at 0 of /dev/loop3: input/output error"
+	for range 10 {
+		list = append(list, run("done:1", "done", 130<<20))
+	}
+	out, err := berth(t, "status", "--socket", start(t, &fakeDaemon{disks: twoDisks(), hydrations: list}))
+	require.NoError(t, err)
+	golden(t, "status-hydration", out)
 }
 
 func TestAttach(t *testing.T) {

@@ -45,7 +45,7 @@ manifest and the config are read, and nothing is changed.`,
 					return err
 				}
 				e.Image = args[0]
-				if err := e.inContainerd(ctx, &r, snapshotter, image); err != nil {
+				if err := r.snapshots(ctx, snapshotter, e); err != nil {
 					e.ContainerdError = err.Error()
 				}
 				if asJSON {
@@ -130,42 +130,31 @@ func explain(ctx context.Context, c controlv1.ControlServiceClient, image *image
 	return e, nil
 }
 
-// inContainerd notes which layers containerd has snapshots of.
-func (e *explanation) inContainerd(ctx context.Context, r *resolver, snapshotter string, image *imageLayers) error {
-	has, err := r.snapshots(ctx, snapshotter, image)
-	if err != nil {
-		return err
-	}
-	for i := range e.Layers {
-		e.Layers[i].InContainerd = &has[i]
-	}
-	return nil
-}
-
 // snapshots asks containerd which layers it has snapshots of, in any of the namespaces.
-func (r *resolver) snapshots(ctx context.Context, snapshotter string, image *imageLayers) ([]bool, error) {
+func (r *resolver) snapshots(ctx context.Context, snapshotter string, e *explanation) error {
 	conn, err := r.dial()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.Close()
 	spaces, err := r.namespaces(ctx, conn)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	client := snapshotsapi.NewSnapshotsClient(conn)
-	has := make([]bool, len(image.DiffIDs))
-	for i := range has {
+	for i := range e.Layers {
+		has := false
 		for _, ns := range spaces {
-			_, err := client.Stat(namespaces.WithNamespace(ctx, ns), &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: image.chainID(i).String()})
+			_, err := client.Stat(namespaces.WithNamespace(ctx, ns), &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: e.Layers[i].ChainID})
 			err = answered(err)
 			if err != nil && !errdefs.IsNotFound(err) {
-				return nil, fmt.Errorf("look for snapshots of %s: %w", snapshotter, err)
+				return fmt.Errorf("look for snapshots of %s: %w", snapshotter, err)
 			}
-			has[i] = has[i] || err == nil
+			has = has || err == nil
 		}
+		e.Layers[i].InContainerd = &has
 	}
-	return has, nil
+	return nil
 }
 
 func (e *explanation) print(w io.Writer) error {

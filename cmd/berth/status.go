@@ -28,7 +28,9 @@ func newStatus() *cobra.Command {
 		Long: `status shows what berthd does on this node: the layer disks that are attached or waited for, how many of their
 layers are in use, and how many layers containerd found on them, or had to pull, since berthd started.
 
-A disk that is not served from has its last error below the table; "berth doctor" checks the whole node.`,
+A disk that is not served from has its last error below the table; "berth doctor" checks the whole node.
+
+What is being read ahead for starts of images, and was lately, has a table of its own, if there is any; see docs/hydration.md.`,
 		Example: "  berth status\n  berth status --json | jq '.disks[] | select(.serving | not)'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -55,6 +57,9 @@ func printStatus(w io.Writer, st *controlv1.StatusResponse, now time.Time) error
 		return err
 	}
 	if err := printDisks(w, st.GetDisks()); err != nil {
+		return err
+	}
+	if err := printHydrations(w, st.GetHydrations(), now); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\nhits    %s\nmisses  %s\n%s not pulled, %d snapshots lie on disks\n",
@@ -85,6 +90,47 @@ func printDisks(w io.Writer, disks []*controlv1.Disk) error {
 			if _, err := fmt.Fprintf(w, "! %s: %s\n", d.GetName(), e); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// shownHydrations are those that are printed of the ones that have ended; --json has all.
+const shownHydrations = 5
+
+func printHydrations(w io.Writer, list []*controlv1.Hydration, now time.Time) error {
+	rows := [][]string{{"READ AHEAD FOR", "DISK", "STATE", "READ", "OF", "RATE", "TOOK", "SEEN", "LIST"}}
+	ended := 0
+	for _, h := range list {
+		if s := h.GetState(); s != "running" && s != "waiting" {
+			if ended++; ended > shownHydrations {
+				continue
+			}
+		}
+		listed := "no"
+		if h.GetListed() {
+			listed = "yes"
+		}
+		rate := "-"
+		if h.GetBytesPerSecond() > 0 {
+			rate = units.BytesSize(float64(h.GetBytesPerSecond())) + "/s"
+		}
+		rows = append(rows, []string{h.GetImage(), h.GetDisk(), h.GetState(), humanSize(h.GetBytes()), humanSize(h.GetTotalBytes()), rate,
+			h.GetTook().AsDuration().Round(time.Millisecond).String(), units.HumanDuration(now.Sub(h.GetWanted().AsTime())) + " ago", listed})
+	}
+	if len(rows) == 1 {
+		return nil
+	}
+	if _, err := fmt.Fprintln(w); err != nil {
+		return err
+	}
+	if err := writeTable(w, rows); err != nil {
+		return err
+	}
+	for _, h := range list {
+		if h.GetState() == "failed" {
+			_, err := fmt.Fprintf(w, "! %s: %s\n", h.GetImage(), h.GetReason())
+			return err // the last one tells enough
 		}
 	}
 	return nil

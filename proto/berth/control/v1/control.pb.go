@@ -159,7 +159,9 @@ type StatusResponse struct {
 	// Snapshots in containerd's view that are layers on a disk.
 	AdoptedSnapshots uint64 `protobuf:"varint,8,opt,name=adopted_snapshots,json=adoptedSnapshots,proto3" json:"adopted_snapshots,omitempty"`
 	// All disks, by name.
-	Disks         []*Disk `protobuf:"bytes,9,rep,name=disks,proto3" json:"disks,omitempty"`
+	Disks []*Disk `protobuf:"bytes,9,rep,name=disks,proto3" json:"disks,omitempty"`
+	// What was read ahead for starts of images lately, what is under way first, then the youngest first.
+	Hydrations    []*Hydration `protobuf:"bytes,10,rep,name=hydrations,proto3" json:"hydrations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,6 +259,167 @@ func (x *StatusResponse) GetDisks() []*Disk {
 	return nil
 }
 
+func (x *StatusResponse) GetHydrations() []*Hydration {
+	if x != nil {
+		return x.Hydrations
+	}
+	return nil
+}
+
+// Hydration is the reading ahead of what one start of an image reads from a disk.
+type Hydration struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Reference of the image.
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Name of the disk on this node.
+	Disk string `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	// UUID of the disk.
+	DiskUuid string `protobuf:"bytes,3,opt,name=disk_uuid,json=diskUuid,proto3" json:"disk_uuid,omitempty"`
+	// Whether there is an access list of the image; without one only the file system's metadata is read.
+	Listed bool `protobuf:"varint,4,opt,name=listed,proto3" json:"listed,omitempty"`
+	// State: "waiting", "running", or how it ended: "done", "nothing", "memory", "stopped", "failed".
+	State string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	// Why it is not done, in words.
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Bytes to read.
+	TotalBytes int64 `protobuf:"varint,7,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Bytes that were read.
+	Bytes int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Reads that were made.
+	Reads int64 `protobuf:"varint,9,opt,name=reads,proto3" json:"reads,omitempty"`
+	// Parts of the list that are not on the disk.
+	Skipped int64 `protobuf:"varint,10,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	// When the start was seen.
+	Wanted *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// How long it has run, or ran.
+	Took *durationpb.Duration `protobuf:"bytes,12,opt,name=took,proto3" json:"took,omitempty"`
+	// Bytes a second, over all that time.
+	BytesPerSecond int64 `protobuf:"varint,13,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Hydration) Reset() {
+	*x = Hydration{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hydration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hydration) ProtoMessage() {}
+
+func (x *Hydration) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hydration.ProtoReflect.Descriptor instead.
+func (*Hydration) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Hydration) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *Hydration) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *Hydration) GetDiskUuid() string {
+	if x != nil {
+		return x.DiskUuid
+	}
+	return ""
+}
+
+func (x *Hydration) GetListed() bool {
+	if x != nil {
+		return x.Listed
+	}
+	return false
+}
+
+func (x *Hydration) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Hydration) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Hydration) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Hydration) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Hydration) GetReads() int64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *Hydration) GetSkipped() int64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *Hydration) GetWanted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Wanted
+	}
+	return nil
+}
+
+func (x *Hydration) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+func (x *Hydration) GetBytesPerSecond() int64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
 // ListDisksRequest of ControlService.ListDisks.
 type ListDisksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -266,7 +429,7 @@ type ListDisksRequest struct {
 
 func (x *ListDisksRequest) Reset() {
 	*x = ListDisksRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[2]
+	mi := &file_berth_control_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -278,7 +441,7 @@ func (x *ListDisksRequest) String() string {
 func (*ListDisksRequest) ProtoMessage() {}
 
 func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[2]
+	mi := &file_berth_control_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -291,7 +454,7 @@ func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksRequest.ProtoReflect.Descriptor instead.
 func (*ListDisksRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 // ListDisksResponse has the disks by name.
@@ -305,7 +468,7 @@ type ListDisksResponse struct {
 
 func (x *ListDisksResponse) Reset() {
 	*x = ListDisksResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[3]
+	mi := &file_berth_control_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +480,7 @@ func (x *ListDisksResponse) String() string {
 func (*ListDisksResponse) ProtoMessage() {}
 
 func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[3]
+	mi := &file_berth_control_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +493,7 @@ func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksResponse.ProtoReflect.Descriptor instead.
 func (*ListDisksResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListDisksResponse) GetDisks() []*Disk {
@@ -385,7 +548,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[4]
+	mi := &file_berth_control_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +560,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[4]
+	mi := &file_berth_control_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +573,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Disk) GetName() string {
@@ -561,7 +724,7 @@ type AttachDiskRequest struct {
 
 func (x *AttachDiskRequest) Reset() {
 	*x = AttachDiskRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[5]
+	mi := &file_berth_control_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +736,7 @@ func (x *AttachDiskRequest) String() string {
 func (*AttachDiskRequest) ProtoMessage() {}
 
 func (x *AttachDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[5]
+	mi := &file_berth_control_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +749,7 @@ func (x *AttachDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachDiskRequest.ProtoReflect.Descriptor instead.
 func (*AttachDiskRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AttachDiskRequest) GetName() string {
@@ -642,7 +805,7 @@ type AttachDiskResponse struct {
 
 func (x *AttachDiskResponse) Reset() {
 	*x = AttachDiskResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[6]
+	mi := &file_berth_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +817,7 @@ func (x *AttachDiskResponse) String() string {
 func (*AttachDiskResponse) ProtoMessage() {}
 
 func (x *AttachDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[6]
+	mi := &file_berth_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +830,7 @@ func (x *AttachDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachDiskResponse.ProtoReflect.Descriptor instead.
 func (*AttachDiskResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AttachDiskResponse) GetDisk() *Disk {
@@ -690,7 +853,7 @@ type DetachDiskRequest struct {
 
 func (x *DetachDiskRequest) Reset() {
 	*x = DetachDiskRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[7]
+	mi := &file_berth_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +865,7 @@ func (x *DetachDiskRequest) String() string {
 func (*DetachDiskRequest) ProtoMessage() {}
 
 func (x *DetachDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[7]
+	mi := &file_berth_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +878,7 @@ func (x *DetachDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachDiskRequest.ProtoReflect.Descriptor instead.
 func (*DetachDiskRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DetachDiskRequest) GetName() string {
@@ -745,7 +908,7 @@ type DetachDiskResponse struct {
 
 func (x *DetachDiskResponse) Reset() {
 	*x = DetachDiskResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[8]
+	mi := &file_berth_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +920,7 @@ func (x *DetachDiskResponse) String() string {
 func (*DetachDiskResponse) ProtoMessage() {}
 
 func (x *DetachDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[8]
+	mi := &file_berth_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +933,7 @@ func (x *DetachDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachDiskResponse.ProtoReflect.Descriptor instead.
 func (*DetachDiskResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DetachDiskResponse) GetDetached() bool {
@@ -800,7 +963,7 @@ type FindImageRequest struct {
 
 func (x *FindImageRequest) Reset() {
 	*x = FindImageRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[9]
+	mi := &file_berth_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +975,7 @@ func (x *FindImageRequest) String() string {
 func (*FindImageRequest) ProtoMessage() {}
 
 func (x *FindImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[9]
+	mi := &file_berth_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +988,7 @@ func (x *FindImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindImageRequest.ProtoReflect.Descriptor instead.
 func (*FindImageRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FindImageRequest) GetReference() string {
@@ -857,7 +1020,7 @@ type FindImageResponse struct {
 
 func (x *FindImageResponse) Reset() {
 	*x = FindImageResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[10]
+	mi := &file_berth_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +1032,7 @@ func (x *FindImageResponse) String() string {
 func (*FindImageResponse) ProtoMessage() {}
 
 func (x *FindImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[10]
+	mi := &file_berth_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +1045,7 @@ func (x *FindImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindImageResponse.ProtoReflect.Descriptor instead.
 func (*FindImageResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FindImageResponse) GetDisk() string {
@@ -919,7 +1082,7 @@ type ExplainLayersRequest struct {
 
 func (x *ExplainLayersRequest) Reset() {
 	*x = ExplainLayersRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[11]
+	mi := &file_berth_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1094,7 @@ func (x *ExplainLayersRequest) String() string {
 func (*ExplainLayersRequest) ProtoMessage() {}
 
 func (x *ExplainLayersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[11]
+	mi := &file_berth_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1107,7 @@ func (x *ExplainLayersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainLayersRequest.ProtoReflect.Descriptor instead.
 func (*ExplainLayersRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainLayersRequest) GetLayers() []*LayerName {
@@ -978,7 +1141,7 @@ type LayerName struct {
 
 func (x *LayerName) Reset() {
 	*x = LayerName{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[12]
+	mi := &file_berth_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1153,7 @@ func (x *LayerName) String() string {
 func (*LayerName) ProtoMessage() {}
 
 func (x *LayerName) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[12]
+	mi := &file_berth_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1166,7 @@ func (x *LayerName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerName.ProtoReflect.Descriptor instead.
 func (*LayerName) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LayerName) GetChainId() string {
@@ -1047,7 +1210,7 @@ type ExplainLayersResponse struct {
 
 func (x *ExplainLayersResponse) Reset() {
 	*x = ExplainLayersResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[13]
+	mi := &file_berth_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1222,7 @@ func (x *ExplainLayersResponse) String() string {
 func (*ExplainLayersResponse) ProtoMessage() {}
 
 func (x *ExplainLayersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[13]
+	mi := &file_berth_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1235,7 @@ func (x *ExplainLayersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainLayersResponse.ProtoReflect.Descriptor instead.
 func (*ExplainLayersResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExplainLayersResponse) GetLayers() []*LayerAnswer {
@@ -1110,7 +1273,7 @@ type DiskChoice struct {
 
 func (x *DiskChoice) Reset() {
 	*x = DiskChoice{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	mi := &file_berth_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1285,7 @@ func (x *DiskChoice) String() string {
 func (*DiskChoice) ProtoMessage() {}
 
 func (x *DiskChoice) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	mi := &file_berth_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1298,7 @@ func (x *DiskChoice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskChoice.ProtoReflect.Descriptor instead.
 func (*DiskChoice) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DiskChoice) GetTime() *timestamppb.Timestamp {
@@ -1197,7 +1360,7 @@ type ChosenDisk struct {
 
 func (x *ChosenDisk) Reset() {
 	*x = ChosenDisk{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1372,7 @@ func (x *ChosenDisk) String() string {
 func (*ChosenDisk) ProtoMessage() {}
 
 func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1385,7 @@ func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChosenDisk.ProtoReflect.Descriptor instead.
 func (*ChosenDisk) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ChosenDisk) GetImageSnapshot() string {
@@ -1270,7 +1433,7 @@ type ChoiceCandidate struct {
 
 func (x *ChoiceCandidate) Reset() {
 	*x = ChoiceCandidate{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1445,7 @@ func (x *ChoiceCandidate) String() string {
 func (*ChoiceCandidate) ProtoMessage() {}
 
 func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1458,7 @@ func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoiceCandidate.ProtoReflect.Descriptor instead.
 func (*ChoiceCandidate) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ChoiceCandidate) GetName() string {
@@ -1347,7 +1510,7 @@ type LayerAnswer struct {
 
 func (x *LayerAnswer) Reset() {
 	*x = LayerAnswer{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1359,7 +1522,7 @@ func (x *LayerAnswer) String() string {
 func (*LayerAnswer) ProtoMessage() {}
 
 func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1372,7 +1535,7 @@ func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerAnswer.ProtoReflect.Descriptor instead.
 func (*LayerAnswer) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LayerAnswer) GetHit() bool {
@@ -1426,7 +1589,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1601,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1614,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 // WatchEventsResponse is one event.
@@ -1467,7 +1630,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1642,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1655,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -1534,7 +1697,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	mi := &file_berth_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1709,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	mi := &file_berth_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1722,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Event) GetTime() *timestamppb.Timestamp {
@@ -1623,7 +1786,7 @@ var File_berth_control_v1_control_proto protoreflect.FileDescriptor
 const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x1eberth/control/v1/control.proto\x12\x10berth.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rStatusRequest\"\x85\x04\n" +
+	"\rStatusRequest\"\xc2\x04\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x124\n" +
@@ -1633,13 +1796,33 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x06misses\x18\x06 \x03(\v2,.berth.control.v1.StatusResponse.MissesEntryR\x06misses\x12(\n" +
 	"\x10bytes_not_pulled\x18\a \x01(\x04R\x0ebytesNotPulled\x12+\n" +
 	"\x11adopted_snapshots\x18\b \x01(\x04R\x10adoptedSnapshots\x12,\n" +
-	"\x05disks\x18\t \x03(\v2\x16.berth.control.v1.DiskR\x05disks\x1a7\n" +
+	"\x05disks\x18\t \x03(\v2\x16.berth.control.v1.DiskR\x05disks\x12;\n" +
+	"\n" +
+	"hydrations\x18\n" +
+	" \x03(\v2\x1b.berth.control.v1.HydrationR\n" +
+	"hydrations\x1a7\n" +
 	"\tHitsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
 	"\vMissesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x12\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x8c\x03\n" +
+	"\tHydration\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x1b\n" +
+	"\tdisk_uuid\x18\x03 \x01(\tR\bdiskUuid\x12\x16\n" +
+	"\x06listed\x18\x04 \x01(\bR\x06listed\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vtotal_bytes\x18\a \x01(\x03R\n" +
+	"totalBytes\x12\x14\n" +
+	"\x05bytes\x18\b \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05reads\x18\t \x01(\x03R\x05reads\x12\x18\n" +
+	"\askipped\x18\n" +
+	" \x01(\x03R\askipped\x122\n" +
+	"\x06wanted\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06wanted\x12-\n" +
+	"\x04took\x18\f \x01(\v2\x19.google.protobuf.DurationR\x04took\x12(\n" +
+	"\x10bytes_per_second\x18\r \x01(\x03R\x0ebytesPerSecond\"\x12\n" +
 	"\x10ListDisksRequest\"A\n" +
 	"\x11ListDisksResponse\x12,\n" +
 	"\x05disks\x18\x01 \x03(\v2\x16.berth.control.v1.DiskR\x05disks\"\x8a\x04\n" +
@@ -1780,73 +1963,77 @@ func file_berth_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_berth_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_berth_control_v1_control_proto_goTypes = []any{
 	(EventKind)(0),                // 0: berth.control.v1.EventKind
 	(*StatusRequest)(nil),         // 1: berth.control.v1.StatusRequest
 	(*StatusResponse)(nil),        // 2: berth.control.v1.StatusResponse
-	(*ListDisksRequest)(nil),      // 3: berth.control.v1.ListDisksRequest
-	(*ListDisksResponse)(nil),     // 4: berth.control.v1.ListDisksResponse
-	(*Disk)(nil),                  // 5: berth.control.v1.Disk
-	(*AttachDiskRequest)(nil),     // 6: berth.control.v1.AttachDiskRequest
-	(*AttachDiskResponse)(nil),    // 7: berth.control.v1.AttachDiskResponse
-	(*DetachDiskRequest)(nil),     // 8: berth.control.v1.DetachDiskRequest
-	(*DetachDiskResponse)(nil),    // 9: berth.control.v1.DetachDiskResponse
-	(*FindImageRequest)(nil),      // 10: berth.control.v1.FindImageRequest
-	(*FindImageResponse)(nil),     // 11: berth.control.v1.FindImageResponse
-	(*ExplainLayersRequest)(nil),  // 12: berth.control.v1.ExplainLayersRequest
-	(*LayerName)(nil),             // 13: berth.control.v1.LayerName
-	(*ExplainLayersResponse)(nil), // 14: berth.control.v1.ExplainLayersResponse
-	(*DiskChoice)(nil),            // 15: berth.control.v1.DiskChoice
-	(*ChosenDisk)(nil),            // 16: berth.control.v1.ChosenDisk
-	(*ChoiceCandidate)(nil),       // 17: berth.control.v1.ChoiceCandidate
-	(*LayerAnswer)(nil),           // 18: berth.control.v1.LayerAnswer
-	(*WatchEventsRequest)(nil),    // 19: berth.control.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 20: berth.control.v1.WatchEventsResponse
-	(*Event)(nil),                 // 21: berth.control.v1.Event
-	nil,                           // 22: berth.control.v1.StatusResponse.HitsEntry
-	nil,                           // 23: berth.control.v1.StatusResponse.MissesEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*Hydration)(nil),             // 3: berth.control.v1.Hydration
+	(*ListDisksRequest)(nil),      // 4: berth.control.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),     // 5: berth.control.v1.ListDisksResponse
+	(*Disk)(nil),                  // 6: berth.control.v1.Disk
+	(*AttachDiskRequest)(nil),     // 7: berth.control.v1.AttachDiskRequest
+	(*AttachDiskResponse)(nil),    // 8: berth.control.v1.AttachDiskResponse
+	(*DetachDiskRequest)(nil),     // 9: berth.control.v1.DetachDiskRequest
+	(*DetachDiskResponse)(nil),    // 10: berth.control.v1.DetachDiskResponse
+	(*FindImageRequest)(nil),      // 11: berth.control.v1.FindImageRequest
+	(*FindImageResponse)(nil),     // 12: berth.control.v1.FindImageResponse
+	(*ExplainLayersRequest)(nil),  // 13: berth.control.v1.ExplainLayersRequest
+	(*LayerName)(nil),             // 14: berth.control.v1.LayerName
+	(*ExplainLayersResponse)(nil), // 15: berth.control.v1.ExplainLayersResponse
+	(*DiskChoice)(nil),            // 16: berth.control.v1.DiskChoice
+	(*ChosenDisk)(nil),            // 17: berth.control.v1.ChosenDisk
+	(*ChoiceCandidate)(nil),       // 18: berth.control.v1.ChoiceCandidate
+	(*LayerAnswer)(nil),           // 19: berth.control.v1.LayerAnswer
+	(*WatchEventsRequest)(nil),    // 20: berth.control.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),   // 21: berth.control.v1.WatchEventsResponse
+	(*Event)(nil),                 // 22: berth.control.v1.Event
+	nil,                           // 23: berth.control.v1.StatusResponse.HitsEntry
+	nil,                           // 24: berth.control.v1.StatusResponse.MissesEntry
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
 }
 var file_berth_control_v1_control_proto_depIdxs = []int32{
-	24, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	22, // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.StatusResponse.HitsEntry
-	23, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.StatusResponse.MissesEntry
-	5,  // 3: berth.control.v1.StatusResponse.disks:type_name -> berth.control.v1.Disk
-	5,  // 4: berth.control.v1.ListDisksResponse.disks:type_name -> berth.control.v1.Disk
-	24, // 5: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
-	5,  // 6: berth.control.v1.AttachDiskResponse.disk:type_name -> berth.control.v1.Disk
-	13, // 7: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
-	18, // 8: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
-	15, // 9: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
-	24, // 10: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
-	25, // 11: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
-	16, // 12: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
-	17, // 13: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
-	21, // 14: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
-	21, // 15: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
-	24, // 16: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
-	0,  // 17: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
-	1,  // 18: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
-	3,  // 19: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
-	6,  // 20: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
-	8,  // 21: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
-	10, // 22: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
-	12, // 23: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
-	19, // 24: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
-	2,  // 25: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
-	4,  // 26: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
-	7,  // 27: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
-	9,  // 28: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
-	11, // 29: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
-	14, // 30: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
-	20, // 31: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
-	25, // [25:32] is the sub-list for method output_type
-	18, // [18:25] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	25, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	23, // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.StatusResponse.HitsEntry
+	24, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.StatusResponse.MissesEntry
+	6,  // 3: berth.control.v1.StatusResponse.disks:type_name -> berth.control.v1.Disk
+	3,  // 4: berth.control.v1.StatusResponse.hydrations:type_name -> berth.control.v1.Hydration
+	25, // 5: berth.control.v1.Hydration.wanted:type_name -> google.protobuf.Timestamp
+	26, // 6: berth.control.v1.Hydration.took:type_name -> google.protobuf.Duration
+	6,  // 7: berth.control.v1.ListDisksResponse.disks:type_name -> berth.control.v1.Disk
+	25, // 8: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
+	6,  // 9: berth.control.v1.AttachDiskResponse.disk:type_name -> berth.control.v1.Disk
+	14, // 10: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
+	19, // 11: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
+	16, // 12: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
+	25, // 13: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
+	26, // 14: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
+	17, // 15: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
+	18, // 16: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
+	22, // 17: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
+	22, // 18: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
+	25, // 19: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
+	0,  // 20: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
+	1,  // 21: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
+	4,  // 22: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
+	7,  // 23: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
+	9,  // 24: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
+	11, // 25: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
+	13, // 26: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
+	20, // 27: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
+	2,  // 28: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
+	5,  // 29: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
+	8,  // 30: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
+	10, // 31: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
+	12, // 32: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
+	15, // 33: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
+	21, // 34: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
+	28, // [28:35] is the sub-list for method output_type
+	21, // [21:28] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_berth_control_v1_control_proto_init() }
@@ -1860,7 +2047,7 @@ func file_berth_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_control_v1_control_proto_rawDesc), len(file_berth_control_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
