@@ -24,6 +24,7 @@ type Config struct {
 	Stage       Stage       `toml:"stage"`
 	Snapshotter Snapshotter `toml:"snapshotter"`
 	Catalog     Catalog     `toml:"catalog"`
+	Hydration   Hydration   `toml:"hydration"`
 	Loop        Loop        `toml:"loop"`
 	Drivers     Drivers     `toml:"drivers"`
 	Discover    Discover    `toml:"discover"`
@@ -138,6 +139,7 @@ func Default() Config {
 		},
 		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
 		Discover:       Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
+		Hydration:      defaultHydration(),
 		ImageSnapshots: defaultImageSnapshots(),
 		Catalog:        Catalog{Interval: Duration(2 * time.Second), MaxDisks: 16},
 	}

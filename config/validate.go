@@ -77,7 +77,7 @@ func (c *Config) Validate() error {
 			refuse("%s: %s is negative, 0s or more is allowed", d.key, d.value)
 		}
 	}
-	errs = append(errs, c.Catalog.check()...)
+	errs = append(append(errs, c.Catalog.check()...), c.Hydration.check()...)
 	if c.Stage.RestoreTimeout <= 0 {
 		refuse("stage.restore_timeout: %s, must be more than 0s", c.Stage.RestoreTimeout)
 	}

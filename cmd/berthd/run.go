@@ -23,6 +23,7 @@ import (
 	"berth.dev/berth/catalog"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
+	"berth.dev/berth/hydrate"
 	"berth.dev/berth/metrics"
 	"berth.dev/berth/ondemand"
 	"berth.dev/berth/snapshotter"
@@ -41,6 +42,8 @@ type node struct {
 	stage    *stage.Stager
 	catalogs []catalog.Lister
 	chooser  *ondemand.Chooser
+	// hydrator is nil if nothing is read ahead.
+	hydrator *hydrate.Hydrator
 	snaps    *snapshotter.Snapshotter
 	ledger   *control.Ledger
 	waiting  *control.Waiting
@@ -81,7 +84,8 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	}
 
 	service := control.NewService(control.Node{Version: version.String(), PID: os.Getpid(), Started: started, Root: c.Root},
-		disks{n.stage}, disks{n.stage}, n.waiting, n.ledger).WithChoices(choices{n.chooser})
+		disks{n.stage}, disks{n.stage}, n.waiting, n.ledger).WithChoices(choices{n.chooser}).
+		WithHydrations(hydrationStatus{n.hydrator})
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
 	control.Register(server, service)
@@ -111,7 +115,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.restore(ctx, c.Stage.RestoreTimeout.Std()); err != nil {
 		return err
 	}
-	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backends); err != nil {
+	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backends, n.stage); err != nil {
 		// No container may fail to start because of them.
 		log.G(ctx).WithError(err).Error("serving without image snapshots of this node's own, repair their store and restart")
 		n.snapshots = nil
@@ -119,8 +123,8 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.openChooser(ctx, c); err != nil {
 		return err
 	}
-	if n.snapshots != nil {
-		n.snapshots.serveWith(n.chooser)
+	if err := n.openHydrator(ctx, c); err != nil {
+		return err
 	}
 	protocol, err := snapshotter.ParseProtocol(string(c.Snapshotter.Protocol))
 	if err != nil {
@@ -128,7 +132,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	}
 	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{
 		Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Protocol: protocol,
-		Observer: useRecorder{watch, n.chooser, n.snapshots.recorder()},
+		Observer: startWatcher{useRecorder{watch, n.chooser, n.snapshots.recorder()}, n.hydrator},
 	})
 	if err != nil {
 		return err
@@ -211,6 +215,9 @@ func (n *node) Close() error {
 	}
 	if n.snaps != nil {
 		errs = append(errs, n.snaps.Close())
+	}
+	if n.hydrator != nil {
+		errs = append(errs, n.hydrator.Close())
 	}
 	if n.chooser != nil {
 		errs = append(errs, n.chooser.Close())

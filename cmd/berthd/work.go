@@ -132,7 +132,7 @@ func needsRestart(old, c config.Config) bool {
 		}
 	}
 	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
-		old.Snapshotter != c.Snapshotter || old.Catalog != c.Catalog || old.Loop != c.Loop || !old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover) ||
+		old.Snapshotter != c.Snapshotter || old.Catalog != c.Catalog || old.Hydration != c.Hydration || old.Loop != c.Loop || !old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover) ||
 		old.ImageSnapshots != c.ImageSnapshots
 }
 

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"path/filepath"
+
+	"github.com/containerd/log"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/accesslist"
+	"berth.dev/berth/accesslist/listdir"
+	"berth.dev/berth/config"
+	"berth.dev/berth/control"
+	"berth.dev/berth/hydrate"
+	"berth.dev/berth/metrics"
+	"berth.dev/berth/snapshotter"
+	"berth.dev/berth/stage"
+)
+
+// openHydrator makes what reads ahead, if the configuration wants that.
+func (n *node) openHydrator(ctx context.Context, c config.Config) (err error) {
+	h := c.Hydration
+	if !h.Enabled {
+		return nil
+	}
+	observer := &hydrationObserver{}
+	directory := cmp.Or(h.ListsDirectory, filepath.Join(c.Root, "access-lists"))
+	n.hydrator, err = hydrate.New(context.WithoutCancel(ctx), hydrate.Config{
+		Disks: visitedDisks{n.stage}, Lists: accessLists{listdir.Open(directory)},
+		Workers: h.Workers, AtOnce: h.AtOnce, Rate: h.Rate, MemoryShare: h.MemoryShare, Observer: observer,
+	})
+	if err != nil {
+		return err
+	}
+	// Nothing is read ahead before the first pull.
+	observer.metrics = metrics.RegisterHydration(n.registry, texts(hydrate.Results()), func() metrics.HydrationTotals {
+		t := n.hydrator.Totals()
+		return metrics.HydrationTotals{Bytes: t.Bytes, Reads: t.Pieces, Skipped: t.Skipped, Running: t.Running, Waiting: t.Waiting}
+	})
+	return nil
+}
+
+// hydrationObserver passes on how reading ahead ended: to metrics and to the log.
+type hydrationObserver struct {
+	metrics *metrics.Hydration
+}
+
+func (o *hydrationObserver) Hydrated(ctx context.Context, r hydrate.Run) {
+	o.metrics.Ended(string(r.Result), r.Took)
+	entry := log.G(ctx).WithFields(log.Fields{"image": r.Image, "disk": r.Disk, "result": r.Result, "bytes": r.Bytes, "took": r.Took, "listed": r.Listed})
+	if r.Result == hydrate.ResultFailed {
+		entry.WithField("reason", r.Reason).Warn("start of image is not read ahead any further")
+		return
+	}
+	entry.Debug("start of image is read ahead")
+}
+
+// visitedDisks is the stage as a hydrator sees it.
+type visitedDisks struct {
+	stage *stage.Stager
+}
+
+var _ hydrate.Disks = visitedDisks{}
+
+func (d visitedDisks) Visit(ctx context.Context, diskUUID string) (context.Context, hydrate.Disk, func(), error) {
+	visit, v, leave, err := d.stage.Visit(ctx, diskUUID)
+	if err != nil {
+		return nil, hydrate.Disk{}, nil, err
+	}
+	return visit, hydrate.Disk{Name: v.Name, Identity: v.Identity, Device: v.Device, DeviceNumber: v.DeviceNumber, SizeBytes: v.SizeBytes,
+		MountPoint: v.MountPoint, Index: v.Index}, leave, nil
+}
+
+// accessLists finds lists where they may be, in this order: in the node's own directory.
+type accessLists struct {
+	directory *listdir.Dir
+}
+
+var _ hydrate.Lists = accessLists{}
+
+func (a accessLists) AccessList(ctx context.Context, d hydrate.Disk, image string) (*accesslist.List, error) {
+	lists, problems, err := a.directory.Lists(ctx, image)
+	if problems != nil {
+		log.G(ctx).WithError(problems).Warn("some access lists cannot be used")
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range lists {
+		// Of several, that of the very disk knows most.
+		if l.Disk == d.Identity.IndexDigest {
+			return l, nil
+		}
+	}
+	return lists[0], nil
+}
+
+// startWatcher is an observer of the snapshotter that also has what starts read ahead.
+type startWatcher struct {
+	snapshotter.Observer
+	// hydrator may be nil.
+	hydrator *hydrate.Hydrator
+}
+
+func (w startWatcher) Hit(ctx context.Context, h snapshotter.Hit) {
+	w.Observer.Hit(ctx, h)
+	w.starting(h.DiskUUID, h.Layer.ImageRef, h.Layer.ChainID)
+}
+
+func (w startWatcher) Start(ctx context.Context, s snapshotter.Start) {
+	w.Observer.Start(ctx, s)
+	w.starting(s.DiskUUID, "", s.ChainID)
+}
+
+func (w startWatcher) starting(diskUUID, imageRef string, chainID digest.Digest) {
+	if w.hydrator == nil {
+		return
+	}
+	w.hydrator.Starting(diskUUID, normalised(imageRef), chainID)
+}
+
+// normalised reference, as access lists have it; empty if it is none.
+func normalised(imageRef string) string {
+	if imageRef == "" {
+		return ""
+	}
+	named, err := reference.ParseDockerRef(imageRef)
+	if err != nil {
+		return ""
+	}
+	return named.String()
+}
+
+// hydrationStatus is what the control API tells of.
+type hydrationStatus struct {
+	hydrator *hydrate.Hydrator
+}
+
+var _ control.Hydrations = hydrationStatus{}
+
+func (s hydrationStatus) Hydrations() []control.Hydration {
+	if s.hydrator == nil {
+		return nil
+	}
+	var list []control.Hydration
+	for _, r := range s.hydrator.Runs() {
+		list = append(list, control.Hydration{Image: r.Image, Disk: r.Disk, DiskUUID: r.DiskUUID, Listed: r.Listed, State: string(r.Result),
+			Reason: r.Reason, TotalBytes: r.TotalBytes, Bytes: r.Bytes, Reads: r.Pieces, Skipped: r.Skipped, Wanted: r.Wanted, Took: r.Took,
+			BytesPerSecond: r.Rate()})
+	}
+	return list
+}
