@@ -130,42 +130,12 @@ func (n *walker) check() {
 // misbehave has a cloud do other things wrong from now on, or nothing.
 func (n *walker) misbehave() {
 	driver := walk.Pick(n.Walk, []string{"one", "two"})
-	n.Note("cloud %s: %s", driver, n.mix(n.m.drivers[driver]))
-}
-
-func (n *walker) mix(fake *blockdevtest.Fake) string {
-	m := blockdevtest.Misbehaviour{Seed: n.Uint64()}
-	text := "well"
+	var names []string
 	if n.Chance(0.8) {
-		all := blockdevtest.Faults(0)
-		for _, f := range []struct {
-			name string
-			take func(from blockdevtest.Misbehaviour)
-		}{
-			{"throttling", func(from blockdevtest.Misbehaviour) { m.Throttle = from.Throttle }},
-			{"latency", func(from blockdevtest.Misbehaviour) { m.Latency = from.Latency }},
-			{"internal errors", func(from blockdevtest.Misbehaviour) { m.Fail = from.Fail }},
-			{"lost answers", func(from blockdevtest.Misbehaviour) { m.LoseAnswer = from.LoseAnswer }},
-			{"eventual consistency", func(from blockdevtest.Misbehaviour) { m.VisibleAfter = from.VisibleAfter }},
-			{"devices appear late", func(from blockdevtest.Misbehaviour) { m.DeviceAfter = from.DeviceAfter }},
-			{"device names change", func(from blockdevtest.Misbehaviour) { m.ReuseNames = true }},
-			{"serials are cut off", func(from blockdevtest.Misbehaviour) { m.CutSerials = from.CutSerials }},
-			{"attach limit is shared", func(from blockdevtest.Misbehaviour) { m.SlotsTaken = from.SlotsTaken }},
-			{"detaching sticks", func(from blockdevtest.Misbehaviour) { m.StickDetach, m.StuckFor = from.StickDetach, from.StuckFor }},
-			{"volumes are larger", func(from blockdevtest.Misbehaviour) { m.SizeStep = from.SizeStep }},
-			{"devices are cut off", func(from blockdevtest.Misbehaviour) { m.CutDevice = from.CutDevice }},
-			{"devices fail", func(from blockdevtest.Misbehaviour) { m.FailDevice = from.FailDevice }},
-			{"devices stall", func(from blockdevtest.Misbehaviour) { m.StallDevice = from.StallDevice }},
-			{"devices give read errors", func(from blockdevtest.Misbehaviour) { m.ReadError = from.ReadError }},
-		} {
-			if n.Chance(0.3) {
-				f.take(all[f.name])
-				text += ", " + f.name
-			}
-		}
+		names = slices.DeleteFunc(blockdevtest.FaultNames(), func(string) bool { return n.Chance(0.7) })
 	}
-	fake.Misbehave(m)
-	return text
+	n.Note("cloud %s does wrong: %q", driver, names)
+	n.m.drivers[driver].Misbehave(blockdevtest.Faults(n.Uint64(), names...))
 }
 
 // attached draws one of the attached volumes that are not others'.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"berth.dev/berth/blockdev"
@@ -75,31 +77,40 @@ type Bucket struct {
 	PerSecond float64
 }
 
-// Faults are all misbehaviours, each alone and as bad as it is known to be, by the names that the documentation has.
-func Faults(seed uint64) map[string]Misbehaviour {
-	all := map[string]Misbehaviour{
-		"throttling":               {Throttle: Bucket{Size: 5, PerSecond: 1}},
-		"latency":                  {Latency: Between{time.Second, 20 * time.Second}},
-		"internal errors":          {Fail: 0.3},
-		"lost answers":             {LoseAnswer: 0.3},
-		"eventual consistency":     {VisibleAfter: Between{0, 5 * time.Minute}},
-		"snapshots ready late":     {ReadyAfter: Between{time.Second, 10 * time.Minute}},
-		"devices appear late":      {DeviceAfter: Between{time.Second, 30 * time.Second}},
-		"device names change":      {ReuseNames: true},
-		"serials are cut off":      {CutSerials: 0.5},
-		"attach limit is shared":   {SlotsTaken: 2},
-		"detaching sticks":         {StickDetach: 0.3, StuckFor: Between{time.Minute, time.Hour}},
-		"volumes are larger":       {SizeStep: 1 << 14},
-		"devices are cut off":      {CutDevice: 0.3},
-		"devices fail":             {FailDevice: 0.2},
-		"devices stall":            {StallDevice: 0.2},
-		"devices give read errors": {ReadError: 0.1},
+// faults are all misbehaviours, each as bad as it is known to be, by the names that the documentation has.
+func faults() map[string]func(*Misbehaviour) {
+	type M = *Misbehaviour
+	return map[string]func(M){
+		"throttling":               func(m M) { m.Throttle = Bucket{Size: 5, PerSecond: 1} },
+		"latency":                  func(m M) { m.Latency = Between{time.Second, 20 * time.Second} },
+		"internal errors":          func(m M) { m.Fail = 0.3 },
+		"lost answers":             func(m M) { m.LoseAnswer = 0.3 },
+		"eventual consistency":     func(m M) { m.VisibleAfter = Between{0, 5 * time.Minute} },
+		"snapshots ready late":     func(m M) { m.ReadyAfter = Between{time.Second, 10 * time.Minute} },
+		"devices appear late":      func(m M) { m.DeviceAfter = Between{time.Second, 30 * time.Second} },
+		"device names change":      func(m M) { m.ReuseNames = true },
+		"serials are cut off":      func(m M) { m.CutSerials = 0.5 },
+		"attach limit is shared":   func(m M) { m.SlotsTaken = 2 },
+		"detaching sticks":         func(m M) { m.StickDetach, m.StuckFor = 0.3, Between{time.Minute, time.Hour} },
+		"volumes are larger":       func(m M) { m.SizeStep = 1 << 14 },
+		"devices are cut off":      func(m M) { m.CutDevice = 0.3 },
+		"devices fail":             func(m M) { m.FailDevice = 0.2 },
+		"devices stall":            func(m M) { m.StallDevice = 0.2 },
+		"devices give read errors": func(m M) { m.ReadError = 0.1 },
 	}
-	for name, m := range all {
-		m.Seed = seed
-		all[name] = m
+}
+
+// FaultNames are what Faults knows, sorted.
+func FaultNames() []string { return slices.Sorted(maps.Keys(faults())) }
+
+// Faults is a cloud with these faults at once. A name that is none is a mistake in the test, and panics.
+func Faults(seed uint64, names ...string) Misbehaviour {
+	m := Misbehaviour{Seed: seed}
+	all := faults()
+	for _, name := range names {
+		all[name](&m)
 	}
-	return all
+	return m
 }
 
 // Misbehave replaces what the cloud does wrong from now on; the zero value ends it. What has begun goes on: a detachment that is stuck, a
