@@ -141,6 +141,10 @@ func (i *inventory) look(ctx context.Context, driver string, b Backend, n names)
 	return err
 }
 
+// settleWait is how long a storage may take until all its parts know of something new: EC2 tells clients to be ready for five minutes
+// (docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
+const settleWait = 5 * time.Minute
+
 // checkSnapshots drops from an image snapshot the volume snapshots that are not there any more.
 func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot, there map[string]bool) (lost bool, err error) {
 	switch s.Status.Phase {
@@ -151,6 +155,9 @@ func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnaps
 	b, err := e.backend(s.Status.Driver)
 	if err != nil {
 		return false, err
+	}
+	if time.Since(s.Status.LastUpdated) < settleWait {
+		return false, nil // not all parts of the storage may know of them yet
 	}
 	gone := make(map[string]bool)
 	for _, v := range s.Status.Snapshots {
