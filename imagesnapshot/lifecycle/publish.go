@@ -187,7 +187,8 @@ func leftovers(c imagesnapshot.Content) []imagesnapshot.Leftover {
 	return list
 }
 
-// maxStorageFailures in a row end the work; with the waits between them, and those of package retry, that is about ten minutes.
+// maxStorageFailures in a row end the work, if nothing is built yet or nothing is to be expected; with the waits between them, and those of
+// package retry, that is about ten minutes.
 const maxStorageFailures = 10
 
 // storageFailed tries again later what may succeed then, and otherwise ends the work.
@@ -197,9 +198,14 @@ func (r *run) storageFailed(ctx context.Context, s *imagesnapshot.ImageSnapshot,
 	}
 	w := s.Status.Work
 	message := imagesnapshot.Redact(err.Error())
-	passing := blockdev.Retryable(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsResourceExhausted(err)
+	// What we have just made may not be known to all parts of the storage yet, and an internal error is what many drivers make of
+	// everything that passes.
+	passing := blockdev.Retryable(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsResourceExhausted(err) ||
+		errdefs.IsNotFound(err) || errdefs.IsInternal(err)
 	w.Failures++
-	if !passing || w.Failures >= maxStorageFailures {
+	// What is built is not thrown away because the storage is busy, as with a detachment that takes an hour: the deadline ends that.
+	worthWaiting := w.Built != nil && blockdev.Retryable(err)
+	if !passing || w.Failures >= maxStorageFailures && !worthWaiting {
 		return r.fail(ctx, s, imagesnapshot.ReasonStorageFailed, message)
 	}
 	now := time.Now().UTC()
