@@ -34,8 +34,7 @@ func (g *gate) pass(do func() error) error {
 	g.count++
 	now := g.count == g.at
 	if now && !g.after {
-		g.dead = true
-		close(g.died)
+		g.die()
 	}
 	dead := g.dead
 	g.mu.Unlock()
@@ -45,12 +44,19 @@ func (g *gate) pass(do func() error) error {
 	err := do()
 	if now {
 		g.mu.Lock()
-		g.dead = true
-		close(g.died)
+		g.die()
 		g.mu.Unlock()
 		return errDead
 	}
 	return err
+}
+
+// die is called with mu held.
+func (g *gate) die() {
+	if !g.dead {
+		g.dead = true
+		close(g.died)
+	}
 }
 
 func through[T any](g *gate, do func() (T, error)) (out T, err error) {
