@@ -84,7 +84,7 @@ func TestUserNamespacePod(t *testing.T) {
 	}}}
 	far := mapsSeveralFileSystems() // the copy is refused for owners outside of the mapped ids
 	if far {
-		layers = append(layers, everyKind(), image.Layer{Entries: []image.Entry{image.File("o/far", "f", image.Owner(65536, 4000000000))}})
+		layers = append(layers, image.EveryKind(), image.Layer{Entries: []image.Entry{image.File("o/far", "f", image.Owner(65536, 4000000000))}})
 	}
 	p := n.push("owners", layers...)
 	n.pauseImage = n.push("pause", n.busybox()).ref

@@ -15,6 +15,7 @@ import (
 
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/test/harness/containerd"
+	"berth.dev/berth/test/harness/image"
 	"berth.dev/berth/test/harness/loop"
 	"berth.dev/berth/test/harness/mounts"
 	"berth.dev/berth/test/harness/registry"
@@ -138,8 +139,8 @@ func TestRebootWithADiskAttachedByHand(t *testing.T) {
 // The disk's bytes go away under a mounted file system: pulls fall back to the registry and berth says what is wrong.
 func TestDiskVanishes(t *testing.T) {
 	n := newNode(t)
-	used := n.push("used", n.busybox(), everyKind())
-	later := n.push("later", n.busybox(), everyKind(), small("later"))
+	used := n.push("used", n.busybox(), image.EveryKind())
+	later := n.push("later", n.busybox(), image.EveryKind(), small("later"))
 	disk := n.build("d", used, later)
 	n.attachAtStart("d", disk)
 	n.start()
