@@ -145,6 +145,7 @@ func (n *node) start(config string) {
 	require.NoError(n, n.guest.WriteFile(n.Context(), "/etc/containerd/config.toml", "version = 4\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n"))
 	n.shell("mkdir -p /etc/containerd/conf.d; berth config containerd > " + containerdDropIn)
 	n.startContainerd()
+	n.shell("sync") // what the test itself wrote survives a reset
 }
 
 func (n *node) startContainerd() {
@@ -277,9 +278,7 @@ func (n *node) pullOut(disk *vm.Disk) {
 // disk of that name in the status; nil if berthd has none.
 func (n *node) disk(name string) *controlv1.Disk {
 	n.Helper()
-	st, err := n.control.Status(n.Context(), &controlv1.StatusRequest{})
-	require.NoError(n, err)
-	for _, d := range st.GetDisks() {
+	for _, d := range n.status().GetDisks() {
 		if d.GetName() == name {
 			return d
 		}
@@ -349,7 +348,14 @@ func (n *node) tryRun(p pushed, name string, command ...string) (string, error) 
 // runDetached starts a container that stays until it is removed.
 func (n *node) runDetached(p pushed, name string) {
 	n.Helper()
-	n.shell("ctr run --detach --snapshotter " + berth.PluginName + " " + p.ref + " " + name + " </dev/null >/dev/null 2>&1")
+	n.detached("ctr", "run", "--detach", "--snapshotter", berth.PluginName, p.ref, name)
+}
+
+// detached runs a command that leaves a process with its output behind.
+func (n *node) detached(command ...string) {
+	n.Helper()
+	_, err := n.guest.Run(n.Context(), append([]string{"sh", "-euc", `"$@" > /tmp/detached 2>&1 || { cat /tmp/detached >&2; exit 1; }`, "sh"}, command...)...)
+	require.NoError(n, err)
 }
 
 func (n *node) exec(name string, command ...string) (string, error) {
@@ -391,7 +397,21 @@ func (n *node) nothingLeft() {
 	n.Helper()
 	require.Empty(n, n.shell("grep ' /var/lib/berth/d/' /proc/self/mountinfo || :"))
 	require.Empty(n, n.shell("find /var/lib/berth/attached /var/lib/berth/d -mindepth 1"), "records and mount points")
+	require.Empty(n, n.status().GetDisks())
+}
+
+func (n *node) status() *controlv1.StatusResponse {
+	n.Helper()
 	st, err := n.control.Status(n.Context(), &controlv1.StatusRequest{})
 	require.NoError(n, err)
-	require.Empty(n, st.GetDisks())
+	return st
+}
+
+// eventuallyLogged waits for words of berthd.
+func (n *node) eventuallyLogged(words string) {
+	n.Helper()
+	n.eventually("berthd to say "+words, func() error {
+		_, err := n.guest.Run(n.Context(), "grep", "-q", "--", words, berthdLog)
+		return err
+	})
 }
