@@ -25,7 +25,9 @@ type rule struct {
 	// serials are compared with the device's serial; model, if not empty, must begin the device's model too.
 	serials []string
 	model   string
-	// designators are the vendor's names in SCSI's identification page, wwids the kernel's text of a world wide name.
+	// designators are the vendor's names in SCSI's identification page, with vendor (8 bytes) and model (16 bytes) in front,
+	// which names of type T10 have and vendor-specific ones get, as in udev's links. wwids are the kernel's text of a world wide
+	// name.
 	designators, wwids []string
 	// links are below /dev, made by udev: they come later than the device, and not at all without udev's rules.
 	links []string
@@ -45,7 +47,7 @@ var volumeUUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$
 var cinder = rule{ //nolint:gochecknoglobals // a row of the table below
 	valid:       volumeUUID,
 	serials:     []string{"{id}", "{id20}"},
-	designators: []string{"0QEMU    QEMU HARDDISK   {id20}", "QEMU    QEMU HARDDISK   {id20}"},
+	designators: []string{"QEMU    QEMU HARDDISK   {id20}"},
 	wwids:       []string{"naa.{nodash}", "eui.{nodash}"},
 	links: []string{
 		"disk/by-id/virtio-{id20}", "disk/by-id/virtio-{id}", "disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{id20}", "disk/by-id/wwn-0x{nodash}",
@@ -232,24 +234,33 @@ func (v volumeID) fits(d sysblock.Device) int {
 	}
 	best := fitsNot
 	if strings.HasPrefix(d.IDs.Model, v.rule.model) && d.IDs.Serial != "" {
-		for _, serial := range v.expand(v.rule.serials) {
-			if d.IDs.Serial != serial {
-				continue
-			}
-			if len(serial) == virtioSerialBytes && len(serial) < len(v.id) {
-				best = min(best, fitsPrefix)
-			} else {
-				best = fitsWell
-			}
-		}
+		best = v.fitsText(v.rule.serials, func(serial string) bool { return d.IDs.Serial == serial })
 	}
 	wwids := v.expand(v.rule.wwids)
 	if d.IDs.WWID != "" && slices.Contains(wwids, d.IDs.WWID) {
 		return fitsWell
 	}
-	for _, want := range v.expand(v.rule.designators) {
-		if slices.Contains(d.IDs.Designators, want) {
-			return fitsWell
+	own := fmt.Sprintf("%-8s%-16s", d.IDs.Vendor, d.IDs.Model)
+	return min(best, v.fitsText(v.rule.designators, func(want string) bool {
+		return slices.ContainsFunc(d.IDs.Designators, func(got string) bool { return got == want || own+got == want })
+	}))
+}
+
+// fitsText says how well the templates fit whose text is what the device says.
+func (v volumeID) fitsText(templates []string, says func(string) bool) int {
+	best := fitsNot
+	whole := make([]string, len(templates))
+	for i, t := range templates {
+		whole[i] = strings.ReplaceAll(t, "20}", "}")
+	}
+	whole = v.expand(whole)
+	for i, text := range v.expand(templates) {
+		switch {
+		case !says(text):
+		case text != whole[i]:
+			best = min(best, fitsPrefix)
+		default:
+			best = fitsWell
 		}
 	}
 	return best

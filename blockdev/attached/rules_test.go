@@ -49,6 +49,9 @@ func page(code byte, payload string) string {
 
 func t10(text string) string { return page(0x83, "\x02\x01\x00"+string(rune(len(text)))+text) }
 
+// named is the same of a vendor-specific name (SPC-5, 7.7.6.3), which stands there alone.
+func named(text string) string { return page(0x83, "\x02\x00\x00"+string(rune(len(text)))+text) }
+
 // system is what every node has besides: it must never be taken for a volume.
 func system(tr *sysblocktest.Tree) {
 	tr.Add(sysblocktest.Disk{Name: "vda", Attributes: map[string]string{"serial": "system"}, Partitions: []string{"vda1"}})
@@ -78,6 +81,10 @@ func TestRules(t *testing.T) {
 		"gcp scsi": {"gcp:layers-1", []sysblocktest.Disk{
 			scsi("sdb", "0:0:2:0", "Google", "PersistentDisk", map[string]string{"device/vpd_pg83": t10("Google  PersistentDisk  layers-10")}),
 			scsi("sdc", "0:0:3:0", "Google", "PersistentDisk", map[string]string{"device/vpd_pg83": t10("Google  PersistentDisk  layers-1")})}, "sdc"},
+		"gcp scsi, vendor-specific": {"gcp:layers-1", []sysblocktest.Disk{
+			scsi("sdb", "0:0:2:0", "Other", "PersistentDisk", map[string]string{"device/vpd_pg83": named("layers-1")}),
+			scsi("sdc", "0:0:3:0", "Google", "PersistentDisk", map[string]string{"device/vpd_pg83": named("layers-10")}),
+			scsi("sdd", "0:0:4:0", "Google", "PersistentDisk", map[string]string{"device/vpd_pg83": named("layers-1")})}, "sdd"},
 		"gcp by-id":      {"gcp:layers-1", []sysblocktest.Disk{plain("nvme0n2", "disk/by-id/google-layers-1")}, "nvme0n2"},
 		"gcp by-id scsi": {"gcp:layers-1", []sysblocktest.Disk{plain("sdb", "disk/by-id/scsi-0Google_PersistentDisk_layers-1")}, "sdb"},
 		"azure scsi": {"azure:3", []sysblocktest.Disk{
@@ -105,6 +112,8 @@ func TestRules(t *testing.T) {
 			scsi("sda", "2:0:0:1", "QEMU", "QEMU HARDDISK", map[string]string{"device/vpd_pg80": page(0x80, cinderID)})}, "sda"},
 		"openstack scsi, t10": {"openstack:" + cinderID, []sysblocktest.Disk{
 			scsi("sda", "2:0:0:1", "QEMU", "QEMU HARDDISK", map[string]string{"device/vpd_pg83": t10("QEMU    QEMU HARDDISK   " + cinderFirst)})}, "sda"},
+		"openstack scsi, vendor-specific": {"openstack:" + cinderID, []sysblocktest.Disk{
+			scsi("sda", "2:0:0:1", "QEMU", "QEMU HARDDISK", map[string]string{"device/vpd_pg83": named(cinderFirst)}), virtio("vdb", cinderID)}, "vdb"},
 		"openstack by-id, whole": {"openstack:" + cinderID, []sysblocktest.Disk{plain("vdb", "disk/by-id/virtio-"+cinderID), plain("vdc", "disk/by-id/virtio-"+cinderFirst)}, "vdb"},
 		"openstack wwn":          {"openstack:" + cinderID, []sysblocktest.Disk{plain("sdb", "disk/by-id/wwn-0x0a1b2c3d4e5f60718293a4b5c6d7e8f9")}, "sdb"},
 		"tencent":                {"tencent:disk-abcd1234", []sysblocktest.Disk{virtio("vdb", "disk-abcd1234")}, "vdb"},
