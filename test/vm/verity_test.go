@@ -50,5 +50,11 @@ func TestVerity(t *testing.T) {
 	n.removeImage(p)
 	n.detach(d.found())
 	n.nothingLeft()
+
+	// By hand, by its name.
+	n.shell("berth attach /dev/mapper/layers --name mapped")
+	require.Equal(t, d.UUID, n.serves("mapped").GetUuid())
+	n.detach("mapped")
+	n.nothingLeft()
 	n.shell("veritysetup close layers")
 }
