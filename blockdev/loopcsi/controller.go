@@ -80,6 +80,9 @@ func (s *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 		if err != nil {
 			return nil, toStatus(err)
 		}
+		if !s.ready(snapshot) {
+			return nil, status.Errorf(codes.Aborted, "volume snapshot %s is not ready yet", snapshotID)
+		}
 		atLeast = snapshot.SizeBytes
 	}
 	bytes, err := size(req.GetCapacityRange(), atLeast)
@@ -165,7 +168,11 @@ func (s *controller) ListVolumes(ctx context.Context, req *csi.ListVolumesReques
 	for _, v := range part {
 		e := &csi.ListVolumesResponse_Entry{Volume: s.describe(v), Status: &csi.ListVolumesResponse_VolumeStatus{}}
 		if _, ok := attached[v.ID]; ok {
-			e.Status.PublishedNodeIds = []string{s.options.NodeID}
+			node, err := s.holder(v.ID)
+			if err != nil {
+				return nil, err
+			}
+			e.Status.PublishedNodeIds = []string{node}
 		}
 		resp.Entries = append(resp.Entries, e)
 	}
@@ -190,7 +197,11 @@ func (s *controller) ControllerGetVolume(ctx context.Context, req *csi.Controlle
 	}
 	state := &csi.ControllerGetVolumeResponse_VolumeStatus{}
 	if _, ok := attached[v.ID]; ok {
-		state.PublishedNodeIds = []string{s.options.NodeID}
+		node, err := s.holder(v.ID)
+		if err != nil {
+			return nil, err
+		}
+		state.PublishedNodeIds = []string{node}
 	}
 	return &csi.ControllerGetVolumeResponse{Volume: s.describe(v), Status: state}, nil
 }
@@ -209,8 +220,8 @@ func (s *controller) ControllerPublishVolume(ctx context.Context, req *csi.Contr
 	if err := checkCapabilities(req.GetVolumeCapability()); err != nil {
 		return nil, err
 	}
-	if req.GetNodeId() != s.options.NodeID {
-		return nil, status.Errorf(codes.NotFound, "node %q: this is %q", req.GetNodeId(), s.options.NodeID)
+	if req.GetNodeId() != s.nodeID {
+		return nil, status.Errorf(codes.NotFound, "node %q: this is %q", req.GetNodeId(), s.nodeID)
 	}
 	readonly := req.GetReadonly() && !s.without[ReadOnly]
 	if _, err := s.attach(ctx, req.GetVolumeId(), readonly); err != nil {
@@ -227,11 +238,16 @@ func (s *controller) ControllerUnpublishVolume(ctx context.Context, req *csi.Con
 	if err := require("volume_id", req.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	// Without a node ID the volume is to leave all nodes. It is on no other one.
-	if id := req.GetNodeId(); id != "" && id != s.options.NodeID {
-		return &csi.ControllerUnpublishVolumeResponse{}, nil
+	// Without a node ID the volume is to leave whichever node has it.
+	from := *s.storage
+	if from.nodeID = req.GetNodeId(); from.nodeID == "" {
+		holder, err := s.holder(req.GetVolumeId())
+		if err != nil {
+			return nil, err
+		}
+		from.nodeID = holder
 	}
-	if err := s.detach(ctx, req.GetVolumeId()); err != nil {
+	if err := from.detach(ctx, req.GetVolumeId()); err != nil {
 		return nil, err
 	}
 	return &csi.ControllerUnpublishVolumeResponse{}, nil

@@ -2,6 +2,8 @@
 // volumes on one node. It is what berth's CSI client is tested against, and makes the volumes of a machine without a cloud
 // usable by any container orchestrator.
 //
+// A machine can play several nodes, each with its own ID and socket, so that what happens between nodes can be tried on one.
+//
 // A volume is attached, as a loop device, by ControllerPublishVolume; NodePublishVolume makes that device appear at the
 // target. NodeStageVolume and NodePublishVolume attach it too if it is not, as after a reboot. Volumes with a file system are
 // refused, and so are volume IDs that are paths, which the loop driver itself would attach.
@@ -10,6 +12,7 @@ package loopcsi
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
@@ -50,10 +53,14 @@ func Features() []Feature { return []Feature{Publish, Stage, ReadOnly, Snapshots
 type Options struct {
 	// NodeID is what the driver calls this node.
 	NodeID string
+	// Holders is a file that says which node has which volume, for a machine that plays several; empty keeps that in memory.
+	Holders string
 	// Version is told to clients.
 	Version string
-	// MaxVolumes that can be attached at once; 0 is no limit.
+	// MaxVolumes that can be attached to a node at once; 0 is no limit.
 	MaxVolumes int
+	// SnapshotTime is how long volume snapshots are not ready to use, as where they are copied to another place first.
+	SnapshotTime time.Duration
 	// Without leaves features out.
 	Without []Feature
 }
@@ -63,16 +70,24 @@ type Server struct {
 	*identity
 	*controller
 	*node
+	storage *storage
 }
 
-// storage is what the services share.
-type storage struct {
+// machine is what the services of all its nodes share.
+type machine struct {
 	driver  *loopdev.Driver
 	options Options
 	without map[Feature]bool
+	holders *holders
 
 	// attaching is held while volumes are counted and one more is attached.
 	attaching sync.Mutex
+}
+
+// storage is what the services of one node share.
+type storage struct {
+	*machine
+	nodeID string
 }
 
 type identity struct {
@@ -92,12 +107,11 @@ type node struct {
 
 // New serves the driver, which the caller closes. Options that cannot be are blockdev.ErrInvalid.
 func New(driver *loopdev.Driver, options Options) (*Server, error) {
-	// The spec limits node IDs to 256 bytes.
-	if options.NodeID == "" || len(options.NodeID) > 256 {
-		return nil, fmt.Errorf("node ID %q: want 1 to 256 bytes: %w", options.NodeID, blockdev.ErrInvalid)
+	if err := checkNodeID(options.NodeID); err != nil {
+		return nil, err
 	}
-	if options.MaxVolumes < 0 {
-		return nil, fmt.Errorf("at most %d volumes: want 0 or more: %w", options.MaxVolumes, blockdev.ErrInvalid)
+	if options.MaxVolumes < 0 || options.SnapshotTime < 0 {
+		return nil, fmt.Errorf("at most %d volumes, volume snapshots ready after %s: want 0 or more: %w", options.MaxVolumes, options.SnapshotTime, blockdev.ErrInvalid)
 	}
 	known := make(map[Feature]bool)
 	for _, f := range Features() {
@@ -110,8 +124,30 @@ func New(driver *loopdev.Driver, options Options) (*Server, error) {
 		}
 		without[f] = true
 	}
-	st := &storage{driver: driver, options: options, without: without}
-	return &Server{&identity{version: options.Version}, &controller{storage: st}, &node{storage: st}}, nil
+	m := &machine{driver: driver, options: options, without: without, holders: &holders{file: options.Holders}}
+	return m.server(options.NodeID), nil
+}
+
+func (m *machine) server(nodeID string) *Server {
+	st := &storage{m, nodeID}
+	return &Server{&identity{version: m.options.Version}, &controller{storage: st}, &node{storage: st}, st}
+}
+
+// ForNode serves another node, which is played by the same machine: it has the same volumes and volume snapshots, but a volume is
+// attached to one node at a time. Each node's controller attaches to that node only.
+func (s *Server) ForNode(nodeID string) (*Server, error) {
+	if err := checkNodeID(nodeID); err != nil {
+		return nil, err
+	}
+	return s.storage.server(nodeID), nil
+}
+
+func checkNodeID(id string) error {
+	// The spec limits node IDs to 256 bytes.
+	if id == "" || len(id) > 256 {
+		return fmt.Errorf("node ID %q: want 1 to 256 bytes: %w", id, blockdev.ErrInvalid)
+	}
+	return nil
 }
 
 // Register adds the three services to a gRPC server.
@@ -121,6 +157,7 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	csi.RegisterNodeServer(to, s.node)
 }
 
+// topology is the machine, whichever of its nodes asks.
 func (s *storage) topology() *csi.Topology {
 	return &csi.Topology{Segments: map[string]string{TopologyKey: s.options.NodeID}}
 }

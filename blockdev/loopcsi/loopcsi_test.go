@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
@@ -196,4 +197,81 @@ func TestPublishedDevice(t *testing.T) {
 	_, err = s.ControllerUnpublishVolume(t.Context(), unpublish)
 	require.NoError(t, err)
 	remove(t, s, id)
+}
+
+// A volume snapshot that takes its time: it is there, and no volume is made of it before it is ready.
+func TestSnapshotTime(t *testing.T) {
+	s, driver := newServer(t, loopcsi.Options{SnapshotTime: time.Hour})
+	_, err := create(t, s, "v", &csi.CapacityRange{RequiredBytes: mib})
+	require.NoError(t, err)
+	made, err := s.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: "v"})
+	require.NoError(t, err)
+	require.False(t, made.GetSnapshot().GetReadyToUse())
+	copy := &csi.CreateVolumeRequest{Name: "copy", VolumeCapabilities: []*csi.VolumeCapability{block()}, VolumeContentSource: &csi.VolumeContentSource{
+		Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: "s"}},
+	}}
+	_, err = s.CreateVolume(t.Context(), copy)
+	require.Equal(t, codes.Aborted, status.Code(err), err)
+	quick, err := loopcsi.New(driver, loopcsi.Options{NodeID: "node"})
+	require.NoError(t, err)
+	got, err := quick.GetSnapshot(t.Context(), &csi.GetSnapshotRequest{SnapshotId: "s"})
+	require.NoError(t, err)
+	require.True(t, got.GetSnapshot().GetReadyToUse())
+	_, err = quick.CreateVolume(t.Context(), copy)
+	require.NoError(t, err)
+	for _, id := range []string{"v", "copy"} {
+		remove(t, s, id)
+	}
+}
+
+// A machine that plays two nodes: both have all volumes, one of them each at a time, also over a restart.
+func TestTwoNodes(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "nodes.json")
+	a, driver := newServer(t, loopcsi.Options{MaxVolumes: 1, Holders: file})
+	b, err := a.ForNode("other")
+	require.NoError(t, err)
+	_, err = a.ForNode("")
+	require.True(t, errdefs.IsInvalidArgument(err), "%v", err)
+	publish := func(s *loopcsi.Server, id, node string) error {
+		_, err := s.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: id, NodeId: node, VolumeCapability: block()})
+		return err
+	}
+	unpublish := func(s *loopcsi.Server, id, node string) {
+		_, err := s.ControllerUnpublishVolume(t.Context(), &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: node})
+		require.NoError(t, err)
+	}
+	for _, name := range []string{"one", "two"} {
+		_, err := create(t, a, name, &csi.CapacityRange{RequiredBytes: mib})
+		require.NoError(t, err)
+	}
+	info, err := b.NodeGetInfo(t.Context(), nil)
+	require.NoError(t, err)
+	require.Equal(t, "other", info.GetNodeId())
+	mine, err := a.NodeGetInfo(t.Context(), nil)
+	require.NoError(t, err)
+	require.Equal(t, mine.GetAccessibleTopology(), info.GetAccessibleTopology(), "it is one machine's storage")
+
+	require.NoError(t, publish(a, "one", "node"))
+	require.Equal(t, codes.FailedPrecondition, status.Code(publish(b, "one", "other")))
+	_, err = b.NodeStageVolume(t.Context(), &csi.NodeStageVolumeRequest{VolumeId: "one", StagingTargetPath: "/s", VolumeCapability: block()})
+	require.Equal(t, codes.FailedPrecondition, status.Code(err), "the node asks too, as after a reboot")
+	require.Equal(t, codes.ResourceExhausted, status.Code(publish(a, "two", "node")))
+	require.NoError(t, publish(b, "two", "other"), "the limit is that of a node")
+	unpublish(b, "one", "other")
+	list, err := b.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
+	require.NoError(t, err)
+	require.Equal(t, []string{"node"}, list.GetEntries()[0].GetStatus().GetPublishedNodeIds(), "another node's detach leaves it alone")
+	require.Equal(t, []string{"other"}, list.GetEntries()[1].GetStatus().GetPublishedNodeIds())
+
+	again, err := loopcsi.New(driver, loopcsi.Options{NodeID: "node", Holders: file})
+	require.NoError(t, err)
+	b, err = again.ForNode("other")
+	require.NoError(t, err)
+	require.Equal(t, codes.FailedPrecondition, status.Code(publish(b, "one", "other")), "a restart forgets nothing")
+	unpublish(b, "one", "")
+	require.NoError(t, publish(b, "one", "other"), "without a node it left the one that had it")
+	unpublish(b, "one", "other")
+	unpublish(b, "two", "other")
+	remove(t, again, "one")
+	remove(t, again, "two")
 }

@@ -1,6 +1,7 @@
 package loopcsi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ func (s *node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequ
 
 // NodeGetInfo says which node this is and how many volumes it can have.
 func (s *node) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
-	return &csi.NodeGetInfoResponse{NodeId: s.options.NodeID, MaxVolumesPerNode: int64(s.options.MaxVolumes), AccessibleTopology: s.topology()}, nil
+	return &csi.NodeGetInfoResponse{NodeId: s.nodeID, MaxVolumesPerNode: int64(s.options.MaxVolumes), AccessibleTopology: s.topology()}, nil
 }
 
 // attach attaches a volume, within the limit.
@@ -39,31 +40,71 @@ func (s *storage) attach(ctx context.Context, volumeID string, readonly bool) (b
 	}
 	s.attaching.Lock()
 	defer s.attaching.Unlock()
-	if s.options.MaxVolumes > 0 {
-		attached, err := s.driver.Attached(ctx)
-		if err != nil {
-			return blockdev.Device{}, toStatus(err)
-		}
-		if _, ok := attached[volumeID]; !ok && len(attached) >= s.options.MaxVolumes {
-			return blockdev.Device{}, status.Errorf(codes.ResourceExhausted, "%d volumes are attached, more cannot be", len(attached))
+	attached, err := s.driver.Attached(ctx)
+	if err != nil {
+		return blockdev.Device{}, toStatus(err)
+	}
+	_, already := attached[volumeID]
+	if !already {
+		if err := s.checkLimit(attached); err != nil {
+			return blockdev.Device{}, err
 		}
 	}
+	if err := s.holders.take(volumeID, s.nodeID); err != nil {
+		return blockdev.Device{}, err
+	}
 	dev, err := s.driver.Attach(ctx, volumeID, blockdev.AttachOptions{ReadOnly: readonly})
+	if err != nil && !already {
+		err = errors.Join(err, s.holders.release(volumeID))
+	}
 	if err != nil {
 		return blockdev.Device{}, toStatus(err)
 	}
 	return dev, nil
 }
 
-// detach detaches a volume that appears nowhere any more.
+// checkLimit says whether the node can have one more volume.
+func (s *storage) checkLimit(attached map[string]blockdev.Device) error {
+	if s.options.MaxVolumes == 0 {
+		return nil
+	}
+	have := 0
+	for id := range attached {
+		node, err := s.holder(id)
+		if err != nil {
+			return err
+		}
+		if node == s.nodeID {
+			have++
+		}
+	}
+	if have >= s.options.MaxVolumes {
+		return status.Errorf(codes.ResourceExhausted, "%d volumes are attached, more cannot be", have)
+	}
+	return nil
+}
+
+// holder is the node that has an attached volume.
+func (s *storage) holder(volumeID string) (string, error) {
+	node, err := s.holders.of(volumeID)
+	return cmp.Or(node, s.nodeID), err
+}
+
+// detach detaches a volume that appears nowhere any more. One that another node has is not attached here.
 func (s *storage) detach(ctx context.Context, volumeID string) error {
+	if node, err := s.holder(volumeID); err != nil || node != s.nodeID {
+		return err
+	}
 	attached, err := s.driver.Attached(ctx)
 	if err != nil {
 		return toStatus(err)
 	}
 	dev, ok := attached[volumeID]
-	if !ok || filepath.IsAbs(volumeID) {
+	if filepath.IsAbs(volumeID) {
 		return nil
+	}
+	if !ok {
+		return s.holders.release(volumeID)
 	}
 	number, err := device.Number(dev.Path)
 	if err != nil {
@@ -79,7 +120,7 @@ func (s *storage) detach(ctx context.Context, volumeID string) error {
 	if err := s.driver.Detach(ctx, volumeID); err != nil {
 		return toStatus(err)
 	}
-	return nil
+	return s.holders.release(volumeID)
 }
 
 // ensure has the volume's device: that which is attached, or, where none is, one attached as the controller wanted it.
@@ -92,7 +133,7 @@ func (s *storage) ensure(ctx context.Context, volumeID string, publishContext ma
 		return blockdev.Device{}, toStatus(err)
 	}
 	if dev, ok := attached[volumeID]; ok {
-		return dev, nil
+		return dev, s.holders.take(volumeID, s.nodeID)
 	}
 	return s.attach(ctx, volumeID, publishContext[readOnlyKey] == "true")
 }

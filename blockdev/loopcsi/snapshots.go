@@ -2,6 +2,7 @@ package loopcsi
 
 import (
 	"context"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -11,11 +12,15 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-func describeSnapshot(v blockdev.VolumeSnapshot) *csi.Snapshot {
+func (s *controller) describeSnapshot(v blockdev.VolumeSnapshot) *csi.Snapshot {
 	return &csi.Snapshot{
 		SnapshotId: v.ID, SourceVolumeId: v.SourceVolumeID, SizeBytes: v.SizeBytes,
-		CreationTime: timestamppb.New(v.Created), ReadyToUse: v.ReadyToUse,
+		CreationTime: timestamppb.New(v.Created), ReadyToUse: s.ready(v),
 	}
+}
+
+func (s *controller) ready(v blockdev.VolumeSnapshot) bool {
+	return v.ReadyToUse && time.Since(v.Created) >= s.options.SnapshotTime
 }
 
 func (s *controller) needSnapshots() error {
@@ -49,7 +54,7 @@ func (s *controller) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshot
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &csi.CreateSnapshotResponse{Snapshot: describeSnapshot(snapshot)}, nil
+	return &csi.CreateSnapshotResponse{Snapshot: s.describeSnapshot(snapshot)}, nil
 }
 
 // DeleteSnapshot deletes a volume snapshot; volumes made from it stay.
@@ -88,7 +93,7 @@ func (s *controller) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRe
 	}
 	resp := &csi.ListSnapshotsResponse{NextToken: next}
 	for _, v := range part {
-		resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: describeSnapshot(v)})
+		resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: s.describeSnapshot(v)})
 	}
 	return resp, nil
 }
@@ -105,5 +110,5 @@ func (s *controller) GetSnapshot(ctx context.Context, req *csi.GetSnapshotReques
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &csi.GetSnapshotResponse{Snapshot: describeSnapshot(v)}, nil
+	return &csi.GetSnapshotResponse{Snapshot: s.describeSnapshot(v)}, nil
 }

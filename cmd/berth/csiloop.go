@@ -3,10 +3,14 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/blockdev/loopcsi"
 	"berth.dev/berth/blockdev/loopdev"
@@ -22,6 +26,8 @@ It is for trying out and testing what speaks CSI, berthd among it (see [drivers.
 without a cloud. The directory can be used by one process at a time, so it is not the one that berthd itself uses. It runs
 until SIGTERM; what is attached stays attached.
 
+--node has this machine play further nodes, with the same volumes: a volume is attached to one of them at a time.
+
 --without leaves out what CSI drivers may lack, one of
   publish     volumes are attached on the node, not by the controller
   stage       volumes are published without being staged
@@ -33,6 +39,7 @@ until SIGTERM; what is attached stays attached.
 func newCSILoop() *cobra.Command {
 	var (
 		directory, socket string
+		nodes             map[string]string
 		without           []string
 		options           loopcsi.Options
 	)
@@ -51,29 +58,15 @@ func newCSILoop() *cobra.Command {
 					return fmt.Errorf("find a node ID: %w: name one with --node-id", err)
 				}
 			}
-			options.Version = version.String()
-			listener, err := unixsocket.Listen(cmd.Context(), socket)
-			if err != nil {
-				return err
-			}
-			defer func() {
-				if closeErr := listener.Close(); !errors.Is(closeErr, net.ErrClosed) {
-					err = errors.Join(err, closeErr)
+			options.Version, options.Holders = version.String(), filepath.Join(directory, "nodes.json")
+			sockets := map[string]string{options.NodeID: socket}
+			for id, path := range nodes {
+				if sockets[id] != "" {
+					return fmt.Errorf("node %s is named twice", id)
 				}
-			}()
-			driver, err := loopdev.Open(directory)
-			if err != nil {
-				return err
+				sockets[id] = path
 			}
-			defer func() { err = errors.Join(err, driver.Close()) }()
-			server, err := loopcsi.New(driver, options)
-			if err != nil {
-				return err
-			}
-			if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s serves node %s on %s\n", loopcsi.Name, options.NodeID, socket); err != nil {
-				return err
-			}
-			return server.Serve(cmd.Context(), listener)
+			return serveCSI(cmd, directory, options, sockets)
 		},
 	}
 	f := cmd.Flags()
@@ -81,6 +74,49 @@ func newCSILoop() *cobra.Command {
 	f.StringVar(&socket, "socket", "/run/berth/csi-loop.sock", "unix socket to serve on")
 	f.StringVar(&options.NodeID, "node-id", "", "what the driver calls this node; its host name if not given")
 	f.IntVar(&options.MaxVolumes, "max-volumes", 0, "volumes that can be attached at once; 0 is no limit")
+	f.StringToStringVar(&nodes, "node", nil, "`ID=SOCKET` of another node that this machine plays; may be repeated")
+	f.DurationVar(&options.SnapshotTime, "snapshot-time", 0, "how long volume snapshots take to be ready to use")
 	f.StringSliceVar(&without, "without", nil, "`features` to leave out, see above")
 	return cmd
+}
+
+// serveCSI serves the nodes, each on its socket, until the context ends or one of them fails.
+func serveCSI(cmd *cobra.Command, directory string, options loopcsi.Options, sockets map[string]string) (err error) {
+	listeners := make(map[string]net.Listener)
+	defer func() {
+		for _, l := range listeners {
+			if closeErr := l.Close(); !errors.Is(closeErr, net.ErrClosed) {
+				err = errors.Join(err, closeErr)
+			}
+		}
+	}()
+	for _, id := range slices.Sorted(maps.Keys(sockets)) {
+		if listeners[id], err = unixsocket.Listen(cmd.Context(), sockets[id]); err != nil {
+			delete(listeners, id)
+			return err
+		}
+	}
+	driver, err := loopdev.Open(directory)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, driver.Close()) }()
+	first, err := loopcsi.New(driver, options)
+	if err != nil {
+		return err
+	}
+	servers := make(map[string]*loopcsi.Server)
+	for id := range listeners {
+		if servers[id], err = first.ForNode(id); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s serves node %s on %s\n", loopcsi.Name, id, sockets[id]); err != nil {
+			return err
+		}
+	}
+	group, ctx := errgroup.WithContext(cmd.Context())
+	for id, server := range servers {
+		group.Go(func() error { return server.Serve(ctx, listeners[id]) })
+	}
+	return group.Wait()
 }
