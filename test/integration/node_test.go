@@ -93,6 +93,17 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
+// another node of the same registry; start runs it.
+func (n *node) another() *node {
+	n.Helper()
+	dir, err := os.MkdirTemp("", "bt")
+	require.NoError(n, err)
+	require.NoError(n, os.Chmod(dir, 0o711))
+	other := &node{T: n.T, dir: dir, registry: n.registry, unpacks: 1}
+	n.Cleanup(other.checkNothingLeft)
+	return other
+}
+
 func (n *node) checkNothingLeft() {
 	err := leak.WaitNone(context.Background(), n.dir)
 	if n.Failed() {

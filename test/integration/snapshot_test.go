@@ -28,6 +28,7 @@ type snapshotView struct {
 		// MatchCount is a number in a string, as protojson writes 64 bits; absent is none.
 		MatchCount       json.Number `json:"match_count"`
 		VolumeSnapshotID string      `json:"volume_snapshot_id"`
+		Driver           string      `json:"driver"`
 		Images           []struct {
 			Reference string `json:"reference"`
 			Digest    string `json:"digest"`

@@ -57,6 +57,8 @@ type Config struct {
 	// Catalog is a directory of catalog entries, MaxDisks the limit of attached disks; empty and 0 are berthd's own.
 	Catalog  string
 	MaxDisks int
+	// ImageSnapshots is the text of their section of the configuration.
+	ImageSnapshots string
 	// Env is added to the environment of both programs.
 	Env []string
 }
@@ -98,6 +100,9 @@ func (d *Daemon) writeConfig() error {
 	}
 	if d.cfg.MaxDisks > 0 {
 		fmt.Fprintf(&b, "max_disks = %d\n", d.cfg.MaxDisks)
+	}
+	if d.cfg.ImageSnapshots != "" {
+		fmt.Fprintf(&b, "[image_snapshots]\n%s\n", d.cfg.ImageSnapshots)
 	}
 	for name, socket := range d.cfg.CSI {
 		fmt.Fprintf(&b, "[drivers.csi.%s]\nnode = %q\n", name, socket)
