@@ -188,6 +188,6 @@ func eventMessage(e Event) *controlv1.Event {
 	}
 	return &controlv1.Event{
 		Time: timestamppb.New(e.Time), Kind: kinds[e.Kind], ChainId: e.ChainID.String(), ImageRef: e.ImageRef,
-		Disk: e.Disk, MatchedBy: e.MatchedBy, Reason: reason, Bytes: e.Bytes,
+		Disk: e.Disk, ImageSnapshot: e.ImageSnapshot, MatchedBy: e.MatchedBy, Reason: reason, Bytes: e.Bytes,
 	}
 }

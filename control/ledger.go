@@ -48,6 +48,8 @@ type Event struct {
 	ImageRef string
 	// Disk is a name, or the UUID if only that is known.
 	Disk string
+	// ImageSnapshot is the name of that whose disk failed, empty if it is not known.
+	ImageSnapshot string
 	// MatchedBy of a Hit.
 	MatchedBy string
 	// Reason of a Miss, one of few; Detail says more, also of a Failure.
@@ -103,9 +105,9 @@ func (l *Ledger) Failure(e Event) {
 	l.record(e)
 }
 
-// DiskFailed records that a disk is out of service while so many snapshots use it.
-func (l *Ledger) DiskFailed(name string, snapshots int, cause error) {
-	l.record(Event{Kind: DiskFailed, Disk: name, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
+// DiskFailed records that a disk, that of an image snapshot if one is named, is out of service while so many snapshots use it.
+func (l *Ledger) DiskFailed(name, imageSnapshot string, snapshots int, cause error) {
+	l.record(Event{Kind: DiskFailed, Disk: name, ImageSnapshot: imageSnapshot, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
 }
 
 func (l *Ledger) record(e Event) {

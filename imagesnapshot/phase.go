@@ -93,8 +93,9 @@ const (
 	ReasonTooSmall         Reason = "TooSmall"
 	ReasonStorageFailed    Reason = "StorageFailed"
 	ReasonRetrying         Reason = "Retrying"
-	// ReasonParametersIgnored is of an event only.
+	// ReasonParametersIgnored and ReasonDiskFailed are of events only.
 	ReasonParametersIgnored Reason = "ParametersIgnored"
+	ReasonDiskFailed        Reason = "DiskFailed"
 	ReasonQuotaExceeded     Reason = "QuotaExceeded"
 	ReasonEliminated        Reason = "Eliminated"
 	ReasonExpired           Reason = "Expired"

@@ -50,7 +50,8 @@ func (it *item) diskName() string {
 }
 
 func (it *item) spec() stage.Spec {
-	return stage.Spec{Name: it.disk, Driver: it.source.Driver, VolumeID: it.source.VolumeID, SnapshotID: it.source.SnapshotID, Expect: it.identity}
+	return stage.Spec{Name: it.disk, Driver: it.source.Driver, VolumeID: it.source.VolumeID, SnapshotID: it.source.SnapshotID, Expect: it.identity,
+		ImageSnapshot: stage.ImageSnapshot{Name: it.name, ID: it.id}}
 }
 
 // Waits after a disk could not be attached. Every layer of every pull asks, so there must be some; a passing fault of the storage

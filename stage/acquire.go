@@ -197,7 +197,7 @@ func (s *finder) broken(ctx context.Context, d *disk, cause error) {
 func (s *finder) brokenSince(ctx context.Context, d *disk, since time.Time, cause error) {
 	s.mu.Lock()
 	was := d.up && d.upSince.Equal(since)
-	name, holders := d.rec.Spec.Name, s.fleet.holders(d)
+	disk := s.fleet.status(d, s.root)
 	if was {
 		d.err = cause
 		d.retryAt = time.Now().Add(firstRetry)
@@ -207,8 +207,8 @@ func (s *finder) brokenSince(ctx context.Context, d *disk, since time.Time, caus
 	if !was {
 		return // another has seen it before
 	}
-	s.observer.DiskFailed(name, holders, cause)
-	log.G(ctx).WithError(cause).WithFields(log.Fields{"disk": name, "snapshots": holders}).
+	s.observer.DiskFailed(disk, cause)
+	log.G(ctx).WithError(cause).WithFields(log.Fields{"disk": disk.Name, "image_snapshot": disk.ImageSnapshot.Name, "snapshots": disk.Holders}).
 		Error("layer disk is out of service: its layers are pulled until it is back, containers that use it get I/O errors")
 	s.wake()
 }

@@ -23,10 +23,10 @@ type failures struct {
 
 func (*failures) StepDone(Step, time.Duration, error) {}
 
-func (f *failures) DiskFailed(name string, holders int, err error) {
+func (f *failures) DiskFailed(d DiskStatus, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.all = append(f.all, fmt.Sprintf("%s %d %v", name, holders, err))
+	f.all = append(f.all, fmt.Sprintf("%s of %s %d %v", d.Name, d.ImageSnapshot.Name, d.Holders, err))
 }
 
 func (f *failures) take() []string {
@@ -44,7 +44,7 @@ func TestCheck(t *testing.T) {
 		observed := &failures{}
 		c.observer = observed
 		v := c.sys.volume(t, "one", "a")
-		_, err := c.Stage(t.Context(), Spec{Name: "one", Driver: "cloud", VolumeID: v.ID})
+		_, err := c.Stage(t.Context(), Spec{Name: "one", Driver: "cloud", VolumeID: v.ID, ImageSnapshot: ImageSnapshot{Name: "nightly", ID: "1"}})
 		require.NoError(t, err)
 		_, err = c.Acquire(t.Context(), "h", chain("a"))
 		require.NoError(t, err)
@@ -55,7 +55,7 @@ func TestCheck(t *testing.T) {
 		sick := errors.New("input/output error")
 		c.sys.setSick(sick)
 		require.ErrorIs(t, c.Check(t.Context(), "one"), sick)
-		require.Equal(t, []string{"one 1 input/output error"}, observed.take())
+		require.Equal(t, []string{"one of nightly 1 input/output error"}, observed.take())
 		require.Equal(t, StateFailed, c.Disks()[0].State)
 		require.NoError(t, c.Check(t.Context(), "one"), "it does not serve")
 		require.Empty(t, observed.take(), "it is said once")
@@ -70,7 +70,7 @@ func TestCheck(t *testing.T) {
 		c.sys.setSick(sick)
 		_, err = c.Acquire(t.Context(), "i", chain("a"))
 		require.Error(t, err)
-		require.Equal(t, []string{"one 1 input/output error"}, observed.take())
+		require.Equal(t, []string{"one of nightly 1 input/output error"}, observed.take())
 		c.sys.setSick(nil)
 	})
 }

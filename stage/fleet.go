@@ -181,6 +181,8 @@ func (f *fleet) status(d *disk, root string) DiskStatus {
 		Since:       d.rec.Since,
 		LastError:   d.err,
 		Keep:        d.rec.Spec.Keep,
+
+		ImageSnapshot: d.rec.Spec.ImageSnapshot,
 	}
 	if st.VolumeID == "" {
 		st.VolumeID = d.rec.Spec.VolumeID

@@ -21,9 +21,9 @@ const (
 // called by many goroutines at once and must not block.
 type Observer interface {
 	StepDone(step Step, took time.Duration, err error)
-	// DiskFailed says that a disk that served was taken out of service, because of err. Whatever runs from the layers that
-	// holders hold gets I/O errors.
-	DiskFailed(name string, holders int, err error)
+	// DiskFailed says that a disk that served, as it was then, was taken out of service, because of err. Whatever runs from the
+	// layers that its holders hold gets I/O errors.
+	DiskFailed(disk DiskStatus, err error)
 }
 
 // noObserver is used when none is given.
@@ -31,4 +31,4 @@ type noObserver struct{}
 
 func (noObserver) StepDone(Step, time.Duration, error) {}
 
-func (noObserver) DiskFailed(string, int, error) {}
+func (noObserver) DiskFailed(DiskStatus, error) {}

@@ -24,6 +24,14 @@ type Spec struct {
 	Expect layerdisk.Identity `json:"expect,omitzero"`
 	// Keep the disk ready while nothing uses it.
 	Keep bool `json:"keep,omitempty"`
+	// ImageSnapshot that the disk is of, as far as whoever wants it knows; it is remembered and passed on, and decides nothing.
+	ImageSnapshot ImageSnapshot `json:"imageSnapshot,omitzero"`
+}
+
+// ImageSnapshot names one; the zero value is none that is known.
+type ImageSnapshot struct {
+	Name string `json:"name,omitempty"`
+	ID   string `json:"id,omitempty"`
 }
 
 func (sp Spec) validate() error {
@@ -111,4 +119,6 @@ type DiskStatus struct {
 	// LastError is nil if all is well.
 	LastError error
 	Keep      bool
+	// ImageSnapshot is that of the Spec.
+	ImageSnapshot ImageSnapshot
 }

@@ -77,6 +77,7 @@ func describeEvent(e *controlv1.Event) string {
 	}
 	add("layer", e.GetChainId())
 	add("disk", e.GetDisk())
+	add("image_snapshot", e.GetImageSnapshot())
 	add("matched_by", e.GetMatchedBy())
 	if b := e.GetBytes(); b > 0 {
 		add("saved", humanSize(b))

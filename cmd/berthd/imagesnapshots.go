@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
@@ -158,6 +159,18 @@ func (s *imageSnapshots) recorder() matchRecorder {
 		return noRecorder{}
 	}
 	return s.engine
+}
+
+// noteDiskFailure writes an event of an image snapshot that is kept here; others have no place for it.
+func (s *imageSnapshots) noteDiskFailure(ctx context.Context, name, id, message string) error {
+	if s == nil {
+		return nil
+	}
+	err := s.engine.Note(ctx, name, id, imagesnapshot.EventWarning, imagesnapshot.ReasonDiskFailed, message)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 type noRecorder struct{}

@@ -16,8 +16,9 @@ import (
 
 // observer passes on what the snapshotter and the stage do: to metrics, to the ledger, and to the log.
 type observer struct {
-	metrics *metrics.Metrics
-	ledger  *control.Ledger
+	metrics  *metrics.Metrics
+	ledger   *control.Ledger
+	failures *diskFailures
 }
 
 var (
@@ -77,9 +78,9 @@ func (o observer) StepDone(step stage.Step, took time.Duration, err error) {
 	o.metrics.Step(string(step), took, errorClass(err))
 }
 
-func (o observer) DiskFailed(name string, holders int, err error) {
+func (o observer) DiskFailed(disk stage.DiskStatus, err error) {
 	o.metrics.DiskFailed()
-	o.ledger.DiskFailed(name, holders, err)
+	o.failures.add(disk, err)
 }
 
 // errorClass is one of metrics.ErrorClasses, empty for no error.

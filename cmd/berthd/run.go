@@ -49,6 +49,7 @@ type node struct {
 	waiting  *control.Waiting
 	registry *prometheus.Registry
 	metrics  *metrics.Metrics
+	failures *diskFailures
 	// snapshots are image snapshots.
 	snapshots *imageSnapshots
 }
@@ -104,7 +105,8 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if n.drivers, err = openDrivers(c); err != nil {
 		return err
 	}
-	watch := observer{metrics: n.metrics, ledger: n.ledger}
+	n.failures = newDiskFailures(n.ledger)
+	watch := observer{metrics: n.metrics, ledger: n.ledger, failures: n.failures}
 	n.stage, err = stage.Open(stage.Config{Root: c.Root, Drivers: n.drivers.attachers, IdleTimeout: c.Stage.IdleTimeout.Std(),
 		AttachWait: c.Stage.AttachWait.Std(), Observer: watch})
 	if err != nil {

@@ -31,6 +31,7 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 		wg.Go(func() { discovery.Run(ctx) })
 		wg.Go(func() { discover(ctx, n.drivers.attached, discovery) })
 	}
+	wg.Go(func() { n.failures.run(ctx, n.chooser.ImageSnapshot, n.snapshots.noteDiskFailure) })
 	wg.Go(func() { feedWatchdog(ctx, n.answersItself) })
 	if n.snapshots != nil {
 		wg.Go(func() { n.snapshots.run(ctx) })

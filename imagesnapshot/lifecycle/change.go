@@ -150,6 +150,17 @@ func (e *Engine) change(ctx context.Context, nameOrID string, dryRun bool, do fu
 	return e.mutate(ctx, s.Name, s.ID, do)
 }
 
+// Note records an event of an image snapshot that something else than its life cycle saw. NotFound if there is none of that name
+// and ID.
+func (e *Engine) Note(ctx context.Context, name, id string, kind imagesnapshot.EventType, reason imagesnapshot.Reason, message string) error {
+	now := time.Now().UTC()
+	_, err := e.mutate(ctx, name, id, func(s *imagesnapshot.ImageSnapshot) error {
+		s.AddEvent(now, kind, reason, imagesnapshot.Redact(message))
+		return nil
+	})
+	return err
+}
+
 // matches are those that have not been written yet. Each pull of a node is one, so they are collected.
 type matches struct {
 	mu     sync.Mutex

@@ -143,6 +143,38 @@ func TestPullFindsItsImageSnapshot(t *testing.T) {
 	}))
 }
 
+// The disk of an image snapshot goes away under a running container: the event names the image snapshot, and its own events say so.
+func TestDiskOfImageSnapshotVanishes(t *testing.T) {
+	n := newNode(t)
+	p := n.push("app", n.busybox(), small("top"))
+	n.start()
+	n.cli(append([]string{"snapshot", "create", "nightly", "--image", p.ref, "--wait"}, n.registryFlags(p.ref)...)...)
+	n.pull(p)
+	n.runDetached(p, "running")
+	d := n.status().Disks[0]
+	volumes, err := os.ReadDir(filepath.Join(n.berthd.Root(), "volumes", "volumes"))
+	require.NoError(t, err)
+	for _, v := range volumes {
+		require.NoError(t, os.Truncate(filepath.Join(n.berthd.Root(), "volumes", "volumes", v.Name(), "disk"), 0))
+	}
+	dropCaches(t)
+	require.NoError(t, wait.Until(t.Context(), soon, "the disk to be out of service", func(context.Context) error {
+		status, err := n.status().Disk(d.Name)
+		if err == nil && status.Serving {
+			err = errors.New("it serves")
+		}
+		return err
+	}))
+	require.NoError(t, wait.Until(t.Context(), soon, "the event", func(context.Context) error {
+		events := n.cli("snapshot", "events", "nightly")
+		if !strings.Contains(events, "DiskFailed") || !strings.Contains(events, "its disk "+d.Name+" on this node is out of service") {
+			return errors.New(events)
+		}
+		return nil
+	}))
+	require.Contains(t, n.berthd.Log(), "image_snapshot=nightly")
+}
+
 // An image that is not there fails with its reason, and leaves no volume.
 func TestSnapshotOfMissingImage(t *testing.T) {
 	n := newNode(t)

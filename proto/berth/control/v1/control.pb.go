@@ -1690,7 +1690,9 @@ type Event struct {
 	// Why no disk served it, for misses; what went wrong, for errors and failed disks.
 	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Compressed bytes not pulled, for hits; 0 if unknown.
-	Bytes         int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Name of the image snapshot whose disk failed, empty if it is not known.
+	ImageSnapshot string `protobuf:"bytes,9,opt,name=image_snapshot,json=imageSnapshot,proto3" json:"image_snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1779,6 +1781,13 @@ func (x *Event) GetBytes() int64 {
 		return x.Bytes
 	}
 	return 0
+}
+
+func (x *Event) GetImageSnapshot() string {
+	if x != nil {
+		return x.ImageSnapshot
+	}
+	return ""
 }
 
 var File_berth_control_v1_control_proto protoreflect.FileDescriptor
@@ -1920,7 +1929,7 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x12WatchEventsRequest\"^\n" +
 	"\x13WatchEventsResponse\x12-\n" +
 	"\x05event\x18\x01 \x01(\v2\x17.berth.control.v1.EventR\x05event\x12\x18\n" +
-	"\adropped\x18\x02 \x01(\x04R\adropped\"\x81\x02\n" +
+	"\adropped\x18\x02 \x01(\x04R\adropped\"\xa8\x02\n" +
 	"\x05Event\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12/\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1b.berth.control.v1.EventKindR\x04kind\x12\x19\n" +
@@ -1930,7 +1939,8 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"matched_by\x18\x06 \x01(\tR\tmatchedBy\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
-	"\x05bytes\x18\b \x01(\x03R\x05bytes*\xbe\x01\n" +
+	"\x05bytes\x18\b \x01(\x03R\x05bytes\x12%\n" +
+	"\x0eimage_snapshot\x18\t \x01(\tR\rimageSnapshot*\xbe\x01\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eEVENT_KIND_HIT\x10\x01\x12\x13\n" +
