@@ -53,7 +53,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 			joinClose(&err, s.store)
 		}
 	}()
-	builder, err := openBuilder(c)
+	builder, err := openBuilder(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (s *imageSnapshots) catalog() catalog.Lister {
 }
 
 // openBuilder wants the berth program beside berthd where none is named.
-func openBuilder(c config.Config) (*buildproc.Builder, error) {
+func openBuilder(ctx context.Context, c config.Config) (*buildproc.Builder, error) {
 	cfg := c.ImageSnapshots
 	command := cfg.BuildCommand
 	if command == "" {
@@ -112,8 +112,17 @@ func openBuilder(c config.Config) (*buildproc.Builder, error) {
 		}
 		command = filepath.Join(filepath.Dir(self), "berth")
 	}
+	cgroup, err := buildproc.MoveToSubgroup()
+	if err != nil {
+		entry := log.G(ctx).WithError(err)
+		if errdefs.IsNotFound(err) {
+			entry.Info("builds are limited by their priority and the size of their memory, not by a cgroup")
+		} else {
+			entry.Warn("builds have no cgroup: they are limited by their priority and the size of their memory")
+		}
+	}
 	bc := buildproc.Config{
-		Command: []string{command}, TempDir: cmp.Or(cfg.BuildDirectory, filepath.Join(c.Root, "builds")), Cgroup: buildproc.DelegatedCgroup(),
+		Command: []string{command}, TempDir: cmp.Or(cfg.BuildDirectory, filepath.Join(c.Root, "builds")), Cgroup: cgroup,
 		CPUWeight: cfg.BuildCPUWeight, MemoryBytes: int64(cfg.BuildMemoryMiB) << 20, HostsDir: cfg.HostsDirectory,
 	}
 	if cfg.SecretsDirectory != "" {

@@ -33,7 +33,7 @@ type Config struct {
 	TempDir string
 	// Secrets finds the credentials that registries of a spec name; nil if there are none.
 	Secrets SecretSource
-	// Cgroup is a directory of the cgroup file system, version 2, to make cgroups in; empty for none. See DelegatedCgroup.
+	// Cgroup is a directory of the cgroup file system, version 2, to make cgroups in; empty for none. See MoveToSubgroup.
 	Cgroup string
 	// CPUWeight is that of cgroups, 1 to 10000 with 100 for an equal share; 0 is 50.
 	CPUWeight int

@@ -27,29 +27,6 @@ type group struct {
 	weighed, bounded bool
 }
 
-// DelegatedCgroup is the cgroup of this process's service, if systemd has left it to the service (Delegate=, DelegateSubgroup=) and this
-// process is in a sub-group of it; otherwise it is empty. That is where a service may make cgroups.
-func DelegatedCgroup() string {
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return ""
-	}
-	for l := range strings.Lines(string(own)) {
-		path, ok := strings.CutPrefix(strings.TrimSpace(l), "0::")
-		if !ok || path == "/" {
-			continue
-		}
-		dir := filepath.Join("/sys/fs/cgroup", filepath.Dir(path))
-		value := make([]byte, 1)
-		for _, name := range []string{"trusted.delegate", "user.delegate"} {
-			if n, err := unix.Getxattr(dir, name, value); err == nil && n == 1 && value[0] == '1' {
-				return dir
-			}
-		}
-	}
-	return ""
-}
-
 // newGroup makes the cgroup, if there is a place for it.
 func newGroup(cfg Config, name string) (*group, error) {
 	g := &group{cfg: cfg}
@@ -67,6 +44,8 @@ func newGroup(cfg Config, name string) (*group, error) {
 	if g.bounded {
 		// All of the build or nothing: half a build is of no use.
 		_ = os.WriteFile(filepath.Join(dir, "memory.oom.group"), []byte("1"), 0) //nolint:errcheck // Linux before 4.19
+		// Or the build would push the machine's memory out instead of meeting its limit.
+		_ = os.WriteFile(filepath.Join(dir, "memory.swap.max"), []byte("0"), 0) //nolint:errcheck // no swap accounting
 	}
 	var err error
 	if g.fd, err = os.Open(dir); err != nil {

@@ -143,8 +143,8 @@ func (b *Builder) run(ctx context.Context, req lifecycle.PlanRequest, more []str
 	switch {
 	case ctx.Err() != nil:
 		return errors.Join(ctx.Err(), context.Cause(ctx))
-	case group.outOfMemory():
-		return fmt.Errorf("the build needed more than the %d bytes of memory that it is allowed: %w", b.cfg.MemoryBytes, errdefs.ErrFailedPrecondition)
+	case group.outOfMemory() || runErr != nil && out.failed == nil && tail.outOfMemory():
+		return fmt.Errorf("the build needed more than the %d MiB of memory that it is allowed, raise build_memory_mib: %w", b.cfg.MemoryBytes>>20, errdefs.ErrFailedPrecondition)
 	case out.failed != nil:
 		return out.failed.err(secrets)
 	case runErr != nil:
@@ -241,10 +241,11 @@ func eachLine(r io.Reader, take func([]byte) error) error {
 	return nil
 }
 
-// tailBuffer keeps the end of what is written.
+// tailBuffer keeps the end of what is written, and the beginning.
 type tailBuffer struct {
-	mu sync.Mutex
-	b  []byte
+	mu   sync.Mutex
+	head []byte
+	b    []byte
 }
 
 const tailBytes = 2048
@@ -252,6 +253,7 @@ const tailBytes = 2048
 func (t *tailBuffer) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.head = append(t.head, p[:min(len(p), tailBytes-len(t.head))]...)
 	t.b = append(t.b, p...)
 	if len(t.b) > tailBytes {
 		t.b = append(t.b[:0], t.b[len(t.b)-tailBytes:]...)
@@ -263,6 +265,20 @@ func (t *tailBuffer) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return strings.TrimSpace(string(t.b))
+}
+
+// outOfMemory says whether a Go program ended because the kernel refused it memory: it says so first, and then where all its goroutines
+// were (runtime/malloc.go, runtime/mem_linux.go, runtime/cgo/gcc_libinit.c; the stack of a thread is memory too).
+func (t *tailBuffer) outOfMemory() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, text := range []string{"fatal error: out of memory", "fatal error: runtime: out of memory", "fatal error: runtime: cannot allocate memory",
+		"runtime/cgo: pthread_create failed"} {
+		if bytes.Contains(t.head, []byte(text)) {
+			return true
+		}
+	}
+	return false
 }
 
 // killWait is how long killed processes may take to be gone: those in the midst of a write to a device.

@@ -1,8 +1,11 @@
 package buildproc_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/imagesnapshot/buildproc"
@@ -53,6 +59,37 @@ func TestMemoryLimitHolds(t *testing.T) {
 	})
 	_, err := b.Plan(t.Context(), lifecycle.PlanRequest{})
 	require.Error(t, err, "a shell variable of 500 MB in 64 MiB")
+}
+
+// manyFiles is a layer that is small and takes much memory to build: its tree.
+func manyFiles(t *testing.T, count int) v1.Layer {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for i := range count {
+		name := fmt.Sprintf("%05d-%s", i, strings.Repeat("x", 80))
+		require.NoError(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}))
+	}
+	require.NoError(t, w.Close())
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	require.NoError(t, err)
+	return l
+}
+
+// A build that needs more memory than it is allowed ends with a reason that says so, whichever way the machine has to hold it, and
+// nothing else does: the same daemon builds the next one.
+func TestBuildThatNeedsTooMuchMemory(t *testing.T) {
+	h := newHub(t, "")
+	big, ok := h.push(t, "big:1", manyFiles(t, 250_000)), h.push(t, "ok:1", layer(t, "base", 1<<20))
+	b, _ := open(t, func(c *buildproc.Config) { c.MemoryBytes = 256 << 20 })
+	_, err := b.Build(t.Context(), lifecycle.BuildRequest{PlanRequest: lifecycle.PlanRequest{Spec: h.spec(big)}, Device: disk(t, 0)})
+	require.ErrorContains(t, err, "needed more than the 256 MiB of memory that it is allowed")
+	require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
+	_, err = b.Build(t.Context(), lifecycle.BuildRequest{PlanRequest: lifecycle.PlanRequest{Spec: h.spec(ok)}, Device: disk(t, 0)})
+	require.NoError(t, err)
+	enough, _ := open(t, func(c *buildproc.Config) { c.MemoryBytes = 1 << 30 })
+	_, err = enough.Build(t.Context(), lifecycle.BuildRequest{PlanRequest: lifecycle.PlanRequest{Spec: h.spec(big)}, Device: disk(t, 0)})
+	require.NoError(t, err, "it is the memory, not the image")
 }
 
 // TestNothingOutlives: neither what the process started, nor the process its daemon.
