@@ -45,6 +45,8 @@ type ImageSnapshots struct {
 	BuildMemoryMiB int `toml:"build_memory_mib"`
 	// BuildCPUWeight is the share of one build in the processors, as in cgroups.
 	BuildCPUWeight int `toml:"build_cpu_weight"`
+	// BuildCgroup is a cgroup of version 2 that is left to berthd, for builds; empty is the one that systemd has left to its service.
+	BuildCgroup string `toml:"build_cgroup"`
 	// SecretsDirectory has the credentials that registries name; empty is none.
 	SecretsDirectory string `toml:"secrets_directory"`
 	// HostsDirectory has containerd's hosts.toml files for builds; empty is none.
@@ -109,7 +111,7 @@ func (s *ImageSnapshots) check(drivers Drivers) []error {
 		}
 	}
 	for _, p := range []struct{ key, value string }{
-		{"store", s.Store}, {"publish_directory", s.PublishDirectory}, {"build_command", s.BuildCommand}, {"build_directory", s.BuildDirectory},
+		{"store", s.Store}, {"publish_directory", s.PublishDirectory}, {"build_command", s.BuildCommand}, {"build_directory", s.BuildDirectory}, {"build_cgroup", s.BuildCgroup},
 		{"secrets_directory", s.SecretsDirectory}, {"hosts_directory", s.HostsDirectory},
 	} {
 		if p.value != "" && !cleanAbs(p.value) {

@@ -112,7 +112,7 @@ func openBuilder(ctx context.Context, c config.Config) (*buildproc.Builder, erro
 		}
 		command = filepath.Join(filepath.Dir(self), "berth")
 	}
-	cgroup, err := buildproc.MoveToSubgroup()
+	cgroup, err := buildproc.MoveToSubgroup(cfg.BuildCgroup)
 	if err != nil {
 		entry := log.G(ctx).WithError(err)
 		if errdefs.IsNotFound(err) {

@@ -1,7 +1,6 @@
 package buildproc
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,50 +16,68 @@ import (
 // it has no processes of its own (cgroups(7), "no internal processes").
 const daemonGroup = "daemon"
 
-// MoveToSubgroup makes the cgroup that systemd has left to this process's service (Delegate=) a place for cgroups of builds, and returns
-// it: the process, with all its threads, moves to a group of its own in it, and the controllers that limit builds are enabled for
-// groups below it, as far as the service has them. Doing it again changes nothing. It is for the beginning of a process, which has
-// no children yet. NotFound says that there is no such cgroup: not this version of cgroups, no systemd, or no delegation.
-func MoveToSubgroup() (dir string, err error) {
+// MoveToSubgroup makes a cgroup that is left to this process a place for cgroups of builds, and returns it: the process, with all its
+// threads, moves to a group of its own in it, and the controllers that limit builds are enabled for groups below it. Doing it again
+// changes nothing. It is for the beginning of a process, which has no children yet.
+//
+// dir is that cgroup, made if it is missing; empty is the one that systemd has left to the service (Delegate=). NotFound says that
+// there is none: not this version of cgroups, no systemd, or no delegation.
+func MoveToSubgroup(dir string) (string, error) {
 	own, err := ownCgroup()
 	if err != nil {
 		return "", fmt.Errorf("find own cgroup: %w", err)
 	}
-	switch {
-	case delegated(own):
-		dir = own
-	case delegated(filepath.Dir(own)): // systemd's DelegateSubgroup=, or we have moved already
-		dir = filepath.Dir(own)
-	default:
-		return "", fmt.Errorf("cgroup %s is not left to this service: %w", own, errdefs.ErrNotFound)
+	given := dir != ""
+	if dir, err = place(dir, own); err != nil {
+		return "", err
 	}
-	if dir == own {
+	// If systemd has put us beside where builds go (DelegateSubgroup=), or we are there already, we stay.
+	if filepath.Dir(own) != dir {
 		group := filepath.Join(dir, daemonGroup)
-		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.MkdirAll(group, 0o755); err != nil {
 			return "", fmt.Errorf("make own cgroup: %w", err)
 		}
 		if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte("0"), 0); err != nil { // 0 is this process
 			return "", fmt.Errorf("move to cgroup %s: %w", group, err)
 		}
 	}
-	return dir, enableControllers(dir)
+	missing, err := enableControllers(dir)
+	if err == nil && given && len(missing) > 0 {
+		err = fmt.Errorf("cgroup %s has no controllers %s, enable them in cgroup.subtree_control of the one above: %w",
+			dir, strings.Join(missing, ", "), errdefs.ErrFailedPrecondition)
+	}
+	return dir, err
 }
 
-// enableControllers has groups below dir bounded, as far as dir itself has the controllers.
-func enableControllers(dir string) error {
+// place is where builds get their groups.
+func place(dir, own string) (string, error) {
+	switch {
+	case dir != "":
+		return dir, nil
+	case delegated(own):
+		return own, nil
+	case delegated(filepath.Dir(own)):
+		return filepath.Dir(own), nil
+	}
+	return "", fmt.Errorf("cgroup %s is not left to this service: %w", own, errdefs.ErrNotFound)
+}
+
+// enableControllers has groups below dir bounded, as far as dir itself has the controllers; others are missing.
+func enableControllers(dir string) (missing []string, err error) {
 	have, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
-		return fmt.Errorf("enable controllers for builds: %w", err)
+		return nil, fmt.Errorf("enable controllers for builds: %w", err)
 	}
 	for _, controller := range []string{"cpu", "memory"} {
 		if !slices.Contains(strings.Fields(string(have)), controller) {
+			missing = append(missing, controller)
 			continue
 		}
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0); err != nil {
-			return fmt.Errorf("enable controller %s for builds in %s: %w", controller, dir, err)
+			return nil, fmt.Errorf("enable controller %s for builds in %s: %w", controller, dir, err)
 		}
 	}
-	return nil
+	return missing, nil
 }
 
 // ownCgroup is the directory of this process's cgroup of version 2.

@@ -26,7 +26,7 @@ func TestServiceProcess(t *testing.T) {
 		t.Skip("is run by TestMoveToSubgroup")
 	}
 	for range 2 { // again, as when systemd has done it already
-		dir, err := buildproc.MoveToSubgroup()
+		dir, err := buildproc.MoveToSubgroup("")
 		require.NoError(t, err)
 		require.Equal(t, service, dir)
 	}
@@ -88,7 +88,7 @@ func TestMoveToSubgroup(t *testing.T) {
 func TestMoveToSubgroupWithoutDelegation(t *testing.T) {
 	before, err := os.ReadFile("/proc/self/cgroup")
 	require.NoError(t, err)
-	_, err = buildproc.MoveToSubgroup()
+	_, err = buildproc.MoveToSubgroup("")
 	require.True(t, errdefs.IsNotFound(err), "%v", err)
 	after, err := os.ReadFile("/proc/self/cgroup")
 	require.NoError(t, err)
