@@ -5,6 +5,8 @@ package blockdev
 import (
 	"context"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Volume is a block device that exists in the storage, attached or not.
@@ -50,6 +52,9 @@ type Properties struct {
 // AttachOptions of one attachment.
 type AttachOptions struct {
 	ReadOnly bool
+	// Index is the index digest of the layer disk that the volume holds, empty if the caller does not know it. A driver that finds its
+	// devices by names that may be others' too takes the one that holds that disk; it proves nothing.
+	Index digest.Digest
 }
 
 // Attacher makes volumes available on this node. Every method is idempotent and safe for concurrent use. Errors are of

@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,7 +77,9 @@ func (s *steps) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (
 	var dev blockdev.Device
 	err = s.observed(StepAttach, func() error {
 		return retry.Do(ctx, func(ctx context.Context) (err error) {
-			dev, err = driver.Attach(ctx, volumeID, blockdev.AttachOptions{ReadOnly: true})
+			dev, err = driver.Attach(ctx, volumeID, blockdev.AttachOptions{
+				ReadOnly: true, Index: cmp.Or(rec.Identity.IndexDigest, rec.Spec.Expect.IndexDigest),
+			})
 			return err
 		})
 	})

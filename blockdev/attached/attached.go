@@ -154,7 +154,7 @@ func (d *Driver) attachNow(ctx context.Context, v volumeID, id string, opts bloc
 		return d.move(ctx, v, id, dev)
 	}
 	// Reading devices may take time, so it is done without the key.
-	candidates, err := d.scanner.find(ctx, v)
+	candidates, err := d.scanner.find(ctx, v, opts.Index)
 	if err != nil {
 		return blockdev.Device{}, err
 	}

@@ -19,8 +19,8 @@ import (
 var errAbsent = fmt.Errorf("no such device on this node: %w", blockdev.ErrNotFound)
 
 // find lists the devices of a volume, the one to use first: more than one only if they hold the same disk. None is
-// errAbsent.
-func (s *scanner) find(ctx context.Context, v volumeID) ([]sysblock.Device, error) {
+// errAbsent. With want, the disk of that index is the one that the volume holds.
+func (s *scanner) find(ctx context.Context, v volumeID, want digest.Digest) ([]sysblock.Device, error) {
 	if v.scheme == schemeIndex {
 		return s.findIndex(ctx, v)
 	}
@@ -28,11 +28,12 @@ func (s *scanner) find(ctx context.Context, v volumeID) ([]sysblock.Device, erro
 	if err != nil {
 		return nil, err
 	}
-	fitting, used := s.free(s.fitting(v, devices), devices, written)
+	fitting, fit := s.fitting(v, devices)
+	fitting, used := s.free(fitting, devices, written)
 	if len(fitting) == 0 && len(used) > 0 {
 		return nil, fmt.Errorf("%s fits, but is in use: unmount it first: %w", strings.Join(used, ", "), blockdev.ErrInUse)
 	}
-	return s.settle(ctx, fitting, devices)
+	return s.settle(ctx, fitting, devices, fit, want)
 }
 
 func (s *scanner) findIndex(ctx context.Context, v volumeID) ([]sysblock.Device, error) {
@@ -51,9 +52,9 @@ func (s *scanner) findIndex(ctx context.Context, v volumeID) ([]sysblock.Device,
 	return nil, errAbsent
 }
 
-// fitting are the devices that fit best.
-func (s *scanner) fitting(v volumeID, devices []sysblock.Device) []sysblock.Device {
-	best, fitting := fitsNot, []sysblock.Device(nil)
+// fitting are the devices that fit best, and how well they do.
+func (s *scanner) fitting(v volumeID, devices []sysblock.Device) (fitting []sysblock.Device, best int) {
+	best = fitsNot
 	linked := s.linked(v)
 	for _, d := range devices {
 		fit := v.fits(d)
@@ -68,7 +69,7 @@ func (s *scanner) fitting(v volumeID, devices []sysblock.Device) []sysblock.Devi
 			fitting = append(fitting, d)
 		}
 	}
-	return fitting
+	return fitting, best
 }
 
 // linked are the device files that udev's links for the volume lead to, and how much that says: a link of a serial that
@@ -130,14 +131,41 @@ func (s *scanner) free(fitting, devices []sysblock.Device, written map[uint64]bo
 	return free, used
 }
 
-// settle chooses among devices that fit equally well by what is on them; with partitions, in them.
-func (s *scanner) settle(ctx context.Context, fitting, devices []sysblock.Device) ([]sysblock.Device, error) {
+// settle chooses among devices that fit equally well by what is on them; with partitions, in them. One that fits by a serial that was cut
+// off is that of another volume if it holds another disk than the one wanted.
+func (s *scanner) settle(ctx context.Context, fitting, devices []sysblock.Device, fit int, want digest.Digest) ([]sysblock.Device, error) {
 	if len(fitting) == 0 {
 		return nil, errAbsent
 	}
-	if len(fitting) == 1 && len(fitting[0].Partitions) == 0 {
+	cutOff := fit == fitsPrefix && want != ""
+	if len(fitting) == 1 && len(fitting[0].Partitions) == 0 && !cutOff {
 		return fitting, nil
 	}
+	view, err := s.lookIn(ctx, fitting, devices)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(fitting))
+	for i, d := range fitting {
+		names[i] = d.Name
+	}
+	for _, disk := range view.Disks {
+		if len(view.Disks) == 1 && !cutOff || disk.Identity.IndexDigest == want {
+			return append([]sysblock.Device{disk.Device}, disk.Others...), nil
+		}
+	}
+	switch {
+	case cutOff:
+		return nil, fmt.Errorf("%w: %s fits by the first %d bytes of the serial, and does not hold the disk", errAbsent, strings.Join(names, ", "), virtioSerialBytes)
+	case len(view.Disks) == 0 && len(fitting) == 1:
+		return nil, fmt.Errorf("%s has partitions, and none of them is a layer disk: %w", names[0], errdefs.ErrFailedPrecondition)
+	}
+	return nil, fmt.Errorf("%s fit equally well and hold %d layer disks: say which by the index that is expected, or name the disk by it (%s:sha256:…): %w",
+		strings.Join(names, ", "), len(view.Disks), schemeIndex, errdefs.ErrFailedPrecondition)
+}
+
+// lookIn says which disks are on these devices and their partitions.
+func (s *scanner) lookIn(ctx context.Context, fitting, devices []sysblock.Device) (View, error) {
 	var results []found
 	for _, d := range devices {
 		for _, f := range fitting {
@@ -147,19 +175,7 @@ func (s *scanner) settle(ctx context.Context, fitting, devices []sysblock.Device
 		}
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return View{}, err
 	}
-	view := s.view(results)
-	if len(view.Disks) == 1 {
-		return append([]sysblock.Device{view.Disks[0].Device}, view.Disks[0].Others...), nil
-	}
-	names := make([]string, len(fitting))
-	for i, d := range fitting {
-		names[i] = d.Name
-	}
-	if len(view.Disks) == 0 && len(fitting) == 1 {
-		return nil, fmt.Errorf("%s has partitions, and none of them is a layer disk: %w", names[0], errdefs.ErrFailedPrecondition)
-	}
-	return nil, fmt.Errorf("%s fit equally well and hold %d layer disks: name the disk by its index (%s:sha256:…): %w",
-		strings.Join(names, ", "), len(view.Disks), schemeIndex, errdefs.ErrFailedPrecondition)
+	return s.view(results), nil
 }

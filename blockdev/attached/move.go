@@ -46,7 +46,7 @@ func (d *Driver) move(ctx context.Context, v volumeID, id string, dev blockdev.D
 }
 
 func (d *Driver) moveFrom(ctx context.Context, v volumeID, id string, old sysblock.Device, dev blockdev.Device) (blockdev.Device, error) {
-	candidates, err := d.scanner.find(ctx, v)
+	candidates, err := d.scanner.find(ctx, v, "")
 	if errors.Is(err, errAbsent) {
 		return dev, nil
 	}

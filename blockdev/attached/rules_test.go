@@ -161,9 +161,15 @@ func TestRules(t *testing.T) {
 
 func find(t *testing.T, s *scanner, id string) ([]string, error) {
 	t.Helper()
+	return findDisk(t, s, id, "")
+}
+
+// findDisk finds the volume that holds the disk of an index.
+func findDisk(t *testing.T, s *scanner, id string, want digest.Digest) ([]string, error) {
+	t.Helper()
 	v, err := parseVolumeID(id)
 	require.NoError(t, err)
-	devices, err := s.find(t.Context(), v)
+	devices, err := s.find(t.Context(), v, want)
 	var names []string
 	for _, d := range devices {
 		names = append(names, d.Name)
@@ -244,6 +250,15 @@ func TestSamePrefix(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"vdc"}, got)
 
+	for name, device := range map[string]string{"one": "vdb", "two": "vdc"} {
+		got, err = findDisk(t, s, "openstack:"+cinderID, header(name).IndexDigest)
+		require.NoError(t, err)
+		require.Equal(t, []string{device}, got, "who knows what is on the volume gets it")
+	}
+	_, err = findDisk(t, s, "openstack:"+cinderID, header("three").IndexDigest)
+	require.ErrorIs(t, err, errAbsent, "its device is still to come, these are other volumes'")
+	require.ErrorContains(t, err, "vdb, vdc fits by the first 20 bytes of the serial, and does not hold the disk")
+
 	s = newScanner(Options{Roots: tr.Roots})
 	holding(s, map[string]string{"vdb": "same", "vdc": "same"})
 	got, err = find(t, s, "openstack:"+cinderID)
@@ -254,6 +269,23 @@ func TestSamePrefix(t *testing.T) {
 	s.forget("")
 	_, err = find(t, s, "openstack:"+cinderID)
 	require.ErrorContains(t, err, "hold 0 layer disks")
+}
+
+// TestPrefixOfAnother is a volume whose device is not there yet, while that of another one with the same cut serial is.
+func TestPrefixOfAnother(t *testing.T) {
+	tr := sysblocktest.New(t)
+	tr.Add(virtio("vdb", cinderFirst))
+	s := newScanner(Options{Roots: tr.Roots})
+	holding(s, map[string]string{"vdb": "one", "vdc": "two"})
+	_, err := findDisk(t, s, "openstack:"+cinderID, header("two").IndexDigest)
+	require.ErrorIs(t, err, errAbsent)
+	tr.Add(virtio("vdc", cinderFirst))
+	got, err := findDisk(t, s, "openstack:"+cinderID, header("two").IndexDigest)
+	require.NoError(t, err)
+	require.Equal(t, []string{"vdc"}, got)
+	// A serial that is whole is no other's, whatever is on it: whoever uses it will see.
+	got, err = findDisk(t, s, "serial:"+cinderFirst, header("three").IndexDigest)
+	require.ErrorContains(t, err, "fit equally well", "%v", got)
 }
 
 func TestInUse(t *testing.T) {
