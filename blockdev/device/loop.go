@@ -24,6 +24,8 @@ const (
 	pollMost   = 50 * time.Millisecond
 	// claimGrace is how long a device may seem to be in use before it is believed.
 	claimGrace = 2 * time.Second
+	// freeGrace is how long others may keep a device open that is to be free, such as udev, which looks at every change.
+	freeGrace = 5 * time.Second
 )
 
 // Loop is a loop device that stands for a file.
@@ -281,7 +283,8 @@ func status(dev *os.File) (Loop, bool, error) {
 // DetachLoop detaches the device if it still is the loop device that was found: the number of a device that is gone is soon
 // another's. It returns when the device is free again, or ctx ends. One that is not attached any more, or is another's by
 // now, is no error. A device that is in use (see InUse) is ErrInUse and stays as it is; the kernel alone would accept the
-// request and detach it at an unknown time later.
+// request and detach it at an unknown time later. So is one that somebody has open for longer than a moment, without claiming
+// it; that one does go when they are done, which for a read that the storage does not answer may be never.
 func DetachLoop(ctx context.Context, loop Loop) error {
 	if err := detachLoop(ctx, loop); err != nil {
 		return fmt.Errorf("detach loop device %s: %w", loop.Path, err)
@@ -309,11 +312,14 @@ func detachLoop(ctx context.Context, loop Loop) error {
 	if err := errors.Join(err, dev.Close()); err != nil {
 		return err
 	}
-	wait := newPoll()
+	wait, end := newPoll(), time.Now().Add(freeGrace)
 	for {
 		is, ok, err := attached(loop.Path)
 		if err != nil || !ok || !is.same(loop) {
 			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("somebody has it open, or reads of it are not answered; it goes when they are done: %w", blockdev.ErrInUse)
 		}
 		if err := wait.next(ctx); err != nil {
 			return fmt.Errorf("wait until nobody has the device open: %w", err)
