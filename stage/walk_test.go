@@ -35,6 +35,8 @@ type walker struct {
 	// foreign volumes that stay attached, by driver and ID.
 	foreign map[string]bool
 	boots   int
+	// builds, if not empty, begins the names of volumes that the builds of image snapshots have in the same storage.
+	builds string
 
 	stager *Stager
 	proc   *process

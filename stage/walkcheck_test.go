@@ -34,7 +34,7 @@ func (n *walker) mounting(m mounted) {
 		n.Break("%s is mounted on %s, which no disk has", m.Source, m.Target)
 	case rec.Step != StateMounting:
 		n.Break("%s is mounted on %s for disk %s, which is %s by the journal", m.Source, m.Target, rec.Spec.Name, rec.Step)
-	case n.labels[rec.Spec.Name] != m.label:
+	case n.m.ids[m.label].Check(rec.Spec.Expect) != nil:
 		n.Break("disk %s is mounted as disk %s", m.label, rec.Spec.Name)
 	default:
 		n.Note("  mount %s as %s on %s", m.Source, rec.Spec.Name, m.Target)
@@ -80,7 +80,7 @@ func (n *walker) checkAll() {
 	}
 	n.stager.mu.Unlock()
 	for driver, fake := range n.m.drivers {
-		all := fake.Inventory()
+		all := n.ofNode(fake.Inventory())
 		for _, id := range all.Attached {
 			if !n.foreign[driver+"/"+id] && !slices.ContainsFunc(records, func(r record) bool {
 				return r.Spec.Driver == driver && r.AttachBegun && r.VolumeID == id
@@ -95,7 +95,7 @@ func (n *walker) checkAll() {
 				n.Break("volume %s/%s (%s) is there, and the journal does not know", driver, v.ID, v.Name)
 			}
 		}
-		if len(all.Volumes) < sources+otherVolumes || len(all.Snapshots) < sources {
+		if n.specs != nil && (len(all.Volumes) < sources+otherVolumes || len(all.Snapshots) < sources) {
 			n.Break("%s has %d volumes and %d snapshots: some that are not ours are gone", driver, len(all.Volumes), len(all.Snapshots))
 		}
 		for id := range n.foreign {
@@ -104,6 +104,20 @@ func (n *walker) checkAll() {
 			}
 		}
 	}
+}
+
+// ofNode leaves out what the builds of image snapshots have in the storage.
+func (n *walker) ofNode(all blockdevtest.Inventory) blockdevtest.Inventory {
+	if n.builds == "" {
+		return all
+	}
+	built := make(map[string]bool)
+	for _, v := range all.Volumes {
+		built[v.ID] = strings.HasPrefix(v.Name, n.builds)
+	}
+	all.Volumes = slices.DeleteFunc(all.Volumes, func(v blockdev.Volume) bool { return built[v.ID] })
+	all.Attached = slices.DeleteFunc(all.Attached, func(id string) bool { return built[id] })
+	return all
 }
 
 // checkHolds wants every hold to be known, and what is said of it to be true.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"berth.dev/berth/blockdev/blockdevtest"
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/test/harness/walk"
 )
 
@@ -62,16 +63,30 @@ func (n *walker) acquire() {
 	holder := fmt.Sprint("h", n.IntN(holders))
 	label := n.labels[walk.Pick(n.Walk, n.specs).Name]
 	layers := n.layers[label][:1+n.IntN(2)]
-	n.mu.Lock()
-	_, holds := n.holds[holder]
-	taken := holds || n.busy[holder]
-	n.busy[holder] = true
-	n.mu.Unlock()
-	if taken {
-		return
+	if n.free(holder) {
+		n.take(holder, fmt.Sprint(layers), chain(layers...), nil)
 	}
-	n.background(fmt.Sprintf("acquire %v for %s", layers, holder), func(ctx context.Context, s *Stager) error {
-		held, err := s.Acquire(ctx, holder, chain(layers...))
+}
+
+// free says that a holder holds nothing and is not about to, and has it be about to.
+func (n *walker) free(holder string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, holds := n.holds[holder]
+	if holds || n.busy[holder] {
+		return false
+	}
+	n.busy[holder] = true
+	return true
+}
+
+// take has the holder, which is free, acquire a layer, after what has to be done before.
+func (n *walker) take(holder, what string, q Query, before func(ctx context.Context)) {
+	n.background(fmt.Sprintf("acquire %s for %s", what, holder), func(ctx context.Context, s *Stager) error {
+		if before != nil {
+			before(ctx)
+		}
+		held, err := s.Acquire(ctx, holder, q)
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if n.proc.isDead() || n.stager != s {
@@ -80,21 +95,23 @@ func (n *walker) acquire() {
 		n.busy[holder] = false
 		if err == nil {
 			n.holds[holder] = Hold{holder, held.DiskUUID, held.LayerNumber}
-			n.served(held, layers)
+			n.served(held, q)
 		}
 		return err
 	})
 }
 
 // served wants a layer that was handed out to be the one that was asked for. The caller holds mu.
-func (n *walker) served(held Held, layers []string) {
+func (n *walker) served(held Held, q Query) {
 	at, ok := n.m.top(held.Dir)
 	if !ok || at.foreign {
 		n.Break("%s was handed out and is not mounted", held.Dir)
 		return
 	}
-	if n.m.ids[at.label].UUID != held.DiskUUID || !slices.Equal(n.layers[at.label][:held.LayerNumber+1], layers) {
-		n.Break("layers %v were asked for, layer %d of disk %s was handed out of %s, on which %s is", layers, held.LayerNumber, held.DiskUUID, at.Target, at.label)
+	if n.m.ids[at.label].UUID != held.DiskUUID || !slices.ContainsFunc(n.m.indexes[at.label].Chains, func(c layerdisk.Chain) bool {
+		return c.ChainID == q.ChainID && c.Layer == held.LayerNumber
+	}) {
+		n.Break("%s was asked for, layer %d of disk %s was handed out of %s, on which %s is", q.ChainID, held.LayerNumber, held.DiskUUID, at.Target, at.label)
 	}
 }
 
