@@ -46,6 +46,8 @@ type walker struct {
 	// holds are what containerd knows that it holds; a holder that is busy is not used again before it is done.
 	holds map[string]Hold
 	busy  map[string]bool
+	// had counts the layers that were had from disks.
+	had int
 }
 
 // TestWalk goes through the life of a node with two clouds that misbehave in all ways, in ways that change. At all times: no wrong disk is
@@ -63,6 +65,7 @@ func TestWalk(t *testing.T) {
 		}
 		n.converge()
 		n.giveUp()
+		require.Greater(w, n.had, w.Steps/100, "a walk on which nothing is had from disks shows nothing")
 	})
 }
 

@@ -3,6 +3,7 @@ package stage
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"time"
@@ -95,6 +96,7 @@ func (n *walker) take(holder, what string, q Query, before func(ctx context.Cont
 		n.busy[holder] = false
 		if err == nil {
 			n.holds[holder] = Hold{holder, held.DiskUUID, held.LayerNumber}
+			n.had++
 			n.served(held, q)
 		}
 		return err
@@ -115,8 +117,9 @@ func (n *walker) served(held Held, q Query) {
 	}
 }
 
-func (n *walker) release() {
-	holder := fmt.Sprint("h", n.IntN(holders))
+func (n *walker) release() { n.releaseOf(fmt.Sprint("h", n.IntN(holders))) }
+
+func (n *walker) releaseOf(holder string) {
 	n.mu.Lock()
 	_, holds := n.holds[holder]
 	ready := holds && !n.busy[holder]
@@ -157,8 +160,8 @@ func (n *walker) misbehave() {
 
 // attached draws one of the attached volumes that are not others'.
 func (n *walker) attached() (driver, id string, ok bool) {
-	driver = walk.Pick(n.Walk, []string{"one", "two"})
-	ids := slices.DeleteFunc(n.m.drivers[driver].Inventory().Attached, func(id string) bool { return n.foreign[driver+"/"+id] })
+	driver = walk.Pick(n.Walk, slices.Sorted(maps.Keys(n.m.drivers)))
+	ids := slices.DeleteFunc(n.ofNode(n.m.drivers[driver].Inventory()).Attached, func(id string) bool { return n.foreign[driver+"/"+id] })
 	if len(ids) == 0 {
 		return "", "", false
 	}
