@@ -42,10 +42,11 @@ type Walk struct {
 }
 
 // Run goes walks of at most length steps until there were that many in all, each with a seed of its own: 1, 2 and so on. Each runs in a
-// bubble of synctest, so that waiting costs nothing.
+// bubble of synctest, so that waiting costs nothing. With the race detector it goes a tenth of the steps.
 func Run(t *testing.T, steps, length int, walk func(w *Walk)) {
 	t.Helper()
 	first := uint64(1)
+	steps = (steps + slowness - 1) / slowness
 	if text := os.Getenv(stepsVariable); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
