@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -31,6 +32,8 @@ type RegistryOptions struct {
 	InsecureSkipVerify []string
 	// HostsDir is a directory of containerd's hosts.toml files with mirrors and certificates; empty is none.
 	HostsDir string
+	// NameServers find registries instead of the machine's, the next one if one does not answer. None is the machine's.
+	NameServers []netip.AddrPort
 	// Keychain gives credentials; nil is the docker configuration.
 	Keychain authn.Keychain
 	// StallTimeout ends a connection on which no byte came for so long; the blob is then resumed on another one.
@@ -64,11 +67,14 @@ func newRegistryClient(ctx context.Context, opts RegistryOptions, retry retryPol
 	if opts.StallTimeout <= 0 {
 		opts.StallTimeout = defaultStallTimeout
 	}
-	keychain := opts.Keychain
+	keychain, names := opts.Keychain, newNameServers(opts.NameServers)
 	return &registryClient{
 		opts: opts, retry: retry, hosts: make(map[string][]docker.RegistryHost),
 		configure: func(options config.HostOptions) docker.RegistryHosts {
 			options.Credentials = func(host string) (string, string, error) { return credentials(ctx, keychain, host) }
+			if len(opts.NameServers) > 0 {
+				options.UpdateClient = names.update
+			}
 			return config.ConfigureHosts(ctx, options)
 		},
 	}
@@ -229,13 +235,17 @@ func (s *stallReader) Close() error {
 	return err
 }
 
-// explainRegistryError adds what a user can do about the usual refusals.
+// explainRegistryError adds what a user can do about the usual refusals, and the class of those that credentials would change:
+// errdefs.ErrUnauthenticated or errdefs.ErrPermissionDenied.
 func explainRegistryError(err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
+	const logIn = "log in with \"docker login\", set DOCKER_CONFIG to the directory of a config.json with credentials, " +
+		"or give an image snapshot the secret of this registry"
 	switch {
-	case errors.Is(err, docker.ErrInvalidAuthorization),
-		errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden):
-		return fmt.Errorf("%w (log in with \"docker login\" or set DOCKER_CONFIG to the directory of a config.json with credentials)", err)
+	case errors.As(err, &status) && status.StatusCode == http.StatusForbidden:
+		return fmt.Errorf("%w (%s): %w", err, logIn, errdefs.ErrPermissionDenied)
+	case errors.Is(err, docker.ErrInvalidAuthorization), errors.As(err, &status) && status.StatusCode == http.StatusUnauthorized:
+		return fmt.Errorf("%w (%s): %w", err, logIn, errdefs.ErrUnauthenticated)
 	case errors.As(err, new(*tls.CertificateVerificationError)):
 		return fmt.Errorf("%w (--insecure-skip-verify HOST accepts any certificate)", err)
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):

@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/log"
@@ -130,6 +128,9 @@ func (f buildFlags) options(images []string) (builder.Options, error) {
 		}
 	}
 	var err error
+	if o.Registry.NameServers, err = nameServers(f.dns); err != nil {
+		return o, err
+	}
 	for _, file := range f.traces {
 		list, err := readAccessList(file)
 		if err != nil {
@@ -189,9 +190,6 @@ func runBuild(ctx context.Context, f buildFlags, images []string, stdout, stderr
 		view = newLineView(stderr)
 	}
 	o.Progress = view.event
-	if err := resolveWith(f.dns); err != nil {
-		return err
-	}
 	if f.plan {
 		return runPlan(ctx, o, view, stdout, f.json)
 	}
@@ -234,26 +232,18 @@ func runPlan(ctx context.Context, o builder.Options, view buildView, stdout io.W
 	return err
 }
 
-// resolveWith makes this process ask these name servers, in turn.
-func resolveWith(servers []string) error {
-	var addresses []string
-	for _, s := range servers {
+// nameServers are addresses as given, with the port of DNS.
+func nameServers(given []string) ([]netip.AddrPort, error) {
+	const port = 53
+	var list []netip.AddrPort
+	for _, s := range given {
 		ip, err := netip.ParseAddr(s)
 		if err != nil {
-			return fmt.Errorf("--dns %q is no IP address", s)
+			return nil, fmt.Errorf("--dns %q is no IP address", s)
 		}
-		const port = 53
-		addresses = append(addresses, netip.AddrPortFrom(ip, port).String())
+		list = append(list, netip.AddrPortFrom(ip, port))
 	}
-	if len(addresses) == 0 {
-		return nil
-	}
-	var asked atomic.Uint32
-	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		n := asked.Add(1) - 1
-		return new(net.Dialer).DialContext(ctx, network, addresses[int(n)%len(addresses)])
-	}}
-	return nil
+	return list, nil
 }
 
 func isTerminal(w io.Writer) bool {

@@ -39,8 +39,24 @@ type hub struct {
 
 func newHub(t *testing.T, password string) *hub {
 	h := &hub{password: password, gets: map[string]int{}, asked: make(chan struct{}, 100)}
+	h.Server = httptest.NewServer(h.handler())
+	t.Cleanup(h.Close)
+	return h
+}
+
+// newTLSHub is one whose certificate nobody knows.
+func newTLSHub(t *testing.T, password string) *hub {
+	h := &hub{password: password, gets: map[string]int{}, asked: make(chan struct{}, 100)}
+	h.Server = httptest.NewUnstartedServer(h.handler())
+	h.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that the tests want to fail
+	h.StartTLS()
+	t.Cleanup(h.Close)
+	return h
+}
+
+func (h *hub) handler() http.Handler {
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, p, _ := r.BasicAuth(); h.password != "" && p != h.password {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
 			w.WriteHeader(http.StatusUnauthorized)
@@ -61,9 +77,7 @@ func newHub(t *testing.T, password string) *hub {
 			}
 		}
 		inner.ServeHTTP(w, r)
-	}))
-	t.Cleanup(h.Close)
-	return h
+	})
 }
 
 func (h *hub) host() string { return h.Listener.Addr().String() }
@@ -94,7 +108,7 @@ func (h *hub) push(t *testing.T, repo string, layers ...v1.Layer) string {
 	require.NoError(t, err)
 	ref, err := name.ParseReference(h.host()+"/"+repo, name.Insecure)
 	require.NoError(t, err)
-	require.NoError(t, remote.Write(ref, img, remote.WithAuth(&authn.Basic{Username: "u", Password: h.password})))
+	require.NoError(t, remote.Write(ref, img, remote.WithAuth(&authn.Basic{Username: "u", Password: h.password}), remote.WithTransport(h.Client().Transport)))
 	return h.host() + "/" + repo
 }
 
