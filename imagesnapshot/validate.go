@@ -172,6 +172,9 @@ func (sp *Spec) validate(p *problems, l Limits) {
 	size := 0
 	for k, v := range sp.Build.Parameters {
 		size += len(k) + len(v)
+		if k == "" || !utf8.ValidString(k) || !utf8.ValidString(v) {
+			p.add("spec.build.parameters", "%q: the key is empty, or key or value is not UTF-8", shortForMessage(k))
+		}
 	}
 	if len(sp.Build.Parameters) > maxParameters || size > maxParameterBytes {
 		p.add("spec.build.parameters", "%d of %d bytes, at most %d of %d bytes are allowed", len(sp.Build.Parameters), size, maxParameters, maxParameterBytes)
