@@ -22,6 +22,7 @@ import (
 	"berth.dev/berth/imagesnapshot/store/boltstore"
 	"berth.dev/berth/matcher"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/test/harness/protofields"
 )
 
 // snapshotWorld is the service over a real store and a real engine that does not run: image snapshots stay as they are put.
@@ -95,6 +96,7 @@ func fullSpec() *controlv1.ImageSnapshotSpec {
 	}
 }
 
+// C-27, C-44 to C-51, E-25, E-27: owner, status and events of an image snapshot are all in the API.
 func TestImageSnapshotOverTheWire(t *testing.T) {
 	w := newSnapshotWorld(t)
 	ctx := t.Context()
@@ -108,12 +110,14 @@ func TestImageSnapshotOverTheWire(t *testing.T) {
 	require.Equal(t, spec.String(), created.GetSpec().String(), "every field of the spec comes back")
 	require.Equal(t, "Accepted", created.GetStatus().GetEvents()[0].GetReason())
 
-	now := time.Unix(1700000000, 0).UTC()
+	now := time.Unix(1700000000, 5).UTC()
 	w.put("nightly", func(o *imagesnapshot.ImageSnapshot) {
-		o.Status.Phase, o.Status.Reason, o.Status.Progress, o.Status.MatchCount = imagesnapshot.PhaseAvailable, imagesnapshot.ReasonReady, 100, 4
+		o.Status.Phase, o.Status.Reason, o.Status.Message = imagesnapshot.PhaseAvailable, imagesnapshot.ReasonReady, "usable"
+		o.Status.Progress, o.Status.MatchCount, o.Status.ObservedGeneration, o.Status.Builds = 100, 4, 1, 1
+		o.Status.Started, o.Status.LastUpdated, o.DeletionRequested = now, now, now
 		o.Status.Content = imagesnapshot.Content{
 			Images:    []imagesnapshot.Image{{Reference: "docker.io/library/nginx:1.27", Platform: "linux/arm64", Digest: digest.FromString("m"), SizeBytes: 9, Layers: 2}},
-			DiskBytes: 5, Layers: 2, FetchedBytes: 3, ReusedBytes: 1, BaseName: "base", SnapshotID: "snap-1", SnapshotName: "n-1", Ready: now,
+			DiskBytes: 5, Layers: 2, FetchedBytes: 3, ReusedBytes: 1, BaseName: "base", SnapshotID: "snap-1", SnapshotName: "n-1", VolumeID: "vol-1", Driver: "csi", Ready: now,
 			Snapshots: []imagesnapshot.VolumeSnapshot{{ID: "snap-1", Name: "n-1", Kind: imagesnapshot.SnapshotFlash, SizeBytes: 7, Ready: true}},
 		}
 		o.Status.Identity.IndexDigest = digest.FromString("i")
@@ -131,8 +135,9 @@ func TestImageSnapshotOverTheWire(t *testing.T) {
 		require.Equal(t, digest.FromString("i").String(), st.GetIndexDigest())
 		require.Equal(t, now.Add(time.Hour), st.GetExpires().AsTime())
 		require.EqualValues(t, 4, st.GetMatchCount())
-		require.Nil(t, got.GetImageSnapshot().GetDeletionRequested())
+		require.Equal(t, "vol-1", st.GetVolumeId())
 		require.NotEmpty(t, st.GetEvents())
+		require.Equal(t, []string{"spec.size_as_needed"}, protofields.Unset(got.GetImageSnapshot()), "which excludes size_gib; all others arrive")
 	}
 }
 

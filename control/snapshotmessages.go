@@ -113,7 +113,7 @@ func statusMessage(st *imagesnapshot.Status) *controlv1.ImageSnapshotStatus {
 		VolumeSnapshotId: st.SnapshotID, VolumeSnapshotName: st.SnapshotName, IndexDigest: st.Identity.IndexDigest.String(),
 		DiskBytes: st.DiskBytes, Layers: int32(st.Layers), FetchedBytes: st.FetchedBytes, ReusedBytes: st.ReusedBytes, BaseName: st.BaseName,
 		Builds: int32(st.Builds), Started: timestamp(st.Started), Ready: timestamp(st.Ready), Expires: timestamp(st.Expires),
-		LastUpdated: timestamp(st.LastUpdated), LastMatched: timestamp(st.LastMatched), MatchCount: st.MatchCount,
+		VolumeId: st.VolumeID, LastUpdated: timestamp(st.LastUpdated), LastMatched: timestamp(st.LastMatched), MatchCount: st.MatchCount,
 	}
 	for _, img := range st.Images {
 		m.Images = append(m.Images, &controlv1.SnapshottedImage{

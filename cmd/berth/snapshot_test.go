@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/test/harness/protofields"
 )
 
 // fakeSnapshots answers like a berthd with one image snapshot.
@@ -31,13 +32,20 @@ func at(seconds int64) *timestamppb.Timestamp {
 
 func nightly() *controlv1.ImageSnapshot {
 	return &controlv1.ImageSnapshot{
-		Name: "nightly", Id: "6f1c", ResourceVersion: "7", Created: at(0), Origin: controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL,
-		Labels: map[string]string{"env": "prod", "app": "web"},
-		Spec:   &controlv1.ImageSnapshotSpec{Images: []string{"docker.io/library/nginx:1.27"}, SizeGib: 20, RetentionDays: 7, ReuseLayers: true},
+		Name: "nightly", Id: "6f1c", ResourceVersion: "7", Generation: 2, Created: at(0), Owner: "team-a", ClientToken: "token-1",
+		Origin: controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL, DeletionRequested: at(900),
+		Labels: map[string]string{"env": "prod", "app": "web"}, Annotations: map[string]string{"note": "n"},
+		Spec: &controlv1.ImageSnapshotSpec{
+			Images: []string{"docker.io/library/nginx:1.27"}, Platforms: []string{"linux/amd64"}, SizeGib: 20, RetentionDays: 7, ReuseLayers: true,
+			Flash: true, StandardCopies: 2, FlashCopies: 3, Elimination: controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU,
+			Registries: []*controlv1.RegistryAccess{{Server: "r:5000", PlainHttp: true}, {Server: "s.example", Secret: "team", InsecureSkipVerify: true}},
+			Build:      &controlv1.BuildSpec{TimeoutMinutes: 60, DnsServers: []string{"10.0.0.1", "10.0.0.2"}, Parameters: map[string]string{"subnet": "s-1"}},
+		},
 		Status: &controlv1.ImageSnapshotStatus{
 			Phase: controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, Reason: "Ready", Message: "usable", Progress: 100, Ready: at(60),
-			Expires: at(604860), MatchCount: 3, LastMatched: at(90), VolumeSnapshotId: "snap-1", DiskBytes: 3 << 30, Layers: 7, IndexDigest: "sha256:12",
-			FetchedBytes: 1 << 30, ReusedBytes: 2 << 30, BaseName: "weekly",
+			Expires: at(604860), LastUpdated: at(95), MatchCount: 3, LastMatched: at(90), VolumeSnapshotId: "snap-1", VolumeSnapshotName: "n-1", VolumeId: "vol-1", Driver: "csi",
+			VolumeSnapshots: []*controlv1.VolumeSnapshot{{Id: "snap-1", Name: "n-1", SizeBytes: 20 << 30, Ready: true}, {Id: "snap-2", Name: "n-2", SizeBytes: 20 << 30, Flash: true}},
+			DiskBytes:       3 << 30, Layers: 7, IndexDigest: "sha256:12", FetchedBytes: 1 << 30, ReusedBytes: 2 << 30, BaseName: "weekly", Builds: 2,
 			Images: []*controlv1.SnapshottedImage{{Reference: "docker.io/library/nginx:1.27", Platform: "linux/amd64", Digest: "sha256:34", SizeBytes: 3 << 30, Layers: 7}},
 			Events: []*controlv1.ImageSnapshotEvent{event("Accepted", 0), event("Ready", 60)},
 		},
@@ -150,13 +158,40 @@ func TestSnapshotCreate(t *testing.T) {
 	}
 }
 
+// Whatever the API takes, the command line can say: with all flags given no field of the request is unset.
+func TestEveryFieldHasItsFlag(t *testing.T) {
+	f := &fakeSnapshots{}
+	socket := start(t, &fakeDaemon{snapshots: f})
+	_, err := berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--platform", "linux/arm64", "--size", "40",
+		"--retention-days", "7", "--plain-http", "r:5000", "--insecure-skip-verify", "s.example", "--registry-secret", "s.example=team",
+		"--build-timeout", "60", "--dns", "10.0.0.1,10.0.0.2", "--parameter", "subnet=s-1", "--reuse-layers", "--flash", "--elimination", "lru",
+		"--copies", "2", "--flash-copies", "3", "--label", "env=prod", "--annotation", "note=n", "--owner", "team-a", "--client-token", "t", "--dry-run")
+	require.NoError(t, err)
+	require.Equal(t, []string{"spec.size_as_needed"}, protofields.Unset(f.created), "excludes size_gib")
+	require.Equal(t, []string{"10.0.0.1", "10.0.0.2"}, f.created.GetSpec().GetBuild().GetDnsServers())
+	require.Equal(t, map[string]string{"subnet": "s-1"}, f.created.GetSpec().GetBuild().GetParameters())
+	require.Equal(t, []*controlv1.RegistryAccess{{Server: "r:5000", PlainHttp: true}, {Server: "s.example", Secret: "team", InsecureSkipVerify: true}},
+		f.created.GetSpec().GetRegistries())
+	require.Equal(t, []int32{2, 3}, []int32{f.created.GetSpec().GetStandardCopies(), f.created.GetSpec().GetFlashCopies()})
+	_, err = berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--size", "auto")
+	require.NoError(t, err)
+	require.True(t, f.created.GetSpec().GetSizeAsNeeded())
+
+	_, err = berth(t, "snapshot", "update", "nightly", "--socket", socket, "--image", "nginx:1.28", "--annotation", "note=m", "--label", "a=b", "--rebuild", "--dry-run")
+	require.NoError(t, err)
+	require.Equal(t, []string{"spec.size_as_needed"}, protofields.Unset(f.updated))
+	_, err = berth(t, "snapshot", "delete", "nightly", "--socket", socket, "--if-id", "6f1c", "--if-version", "7", "--dry-run")
+	require.NoError(t, err)
+	require.Empty(t, protofields.Unset(f.deleted))
+}
+
 func TestSnapshotUpdate(t *testing.T) {
 	f := &fakeSnapshots{}
 	socket := start(t, &fakeDaemon{snapshots: f})
 	_, err := berth(t, "snapshot", "update", "nightly", "--socket", socket, "--retention-days", "30")
 	require.NoError(t, err)
 	want := nightly().GetSpec()
-	want.RetentionDays, want.Build = 30, &controlv1.BuildSpec{}
+	want.RetentionDays = 30
 	require.Equal(t, want.String(), f.updated.GetSpec().String(), "only what was given is changed")
 	require.Equal(t, "7", f.updated.GetPreconditions().GetResourceVersion())
 	require.Nil(t, f.updated.GetLabels())

@@ -813,7 +813,9 @@ type ImageSnapshotStatus struct {
 	// What happened to it, oldest first; at most 50 are kept. Empty in lists.
 	Events []*ImageSnapshotEvent `protobuf:"bytes,23,rep,name=events,proto3" json:"events,omitempty"`
 	// Block storage driver that the disk is kept by, and that nodes attach it with; empty until there is a disk.
-	Driver        string `protobuf:"bytes,24,opt,name=driver,proto3" json:"driver,omitempty"`
+	Driver string `protobuf:"bytes,24,opt,name=driver,proto3" json:"driver,omitempty"`
+	// The storage's ID of the volume that serves, read-only, until a volume snapshot is complete; empty if none does.
+	VolumeId      string `protobuf:"bytes,25,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1012,6 +1014,13 @@ func (x *ImageSnapshotStatus) GetEvents() []*ImageSnapshotEvent {
 func (x *ImageSnapshotStatus) GetDriver() string {
 	if x != nil {
 		return x.Driver
+	}
+	return ""
+}
+
+func (x *ImageSnapshotStatus) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
 	}
 	return ""
 }
@@ -3167,7 +3176,7 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"parameters\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\b\n" +
 	"\x13ImageSnapshotStatus\x12:\n" +
 	"\x05phase\x18\x01 \x01(\x0e2$.berth.control.v1.ImageSnapshotPhaseR\x05phase\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -3195,7 +3204,8 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\vmatch_count\x18\x16 \x01(\x03R\n" +
 	"matchCount\x12<\n" +
 	"\x06events\x18\x17 \x03(\v2$.berth.control.v1.ImageSnapshotEventR\x06events\x12\x16\n" +
-	"\x06driver\x18\x18 \x01(\tR\x06driver\"\x9b\x01\n" +
+	"\x06driver\x18\x18 \x01(\tR\x06driver\x12\x1b\n" +
+	"\tvolume_id\x18\x19 \x01(\tR\bvolumeId\"\x9b\x01\n" +
 	"\x10SnapshottedImage\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x1a\n" +
 	"\bplatform\x18\x02 \x01(\tR\bplatform\x12\x16\n" +
