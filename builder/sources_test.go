@@ -182,6 +182,7 @@ func secured(t *testing.T, user, password string) *testRegistry {
 	return r
 }
 
+// Credentials are those of the docker configuration, or come from a credential helper (E-24): no password is written down for a build.
 func TestCredentials(t *testing.T) {
 	img := forgeImage(t, amd64, created, gzipLayer(t, makeTar(t, tarContent{"a": "a"})))
 	r := secured(t, "user", "secret-word")

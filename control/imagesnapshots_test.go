@@ -96,7 +96,7 @@ func fullSpec() *controlv1.ImageSnapshotSpec {
 	}
 }
 
-// C-27, C-44 to C-51, E-25, E-27: owner, status and events of an image snapshot are all in the API.
+// C-27, C-41, C-44 to C-51, E-25, E-27: owner, parameters of the backend, status and events of an image snapshot are all in the API.
 func TestImageSnapshotOverTheWire(t *testing.T) {
 	w := newSnapshotWorld(t)
 	ctx := t.Context()
@@ -190,6 +190,7 @@ func TestChangeImageSnapshot(t *testing.T) {
 	}
 }
 
+// what is illegal is refused field by field, and so are a name that is taken and one more than the quota.
 func TestImageSnapshotRefusals(t *testing.T) {
 	w := newSnapshotWorld(t)
 	ctx := t.Context()

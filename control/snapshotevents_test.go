@@ -63,6 +63,7 @@ func TestWatchSeesReplacement(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
+// E-27: what happened to an image snapshot, so far and from now on.
 func TestImageSnapshotEvents(t *testing.T) {
 	w := newSnapshotWorld(t)
 	ctx := t.Context()

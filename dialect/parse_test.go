@@ -44,6 +44,7 @@ func TestRows(t *testing.T) {
 		want dialect.Request
 	}{
 		{"nothing said, nothing asked for: C-7", nil, dialect.Request{}},
+		{"Q17 a key with a blank is another key", annotations{cci + "auto-match ": "true"}, dialect.Request{}},
 		{"strangers are ignored", annotations{"cci.io/other": "x", "k8s.aliyun.com/eci-vswitch": "v"}, dialect.Request{}},
 
 		{"neutral auto-match", annotations{berth + "auto-match": "true"},

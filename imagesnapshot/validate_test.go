@@ -29,8 +29,8 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, 50, imagesnapshot.DefaultLimits().MaxPerOwner, "A-3")
 }
 
-// TestValidate has every rule with the value just inside and just outside, C-30 to C-41, Q7, Q10, Q13, Q14; what is refused is named
-// with the allowed range. That every field has its rows is wanted by TestEveryFieldHasItsRule.
+// TestValidate has every rule with the value just inside and just outside, C-30 to C-37, C-39 to C-41, Q7, Q10,
+// Q13, Q14; what is refused is named with the allowed range. That every field has its rows is wanted by TestEveryFieldHasItsRule.
 func TestValidate(t *testing.T) {
 	for _, test := range rules() {
 		t.Run(test.field, func(t *testing.T) {
@@ -250,6 +250,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	require.NotContains(t, err.Error(), "hunter")
 }
 
+// TestLimits is Q10: 10 images by default, up to 20 where an installation allows it.
 func TestLimits(t *testing.T) {
 	good := imagesnapshot.DefaultLimits()
 	require.NoError(t, good.Check())

@@ -205,6 +205,7 @@ func TestSnapshotUpdate(t *testing.T) {
 	require.NotContains(t, err.Error(), "rpc error")
 }
 
+// E-25, E-27: the list with the phases, one with all that is known, and events.
 func TestSnapshotViews(t *testing.T) {
 	f := &fakeSnapshots{}
 	socket := start(t, &fakeDaemon{snapshots: f})

@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/blockdev"
@@ -163,6 +166,50 @@ func TestMachine(t *testing.T) {
 	require.NoError(t, err)
 	m.await(t, "gone", gone)
 	m.requireStorage(t)
+}
+
+// TestTagMovesWhileBuilding is C-53: whatever a tag means during and after the build, the status has the digest that is on the disk.
+func TestTagMovesWhileBuilding(t *testing.T) {
+	h := newHub(t, "")
+	ref := h.push(t, "app:1", layer(t, "first", 1<<20))
+	manifest := func() digest.Digest {
+		parsed, err := name.ParseReference(ref, name.Insecure)
+		require.NoError(t, err)
+		d, err := remote.Head(parsed)
+		require.NoError(t, err)
+		return digest.Digest(d.Digest.String())
+	}
+	first := manifest()
+	stuck := make(chan struct{})
+	h.stuck = stuck
+	m := startMachine(t, t.TempDir())
+	_, err := m.engine.Create(t.Context(), lifecycle.CreateRequest{Name: "one", Spec: h.spec(ref)})
+	require.NoError(t, err)
+	<-h.asked
+	h.push(t, "app:1", layer(t, "second", 1<<20))
+	second := manifest()
+	require.NotEqual(t, first, second)
+	h.mu.Lock()
+	h.stuck = nil
+	h.mu.Unlock()
+	close(stuck)
+
+	onDisk := func(s *imagesnapshot.ImageSnapshot) digest.Digest {
+		encoded, err := m.store.GetIndex(t.Context(), s.Status.Identity.IndexDigest)
+		require.NoError(t, err)
+		ix, err := layerdisk.Parse(encoded)
+		require.NoError(t, err)
+		return ix.Images[0].Manifest.Digest
+	}
+	s := m.await(t, "available", ready)
+	require.Equal(t, first, s.Status.Images[0].Digest)
+	require.Equal(t, first, onDisk(s))
+	m.requireStorage(t, s.Status.SnapshotID)
+	_, err = m.engine.Update(t.Context(), lifecycle.UpdateRequest{NameOrID: "one", Spec: h.spec(ref), Rebuild: true})
+	require.NoError(t, err)
+	s = m.await(t, "built anew", func(s *imagesnapshot.ImageSnapshot) bool { return ready(s) && s.Status.Builds == 2 })
+	require.Equal(t, second, s.Status.Images[0].Digest)
+	require.Equal(t, second, onDisk(s))
 }
 
 // TestDeleteWhileBuilding is C-25 with a real process.

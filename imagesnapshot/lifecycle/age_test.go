@@ -10,7 +10,7 @@ import (
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
 
-// TestRetention is A-7 and Q11: expired is unavailable first, then deleted.
+// TestRetention is A-7, C-37, C-48 and Q11: expired is unavailable first, then deleted.
 func TestRetention(t *testing.T) {
 	newWorld(t, func(w *world) {
 		sp := spec(refA)

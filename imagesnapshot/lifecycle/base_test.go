@@ -11,6 +11,7 @@ import (
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
 
+// TestReuse is E-22, Q9: an image snapshot that asks for it, and no other, starts from the disk of its owner that shares most with it.
 func TestReuse(t *testing.T) {
 	newWorld(t, func(w *world) {
 		owner := func(name, owner string, images ...string) *imagesnapshot.ImageSnapshot {
@@ -43,6 +44,10 @@ func TestReuse(t *testing.T) {
 		w.settle(time.Second)
 		s = w.await("second", imagesnapshot.PhaseAvailable)
 		require.Contains(t, []string{"first", "second"}, s.Status.BaseName)
+
+		w.create("plain", spec(refAB))
+		require.Empty(t, w.await("plain", imagesnapshot.PhaseAvailable).Status.BaseName, "nobody asked for it")
+		require.False(t, w.builder.builds[len(w.builder.builds)-1].Reuse)
 	})
 }
 

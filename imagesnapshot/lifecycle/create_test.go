@@ -14,6 +14,8 @@ import (
 )
 
 // TestCreate is also C-47, C-50, C-51 and A-10: status with digests and sizes, and the volume snapshot's ID and name.
+// TestCreate is a life up to its use: accepted at once, usable when it is complete (E-26), kept for ever (A-7, Q7), with what is on the
+// disk (C-47), one volume snapshot (C-50, C-51, E-29) and the time of the last change (C-49).
 func TestCreate(t *testing.T) {
 	newWorld(t, func(w *world) {
 		w.ready = 0
@@ -31,6 +33,7 @@ func TestCreate(t *testing.T) {
 		require.True(t, s.Usable(time.Now(), false))
 		require.Equal(t, 100, s.Status.Progress)
 		require.Equal(t, begin.Add(time.Minute), s.Status.Ready)
+		require.Equal(t, begin.Add(time.Minute), s.Status.LastUpdated)
 		require.Zero(t, s.Status.Expires, "A-7: no retention is for ever")
 		require.Equal(t, refA, s.Spec.Images[0], "A-12")
 		ix := layerdisktest.Index("erofs", layerdisktest.Image{Reference: refA, Layers: []string{"base", "a"}})
@@ -60,6 +63,7 @@ func TestCopies(t *testing.T) {
 	})
 }
 
+// TestClientToken makes repeating a create safe, over restarts too, and tells another request with it from a repeated one.
 func TestClientToken(t *testing.T) {
 	newWorld(t, func(w *world) {
 		req := lifecycle.CreateRequest{Name: "one", ClientToken: "token", Spec: spec(refA)}
@@ -102,6 +106,24 @@ func TestCreateRefusesAndDryRun(t *testing.T) {
 		w.settle(time.Minute)
 		_, err = w.store.Get(t.Context(), "one")
 		require.True(t, errdefs.IsNotFound(err))
+	})
+}
+
+// TestSizeWarning is A-6: less than three times the images is remarked on and no more.
+func TestSizeWarning(t *testing.T) {
+	newWorld(t, func(w *world) {
+		w.builder.layers["docker.io/library/big:1"] = []string{"1", "2", "3", "4", "5", "6", "7"}
+		w.create("small", spec(refA))
+		s := w.await("small", imagesnapshot.PhaseAvailable)
+		require.NotContains(t, reasons(s), imagesnapshot.ReasonWarning)
+		w.create("big", spec("big:1"))
+		s = w.await("big", imagesnapshot.PhaseAvailable)
+		require.Contains(t, reasons(s), imagesnapshot.ReasonWarning, "7 GiB on 20")
+		for _, e := range s.Status.Events {
+			if e.Reason == imagesnapshot.ReasonWarning {
+				require.Contains(t, e.Message, "spec.size.gib: 20 GiB is less than 3 times the 7.0 GiB of the images")
+			}
+		}
 	})
 }
 

@@ -92,7 +92,7 @@ func (n *node) explain(p pushed) string {
 	return out
 }
 
-// No disk is attached; a pull finds the right one of two, has it attached and fetches nothing.
+// M-2: no disk is attached; a pull finds the right one of two, has it attached and fetches nothing.
 func TestPullFindsItsDisk(t *testing.T) {
 	for _, kind := range []string{"path", "volume snapshot"} {
 		t.Run(kind, func(t *testing.T) {

@@ -38,6 +38,7 @@ func (n *node) pod(c *cri.Client, name, ref string, base uint32) *cri.Pod {
 	return pod
 }
 
+// E-13: what a kubelet does for a pod whose image it does not have fetches no layer that is on the disk.
 func TestCRI(t *testing.T) {
 	n := newNode(t)
 	p := n.push("all", n.fiveLayers()...)

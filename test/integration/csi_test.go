@@ -55,7 +55,7 @@ func (n *node) buildSnapshot(builder *csi.Driver, p pushed) string {
 	return s.ID
 }
 
-// An image comes to a node on a volume made of a volume snapshot, through a CSI driver: nothing is fetched, containers run
+// M-2: an image comes to a node on a volume made of a volume snapshot, through a CSI driver: nothing is fetched, containers run
 // on while the driver is dead, and when image and disk have gone nothing is left in the storage.
 func TestCSIVolumeSnapshot(t *testing.T) {
 	n := newNode(t)

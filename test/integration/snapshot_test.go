@@ -88,7 +88,7 @@ func (n *node) registryFlags(ref string) []string {
 	return []string{"--plain-http", host}
 }
 
-// The whole life from the command line, over a real daemon, a real registry and real loop devices.
+// E-20, E-27, E-31: the whole life from the command line, over a real daemon, a real registry and real loop devices.
 func TestSnapshotLife(t *testing.T) {
 	n := newNode(t)
 	img := n.push("app", image.Layer{Entries: []image.Entry{image.File("a", "one")}}, image.Layer{Entries: []image.Entry{image.File("b", "two")}})
@@ -122,7 +122,7 @@ func TestSnapshotLife(t *testing.T) {
 	require.ErrorContains(t, err, `no image snapshot "nightly"`)
 }
 
-// An image snapshot made on this node serves the next pull, without anybody attaching anything, and counts that.
+// C-1, E-12: an image snapshot made on this node serves the next pull, without anybody attaching anything, and counts that.
 func TestPullFindsItsImageSnapshot(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.fiveLayers()...)
