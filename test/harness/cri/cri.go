@@ -26,7 +26,12 @@ func Dial(socket string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial CRI: %w", err)
 	}
-	return &Client{conn: conn, images: runtime.NewImageServiceClient(conn), runtime: runtime.NewRuntimeServiceClient(conn)}, nil
+	return New(conn), nil
+}
+
+// New client of services that a connection leads to, which is closed with it.
+func New(conn *grpc.ClientConn) *Client {
+	return &Client{conn: conn, images: runtime.NewImageServiceClient(conn), runtime: runtime.NewRuntimeServiceClient(conn)}
 }
 
 // Close the connection.
