@@ -19,6 +19,8 @@ GO_PACKAGES := ./...
 TEST_TIMEOUT ?= 20m
 # "make test-integration RUN=TestFullHit" runs one test.
 RUN ?= .
+# What "make test" runs of "make test-vm": a disk of each kind from plug to pull, and one torn out under a container.
+VM_SMOKE := TestHotPlug|TestSurpriseRemoval$$
 BIN := bin
 
 include $(wildcard mk/*.mk)
@@ -41,6 +43,7 @@ test: bootstrap ## everything a change has to pass: all packages, then real cont
 	$(MAKE) --no-print-directory test-csi
 	$(MAKE) --no-print-directory test-integration
 	$(MAKE) --no-print-directory test-integration CONTAINERD=$(OLD_CONTAINERD)
+	$(MAKE) --no-print-directory test-vm RUN='$(VM_SMOKE)'
 
 .PHONY: test-integration
 test-integration: bootstrap ## tests with a real containerd, CONTAINERD=VERSION
@@ -52,7 +55,7 @@ test-csi: bootstrap ## the CSI project's conformance suite, csi-sanity, against 
 	cd test/csisanity && go test -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-vm
-test-vm: ## disks plugged into virtual machines and pulled out, with Debian's kernel, and what real devices do wrong
+test-vm: ## disks plugged into virtual machines (emulated, no KVM) and torn out, on Debian's kernel; some minutes
 	@scripts/bootstrap vm
 	@scripts/tools containerd runc registry >/dev/null
 	go test -count=1 -tags vm -timeout $(TEST_TIMEOUT) -run '$(RUN)' ./test/vm/... ./test/harness/vm/...
