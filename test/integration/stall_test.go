@@ -115,3 +115,37 @@ func TestDiskStalls(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, mounts, 1, "that of the other disk")
 }
+
+// A disk that does not answer while it is attached holds nobody up but those who wait for it, who are told in time. When it answers, it
+// serves.
+func TestDiskStallsWhileItIsAttached(t *testing.T) {
+	n := newNode(t)
+	p, q, later := n.push("all", n.fiveLayers()...), n.push("other", n.busybox(), small("other")), n.push("later", n.fiveLayers()[:4]...)
+	slow := n.stalling(n.build("d", p))
+	n.attachAtStart("e", n.build("e", q))
+	n.start()
+	n.answerInTheEnd(slow)
+	require.NoError(t, slow.Hold(t.Context()))
+	attached := make(chan error, 1)
+	go func() {
+		_, err := n.berthd.CLI(t.Context(), "attach", slow.Path(), "--name", "d")
+		attached <- err
+	}()
+	n.eventually("the disk to be on its way", func() error {
+		d, err := n.status().Disk("d")
+		if err == nil && d.State != "attaching" {
+			err = fmt.Errorf("it is %s", d.State)
+		}
+		return err
+	})
+	n.pullSoon(p)
+	require.Equal(t, len(p.blobs)-1, n.fetched(p), "all but what the other disk has too")
+	n.pullSoon(q)
+	require.Zero(t, n.fetched(q))
+	require.NoError(t, slow.Release(t.Context()))
+	require.NoError(t, <-attached)
+	n.pullSoon(later)
+	d, err := n.status().Disk("d")
+	require.NoError(t, err)
+	require.True(t, d.Serving)
+}
