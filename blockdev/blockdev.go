@@ -71,6 +71,8 @@ type Attacher interface {
 
 // Provisioner makes and deletes volumes. Every method is idempotent and safe for concurrent use.
 type Provisioner interface {
+	// CreateVolume may return before all of the storage knows of the volume: ErrNotFound may follow for some minutes, and a list
+	// may lack it. Asking again by its name gives it at once.
 	CreateVolume(ctx context.Context, req CreateVolumeRequest) (Volume, error)
 	// DeleteVolume of one that does not exist is no error; of one that is attached, ErrInUse.
 	DeleteVolume(ctx context.Context, volumeID string) error

@@ -96,22 +96,3 @@ func (f *Fake) Answers(c Content) bool {
 	defer f.mu.Unlock()
 	return ok && f.attached[open.volumeID] == open.device && open.device.state == DeviceWell && !open.device.cut
 }
-
-// SnapshotContent is what a volume snapshot holds, however little calls see of it; nil if there is none of this ID.
-func (f *Fake) SnapshotContent(snapshotID string) []byte {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if s := f.snapshots[snapshotID]; s != nil && !s.seen.deleted {
-		return s.content
-	}
-	return nil
-}
-
-// Discard deletes a volume snapshot as somebody else does, behind the back of whoever made it.
-func (f *Fake) Discard(snapshotID string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if s := f.snapshots[snapshotID]; s != nil {
-		f.delete(&s.seen, s.Name)
-	}
-}
