@@ -40,18 +40,19 @@ func (n *nameServers) lookup(ctx context.Context, host string) ([]netip.Addr, er
 	var failed []error
 	first := int(n.good.Load())
 	for i := range n.resolvers {
-		i = (first + i) % len(n.resolvers)
-		addresses, err := n.ask(ctx, n.resolvers[i], host)
+		turn := (first + i) % len(n.resolvers)
+		server := n.addresses[turn].Addr()
+		addresses, err := n.ask(ctx, n.resolvers[turn], host)
 		if err == nil {
-			n.good.Store(uint32(i))
+			n.good.Store(uint32(turn))
 			return addresses, nil
 		}
 		var dns *net.DNSError
 		if errors.As(err, &dns) && dns.IsNotFound {
-			n.good.Store(uint32(i))
-			return nil, fmt.Errorf("name server %s knows no host %s: %w: %w", n.addresses[i].Addr(), host, err, errdefs.ErrNotFound)
+			n.good.Store(uint32(turn))
+			return nil, fmt.Errorf("name server %s knows no host %s: %w: %w", server, host, err, errdefs.ErrNotFound)
 		}
-		failed = append(failed, fmt.Errorf("find host %s by name server %s: %w", host, n.addresses[i].Addr(), err))
+		failed = append(failed, fmt.Errorf("find host %s by name server %s: %w", host, server, err))
 		if ctx.Err() != nil {
 			break
 		}

@@ -105,12 +105,14 @@ func TestEvents(t *testing.T) {
 
 func TestRedact(t *testing.T) {
 	for in, want := range map[string]string{
-		"get https://user:pw@registry.example/v2/":      "get https://***@registry.example/v2/",
-		`Get "https://s3.example/b?X-Sig=abc&y=1": EOF`: `Get "https://s3.example/b?***": EOF`,
-		"header Authorization: Bearer abc.def-123":      "header Authorization: Bearer ***",
-		"Basic dXNlcjpwdw== refused":                    "Basic *** refused",
-		"the word s3cret, twice s3cret":                 "the word ***, twice ***",
-		"nothing at https://registry.example/v2/x":      "nothing at https://registry.example/v2/x",
+		"get https://user:pw@registry.example/v2/":        "get https://***@registry.example/v2/",
+		`Get "https://s3.example/b?X-Sig=abc&y=1": EOF`:   `Get "https://s3.example/b?***": EOF`,
+		"header Authorization: Bearer abc.def-123":        "header Authorization: Bearer ***",
+		"Basic dXNlcjpwdw== refused":                      "Basic *** refused",
+		"authorization failed: no basic auth credentials": "authorization failed: no basic auth credentials",
+		"Basic authdXNlcjpwdw== refused":                  "Basic *** refused",
+		"the word s3cret, twice s3cret":                   "the word ***, twice ***",
+		"nothing at https://registry.example/v2/x":        "nothing at https://registry.example/v2/x",
 	} {
 		require.Equal(t, want, imagesnapshot.Redact(in, "s3cret", ""))
 	}

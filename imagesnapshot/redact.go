@@ -16,5 +16,11 @@ func Redact(text string, secrets ...string) string {
 	}
 	text = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@"']*@`).ReplaceAllString(text, "${1}"+mask+"@")
 	text = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://[^\s?"']*)\?[^\s"']*`).ReplaceAllString(text, "${1}?"+mask)
-	return regexp.MustCompile(`(?i)\b(bearer|basic)\s+[a-zA-Z0-9._~+/=-]{4,}`).ReplaceAllString(text, "${1} "+mask)
+	header := regexp.MustCompile(`(?i)\b(bearer|basic)\s+[a-zA-Z0-9._~+/=-]{4,}`)
+	return header.ReplaceAllStringFunc(text, func(found string) string {
+		if strings.EqualFold(found, "basic auth") { // of "no basic auth credentials": a word, for it decodes to no user and password
+			return found
+		}
+		return header.ReplaceAllString(found, "${1} "+mask)
+	})
 }
