@@ -236,6 +236,24 @@ func (s *Stager) Disks() []DiskStatus {
 	return list
 }
 
+// Changed is closed at the next change of a disk: one that comes, serves, fails or goes.
+func (s *Stager) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fleet.change
+}
+
+// Index is what a disk that serves says about itself; nil if no such disk serves. It is shared and must not be changed.
+func (s *Stager) Index(name string) *layerdisk.Index {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.fleet.byName[name]
+	if d == nil || !d.up || d.rec.Draining || d.lookup == nil {
+		return nil
+	}
+	return d.lookup.Index()
+}
+
 // FoundImage is an image in the index of a disk that serves. It is shared and must not be changed.
 type FoundImage struct {
 	DiskName string

@@ -24,7 +24,11 @@ func TestStageAndUnstage(t *testing.T) {
 			n := newNode(t)
 			n.start()
 			path, id := n.disk("one", fs, "a", "b")
+			changed := n.Changed()
+			require.Nil(t, n.Index("one"))
 			status := n.stage("one", path)
+			<-changed
+			require.Equal(t, id.UUID, n.Index("one").UUID)
 			require.Equal(t, id.UUID, status.UUID)
 			require.Equal(t, id.IndexDigest, status.IndexDigest)
 			require.Equal(t, StateIdle, status.State)
@@ -52,8 +56,11 @@ func TestStageAndUnstage(t *testing.T) {
 			require.Equal(t, 1, n.status("one").LayersInUse)
 
 			require.NoError(t, n.Release(t.Context(), "h"))
+			changed = n.Changed()
 			_, err = n.Unstage(t.Context(), "one", UnstageOptions{})
 			require.NoError(t, err)
+			<-changed
+			require.Nil(t, n.Index("one"))
 			require.Empty(t, n.left())
 			require.Empty(t, n.Disks())
 			require.FileExists(t, path)
