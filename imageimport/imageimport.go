@@ -1,0 +1,289 @@
+// Package imageimport registers the images of attached layer disks in containerd, so that containers start from them while no
+// registry answers: the image record, its index, manifest and config, and a snapshot for each layer, which the disk serves as it
+// does for a pull. When the disk leaves, all of it is taken back.
+//
+// What was done is written down where it was done. Every record that is made carries labels that say for which disk and target;
+// a lease without resources marks a disk whose images are all registered. So nothing has to agree with a journal of ours: after a
+// crash of either side, what is found in containerd is compared with the disks that are there, and the difference is made good. An
+// image is registered once for each time its disk is attached; one that somebody removes stays away until the next.
+//
+// No lock is held that a request of containerd could need: containerd asks the snapshotter for layers while it is asked here.
+package imageimport
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/layerdisk"
+)
+
+// Phase is what a disk is about to do.
+type Phase int
+
+// Phases of a disk.
+const (
+	// Coming is a disk on its way, whose images may be registered from before.
+	Coming Phase = iota
+	// Serving is a disk whose layers are handed out.
+	Serving
+	// Leaving is a disk whose layers are not handed out any more: it drains, failed, or is being given up.
+	Leaving
+)
+
+// Disk is an attached layer disk.
+type Disk struct {
+	Name, UUID string
+	Phase      Phase
+	// Keep says that it stays while nothing uses it.
+	Keep bool
+	// Holders are the snapshots that are layers on it.
+	Holders int
+	// Index is shared and not changed; nil unless Phase is Serving.
+	Index *layerdisk.Index
+}
+
+// Use says what uses a disk.
+type Use struct {
+	// Chains of the snapshots that are layers on it.
+	Chains map[digest.Digest]bool
+	// Others are the snapshots on top of those that are not layers on a disk: those of containers, and layers that were pulled.
+	Others int
+}
+
+// Node is where the disks are attached.
+type Node interface {
+	Disks() []Disk
+	// Changed is closed at the next change of a disk.
+	Changed() <-chan struct{}
+	// Uses of disks by their UUIDs.
+	Uses(ctx context.Context) (map[string]Use, error)
+	// Detach gives up a disk that nothing uses; one that is used is errdefs.ErrFailedPrecondition.
+	Detach(ctx context.Context, name string) error
+}
+
+// Containerd is the services that are needed of it. Their contexts carry a namespace.
+type Containerd struct {
+	Content   content.Store
+	Images    images.Store
+	Leases    leases.Manager
+	Snapshots snapshots.Snapshotter
+	// Usable says why images must not be registered in a namespace, nil if they may.
+	Usable func(ctx context.Context, namespace string) error
+}
+
+// Config of an Importer.
+type Config struct {
+	// Namespaces of containerd in which images are registered.
+	Namespaces []string
+	// Snapshotter is the name that containerd knows berth by.
+	Snapshotter string
+	// Pinned keeps the kubelet from removing the images.
+	Pinned bool
+	// Images are the patterns of normalised references that may be registered; '*' stands for any characters. None is all.
+	Images []string
+	// IdleTimeout after which a disk is given up that nothing but the registered images uses, unless it is kept; 0 is never.
+	IdleTimeout time.Duration
+	// Platform of containers on this node.
+	Platform platforms.MatchComparer
+	// Trace is a file that says in which namespaces there may be something to take back. It is not there if nothing is.
+	Trace string
+	// Observer may be nil.
+	Observer Observer
+}
+
+// Result is what became of an image. The set of values is fixed, so that it can be a metric's label.
+type Result string
+
+// Values of Result.
+const (
+	// Registered images can be used without a registry.
+	Registered Result = "registered"
+	// Left alone is an image whose name somebody else has registered.
+	Left Result = "left"
+	// Refused is an image that cannot be registered.
+	Refused Result = "refused"
+	// Failed is an image that could not be registered and is tried again.
+	Failed Result = "failed"
+	// Removed is an image that was registered and that somebody has removed or replaced.
+	Removed Result = "removed"
+	// Withdrawn is an image that was registered and taken back, since its disk leaves.
+	Withdrawn Result = "withdrawn"
+)
+
+// Results are all values of Result.
+func Results() []Result {
+	return []Result{Registered, Left, Refused, Failed, Removed, Withdrawn}
+}
+
+// Image of a disk and what became of it.
+type Image struct {
+	// Reference as the disk has it, normalised.
+	Reference, Namespace string
+	Result               Result
+	// Reason in words, empty for Registered.
+	Reason string
+}
+
+// Observer is told of each image whose state changed. It must not block.
+type Observer interface {
+	Image(ctx context.Context, disk string, image Image)
+}
+
+type noObserver struct{}
+
+func (noObserver) Image(context.Context, string, Image) {}
+
+// Importer is safe for concurrent use.
+type Importer struct {
+	Config
+	node Node
+	ctr  Containerd
+	// busy holds a value while something is done; it is a mutex whose waiting obeys a context.
+	busy chan struct{}
+	// kick wakes Run; it holds one wake-up.
+	kick chan struct{}
+	// crash, in tests, is called between steps.
+	crash func(step string)
+
+	// mu guards all below. It is never held across anything that can wait.
+	mu     sync.Mutex
+	wanted func(disk string) bool
+	states map[string]*state
+	// err is why containerd could not be looked at; nil if it could.
+	err error
+	// asked are the chains that containerd is being asked for.
+	asked map[digest.Digest]bool
+}
+
+// state of one disk. Importer.mu guards the first fields; all else belongs to who is busy.
+type state struct {
+	// images by namespace and reference.
+	images []Image
+	err    error
+	// withheld counts those who are about to detach the disk.
+	withheld int
+	// freeSince is when the disk was first seen used by nothing but registered images; zero if something else uses it.
+	freeSince time.Time
+
+	// entries were chosen from index.
+	index    *layerdisk.Index
+	entries  []entry
+	failures int
+	retryAt  time.Time
+}
+
+// New makes an Importer that does nothing before Run. wanted says by its name whether the images of a disk are to be registered.
+func New(cfg Config, node Node, ctr Containerd, wanted func(disk string) bool) *Importer {
+	if cfg.Observer == nil {
+		cfg.Observer = noObserver{}
+	}
+	return &Importer{
+		Config: cfg, node: node, ctr: ctr, wanted: wanted,
+		busy: make(chan struct{}, 1), kick: make(chan struct{}, 1), states: map[string]*state{}, asked: map[digest.Digest]bool{},
+		crash: func(string) {},
+	}
+}
+
+// Want replaces what says which disks' images are registered.
+func (im *Importer) Want(wanted func(disk string) bool) {
+	im.mu.Lock()
+	im.wanted = wanted
+	im.mu.Unlock()
+	im.wake()
+}
+
+// Status is what became of the images of a disk by its UUID, in the order of namespaces and references, and what keeps
+// them from being registered altogether.
+func (im *Importer) Status(name, uuid string) ([]Image, error) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	st := im.states[uuid]
+	if st == nil || st.err == nil && len(st.images) == 0 {
+		if im.err != nil && im.wanted(name) {
+			return nil, im.err
+		}
+		return nil, nil
+	}
+	return slices.Clone(st.images), st.err
+}
+
+// FreeSince is when a disk, by its UUID, was first seen used by nothing but registered images; zero if something else uses it, or
+// nothing at all.
+func (im *Importer) FreeSince(uuid string) time.Time {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if st := im.states[uuid]; st != nil {
+		return st.freeSince
+	}
+	return time.Time{}
+}
+
+// Asks says whether containerd is being asked for a chain just now, so that its question to the snapshotter is no pull's.
+func (im *Importer) Asks(chain digest.Digest) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.asked[chain]
+}
+
+// asking notes that until the returned function is called.
+func (im *Importer) asking(chain digest.Digest) (done func()) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.asked[chain] = true
+	return func() {
+		im.mu.Lock()
+		defer im.mu.Unlock()
+		delete(im.asked, chain)
+	}
+}
+
+func (im *Importer) isWanted(disk string) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.wanted(disk)
+}
+
+// state of a disk, made if there is none.
+func (im *Importer) state(uuid string) *state {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	st := im.states[uuid]
+	if st == nil {
+		st = &state{}
+		im.states[uuid] = st
+	}
+	return st
+}
+
+func (im *Importer) lock(ctx context.Context) error {
+	select {
+	case im.busy <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (im *Importer) unlock() { <-im.busy }
+
+func (im *Importer) wake() {
+	select {
+	case im.kick <- struct{}{}:
+	default: // a wake-up is waiting already
+	}
+}
+
+// lost says that containerd does not answer, so that trying the next thing is of no use.
+func lost(err error) bool {
+	return errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsCanceled(err)
+}
