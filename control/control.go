@@ -44,6 +44,18 @@ type Disk struct {
 	Keep bool
 	// Configured disks are attached at every start.
 	Configured bool
+	// Imports are the images of the disk that containerd was to be told of; none unless they are to be registered.
+	Imports []ImportedImage
+	// ImportError is why not all of them are registered that could be; it is tried again.
+	ImportError string
+}
+
+// ImportedImage is what became of an image of a disk that containerd was to be told of.
+type ImportedImage struct {
+	// Reference as the disk has it, and the namespace of containerd.
+	Reference, Namespace string
+	// Result in one word, "registered" if all is well; Reason says more of any other.
+	Result, Reason string
 }
 
 // DiskSpec says what to attach: a volume, or one to be made of a volume snapshot.

@@ -155,6 +155,12 @@ func diskMessage(d Disk) *controlv1.Disk {
 		State: d.State, Serving: d.Serving, Device: d.Device, MountPoint: d.MountPoint, SizeBytes: d.SizeBytes,
 		Layers: int64(d.Layers), LayersInUse: int64(d.LayersInUse), Holders: int64(d.Holders),
 		LastError: d.LastError, Keep: d.Keep, Configured: d.Configured, SnapshotId: d.SnapshotID,
+		ImportError: d.ImportError,
+	}
+	for _, img := range d.Imports {
+		m.Imports = append(m.Imports, &controlv1.ImportedImage{
+			Reference: img.Reference, Namespace: img.Namespace, Result: img.Result, Reason: img.Reason,
+		})
 	}
 	if !d.Since.IsZero() {
 		m.Since = timestamppb.New(d.Since)
@@ -180,7 +186,9 @@ func eventMessage(e Event) *controlv1.Event {
 		Hit: controlv1.EventKind_EVENT_KIND_HIT, Miss: controlv1.EventKind_EVENT_KIND_MISS,
 		Failure:      controlv1.EventKind_EVENT_KIND_ERROR,
 		DiskAttached: controlv1.EventKind_EVENT_KIND_DISK_ATTACHED, DiskDetached: controlv1.EventKind_EVENT_KIND_DISK_DETACHED,
-		DiskFailed: controlv1.EventKind_EVENT_KIND_DISK_FAILED,
+		DiskFailed:    controlv1.EventKind_EVENT_KIND_DISK_FAILED,
+		ImageImported: controlv1.EventKind_EVENT_KIND_IMAGE_IMPORTED, ImageWithdrawn: controlv1.EventKind_EVENT_KIND_IMAGE_WITHDRAWN,
+		ImageNotImported: controlv1.EventKind_EVENT_KIND_IMAGE_NOT_IMPORTED,
 	}
 	reason := e.Reason
 	if e.Detail != "" {

@@ -49,9 +49,17 @@ func TestOverTheWire(t *testing.T) {
 	require.True(t, attached.GetDisk().GetKeep())
 	require.Equal(t, digest.FromString("i").String(), attached.GetDisk().GetIndexDigest())
 
+	base := f.disks["base"]
+	base.ImportError = "containerd is away"
+	base.Imports = []control.ImportedImage{{Reference: "r", Namespace: "n", Result: "left", Reason: "why"}}
+	f.disks["base"] = base
 	list, err := c.ListDisks(ctx, &controlv1.ListDisksRequest{})
 	require.NoError(t, err)
 	require.Len(t, list.GetDisks(), 1)
+	require.Equal(t, "containerd is away", list.GetDisks()[0].GetImportError())
+	imported := list.GetDisks()[0].GetImports()[0]
+	require.Equal(t, []string{"r", "n", "left", "why"},
+		[]string{imported.GetReference(), imported.GetNamespace(), imported.GetResult(), imported.GetReason()})
 
 	chain := digest.FromString("chain")
 	f.layers[chain] = control.Location{Disk: "base", LayerNumber: 2, MatchedBy: "diff-id"}

@@ -38,6 +38,11 @@ const (
 	DiskDetached
 	// DiskFailed is a disk that served and is out of service; Detail says why.
 	DiskFailed
+	// ImageImported is an image of a disk that containerd knows now, ImageWithdrawn one that was taken back.
+	ImageImported
+	ImageWithdrawn
+	// ImageNotImported is an image of a disk that containerd does not know from us, or not any more; Detail says why.
+	ImageNotImported
 )
 
 // Event is something that happened.
@@ -110,6 +115,12 @@ func (l *Ledger) DiskFailed(name, imageSnapshot string, snapshots int, cause err
 	l.record(Event{Kind: DiskFailed, Disk: name, ImageSnapshot: imageSnapshot, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
 }
 
+// Image records what became of an image of a disk.
+func (l *Ledger) Image(kind EventKind, e Event) {
+	e.Kind = kind
+	l.record(e)
+}
+
 func (l *Ledger) record(e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
@@ -127,7 +138,7 @@ func (l *Ledger) record(e Event) {
 	case Failure:
 		count(l.counts.Misses, "error")
 		l.remember(e)
-	case DiskAttached, DiskDetached, DiskFailed:
+	case DiskAttached, DiskDetached, DiskFailed, ImageImported, ImageWithdrawn, ImageNotImported:
 		// only watchers want to know
 	}
 	for w := range l.watchers {

@@ -53,6 +53,10 @@ func TestMetrics(t *testing.T) {
 		return metrics.DiskTotals{ByState: map[string]int{"idle": 2, "failed": 1}, Layers: 30, LayersInUse: 4, Adopted: 9}, nil
 	})
 	o := metrics.RegisterOnDemand(r, []string{"attach", "none"}, []string{"ready"}, func() int { return 7 })
+	i := metrics.RegisterImports(r, []string{"registered", "left"})
+	i.Image("registered")
+	i.Image("registered")
+	i.Image("registry.example/image")
 	o.Chosen("attach")
 	o.Chosen("new")
 	o.Attached("ready", time.Second)
@@ -86,6 +90,9 @@ func TestMetrics(t *testing.T) {
 		"berth_layers{}":                               30,
 		"berth_layers_in_use{}":                        4,
 		"berth_adopted_snapshots{}":                    9,
+		"berth_image_imports_total{registered}":        2,
+		"berth_image_imports_total{left}":              0,
+		"berth_image_imports_total{other}":             1,
 		"berth_choices_total{attach}":                  1,
 		"berth_choices_total{none}":                    0,
 		"berth_choices_total{other}":                   1,

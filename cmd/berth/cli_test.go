@@ -175,6 +175,18 @@ func TestStatus(t *testing.T) {
 	require.Contains(t, out, `no disks: attach one with "berth attach"`)
 }
 
+func TestStatusOfImports(t *testing.T) {
+	disks := twoDisks()
+	disks[0].ImportError = "containerd does not answer"
+	disks[0].Imports = []*controlv1.ImportedImage{
+		{Reference: "docker.io/library/nginx:1.27", Namespace: "k8s.io", Result: "registered"},
+		{Reference: "docker.io/library/redis:7", Namespace: "k8s.io", Result: "left", Reason: "containerd has an image of this name"},
+	}
+	out, err := berth(t, "status", "--socket", start(t, &fakeDaemon{disks: disks}))
+	require.NoError(t, err)
+	golden(t, "status-imports", out)
+}
+
 func TestStatusOfHydration(t *testing.T) {
 	run := func(image, state string, bytes int64) *controlv1.Hydration {
 		return &controlv1.Hydration{Image: "docker.io/library/" + image, Disk: "base", State: state, Listed: state != "nothing", TotalBytes: 130 << 20,

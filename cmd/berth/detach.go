@@ -19,7 +19,7 @@ func newDetach() *cobra.Command {
 		Short: "Stop serving from a layer disk and detach it",
 		Long: `detach stops serving from a disk, unmounts it and detaches its device. A disk whose layers are used by images or
 containers stays as it is: remove those first, or give --drain, which stops new use of the disk and detaches it when the
-last of them is gone.
+last of them is gone. Images that berthd has registered in containerd from the disk are taken back.
 
 A disk that berthd's configuration names comes back at the next start of berthd.`,
 		Example: "  berth detach base\n  berth detach base --drain",

@@ -103,6 +103,12 @@ func eventWord(k controlv1.EventKind) string {
 		return "detached"
 	case controlv1.EventKind_EVENT_KIND_DISK_FAILED:
 		return "failed"
+	case controlv1.EventKind_EVENT_KIND_IMAGE_IMPORTED:
+		return "imported"
+	case controlv1.EventKind_EVENT_KIND_IMAGE_WITHDRAWN:
+		return "withdrawn"
+	case controlv1.EventKind_EVENT_KIND_IMAGE_NOT_IMPORTED:
+		return "not-imported"
 	case controlv1.EventKind_EVENT_KIND_UNSPECIFIED:
 	}
 	return "other"

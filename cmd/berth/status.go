@@ -92,7 +92,38 @@ func printDisks(w io.Writer, disks []*controlv1.Disk) error {
 			}
 		}
 	}
-	return nil
+	return printImports(w, disks)
+}
+
+// registered is the result of an image that containerd knows.
+const registered = "registered"
+
+// printImports says how many images of each disk containerd knows, and of the others why it does not.
+func printImports(w io.Writer, disks []*controlv1.Disk) error {
+	var lines []string
+	for _, d := range disks {
+		known := 0
+		var others []string
+		for _, img := range d.GetImports() {
+			if img.GetResult() == registered {
+				known++
+				continue
+			}
+			others = append(others, fmt.Sprintf("  %s (%s) %s: %s", img.GetReference(), img.GetNamespace(), img.GetResult(), img.GetReason()))
+		}
+		if len(d.GetImports()) > 0 {
+			lines = append(lines, fmt.Sprintf("%s: %d of %d images registered in containerd", d.GetName(), known, len(d.GetImports())))
+		}
+		lines = append(lines, others...)
+		if e := d.GetImportError(); e != "" {
+			lines = append(lines, fmt.Sprintf("! %s: images: %s", d.GetName(), e))
+		}
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "\n%s\n", strings.Join(lines, "\n"))
+	return err
 }
 
 // shownHydrations are those that are printed of the ones that have ended; --json has all.

@@ -50,6 +50,12 @@ const (
 	EventKind_EVENT_KIND_DISK_DETACHED EventKind = 5
 	// A disk that served gave errors or is gone and is out of service. Containers that use it get I/O errors.
 	EventKind_EVENT_KIND_DISK_FAILED EventKind = 6
+	// An image of a disk is registered in containerd, and containers of it start without a registry.
+	EventKind_EVENT_KIND_IMAGE_IMPORTED EventKind = 7
+	// An image that was registered so was taken back, since its disk leaves.
+	EventKind_EVENT_KIND_IMAGE_WITHDRAWN EventKind = 8
+	// An image of a disk is not registered, or not any more; the reason says why.
+	EventKind_EVENT_KIND_IMAGE_NOT_IMPORTED EventKind = 9
 )
 
 // Enum value maps for EventKind.
@@ -62,15 +68,21 @@ var (
 		4: "EVENT_KIND_DISK_ATTACHED",
 		5: "EVENT_KIND_DISK_DETACHED",
 		6: "EVENT_KIND_DISK_FAILED",
+		7: "EVENT_KIND_IMAGE_IMPORTED",
+		8: "EVENT_KIND_IMAGE_WITHDRAWN",
+		9: "EVENT_KIND_IMAGE_NOT_IMPORTED",
 	}
 	EventKind_value = map[string]int32{
-		"EVENT_KIND_UNSPECIFIED":   0,
-		"EVENT_KIND_HIT":           1,
-		"EVENT_KIND_MISS":          2,
-		"EVENT_KIND_ERROR":         3,
-		"EVENT_KIND_DISK_ATTACHED": 4,
-		"EVENT_KIND_DISK_DETACHED": 5,
-		"EVENT_KIND_DISK_FAILED":   6,
+		"EVENT_KIND_UNSPECIFIED":        0,
+		"EVENT_KIND_HIT":                1,
+		"EVENT_KIND_MISS":               2,
+		"EVENT_KIND_ERROR":              3,
+		"EVENT_KIND_DISK_ATTACHED":      4,
+		"EVENT_KIND_DISK_DETACHED":      5,
+		"EVENT_KIND_DISK_FAILED":        6,
+		"EVENT_KIND_IMAGE_IMPORTED":     7,
+		"EVENT_KIND_IMAGE_WITHDRAWN":    8,
+		"EVENT_KIND_IMAGE_NOT_IMPORTED": 9,
 	}
 )
 
@@ -541,7 +553,11 @@ type Disk struct {
 	// Whether the configuration names it, so that every start attaches it.
 	Configured bool `protobuf:"varint,17,opt,name=configured,proto3" json:"configured,omitempty"`
 	// The driver's ID of the volume snapshot that its volume was made of, empty for a volume that was there.
-	SnapshotId    string `protobuf:"bytes,18,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	SnapshotId string `protobuf:"bytes,18,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// Images of the disk that containerd was to be told of, by namespace and reference.
+	Imports []*ImportedImage `protobuf:"bytes,19,rep,name=imports,proto3" json:"imports,omitempty"`
+	// Why not all of them are registered that could be, empty if nothing is wrong; it is tried again.
+	ImportError   string `protobuf:"bytes,20,opt,name=import_error,json=importError,proto3" json:"import_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -702,6 +718,94 @@ func (x *Disk) GetSnapshotId() string {
 	return ""
 }
 
+func (x *Disk) GetImports() []*ImportedImage {
+	if x != nil {
+		return x.Imports
+	}
+	return nil
+}
+
+func (x *Disk) GetImportError() string {
+	if x != nil {
+		return x.ImportError
+	}
+	return ""
+}
+
+// ImportedImage is what became of an image of a disk that containerd was to be told of.
+type ImportedImage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Reference as the disk has it, normalised.
+	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Namespace of containerd.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// "registered"; "left" to somebody else's image of the same name; "refused"; "failed", to be tried again; "removed" by
+	// somebody after it was registered.
+	Result string `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	// Why it is not registered, in words.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportedImage) Reset() {
+	*x = ImportedImage{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportedImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportedImage) ProtoMessage() {}
+
+func (x *ImportedImage) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportedImage.ProtoReflect.Descriptor instead.
+func (*ImportedImage) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ImportedImage) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *ImportedImage) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ImportedImage) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *ImportedImage) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // AttachDiskRequest of ControlService.AttachDisk.
 type AttachDiskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -724,7 +828,7 @@ type AttachDiskRequest struct {
 
 func (x *AttachDiskRequest) Reset() {
 	*x = AttachDiskRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[6]
+	mi := &file_berth_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +840,7 @@ func (x *AttachDiskRequest) String() string {
 func (*AttachDiskRequest) ProtoMessage() {}
 
 func (x *AttachDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[6]
+	mi := &file_berth_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +853,7 @@ func (x *AttachDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachDiskRequest.ProtoReflect.Descriptor instead.
 func (*AttachDiskRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AttachDiskRequest) GetName() string {
@@ -805,7 +909,7 @@ type AttachDiskResponse struct {
 
 func (x *AttachDiskResponse) Reset() {
 	*x = AttachDiskResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[7]
+	mi := &file_berth_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +921,7 @@ func (x *AttachDiskResponse) String() string {
 func (*AttachDiskResponse) ProtoMessage() {}
 
 func (x *AttachDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[7]
+	mi := &file_berth_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +934,7 @@ func (x *AttachDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachDiskResponse.ProtoReflect.Descriptor instead.
 func (*AttachDiskResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AttachDiskResponse) GetDisk() *Disk {
@@ -853,7 +957,7 @@ type DetachDiskRequest struct {
 
 func (x *DetachDiskRequest) Reset() {
 	*x = DetachDiskRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[8]
+	mi := &file_berth_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +969,7 @@ func (x *DetachDiskRequest) String() string {
 func (*DetachDiskRequest) ProtoMessage() {}
 
 func (x *DetachDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[8]
+	mi := &file_berth_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +982,7 @@ func (x *DetachDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachDiskRequest.ProtoReflect.Descriptor instead.
 func (*DetachDiskRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DetachDiskRequest) GetName() string {
@@ -908,7 +1012,7 @@ type DetachDiskResponse struct {
 
 func (x *DetachDiskResponse) Reset() {
 	*x = DetachDiskResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[9]
+	mi := &file_berth_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1024,7 @@ func (x *DetachDiskResponse) String() string {
 func (*DetachDiskResponse) ProtoMessage() {}
 
 func (x *DetachDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[9]
+	mi := &file_berth_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1037,7 @@ func (x *DetachDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachDiskResponse.ProtoReflect.Descriptor instead.
 func (*DetachDiskResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DetachDiskResponse) GetDetached() bool {
@@ -963,7 +1067,7 @@ type FindImageRequest struct {
 
 func (x *FindImageRequest) Reset() {
 	*x = FindImageRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[10]
+	mi := &file_berth_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1079,7 @@ func (x *FindImageRequest) String() string {
 func (*FindImageRequest) ProtoMessage() {}
 
 func (x *FindImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[10]
+	mi := &file_berth_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1092,7 @@ func (x *FindImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindImageRequest.ProtoReflect.Descriptor instead.
 func (*FindImageRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FindImageRequest) GetReference() string {
@@ -1020,7 +1124,7 @@ type FindImageResponse struct {
 
 func (x *FindImageResponse) Reset() {
 	*x = FindImageResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[11]
+	mi := &file_berth_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1136,7 @@ func (x *FindImageResponse) String() string {
 func (*FindImageResponse) ProtoMessage() {}
 
 func (x *FindImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[11]
+	mi := &file_berth_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1149,7 @@ func (x *FindImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindImageResponse.ProtoReflect.Descriptor instead.
 func (*FindImageResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FindImageResponse) GetDisk() string {
@@ -1082,7 +1186,7 @@ type ExplainLayersRequest struct {
 
 func (x *ExplainLayersRequest) Reset() {
 	*x = ExplainLayersRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[12]
+	mi := &file_berth_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1198,7 @@ func (x *ExplainLayersRequest) String() string {
 func (*ExplainLayersRequest) ProtoMessage() {}
 
 func (x *ExplainLayersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[12]
+	mi := &file_berth_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1211,7 @@ func (x *ExplainLayersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainLayersRequest.ProtoReflect.Descriptor instead.
 func (*ExplainLayersRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainLayersRequest) GetLayers() []*LayerName {
@@ -1141,7 +1245,7 @@ type LayerName struct {
 
 func (x *LayerName) Reset() {
 	*x = LayerName{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[13]
+	mi := &file_berth_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1257,7 @@ func (x *LayerName) String() string {
 func (*LayerName) ProtoMessage() {}
 
 func (x *LayerName) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[13]
+	mi := &file_berth_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1270,7 @@ func (x *LayerName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerName.ProtoReflect.Descriptor instead.
 func (*LayerName) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LayerName) GetChainId() string {
@@ -1210,7 +1314,7 @@ type ExplainLayersResponse struct {
 
 func (x *ExplainLayersResponse) Reset() {
 	*x = ExplainLayersResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	mi := &file_berth_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1326,7 @@ func (x *ExplainLayersResponse) String() string {
 func (*ExplainLayersResponse) ProtoMessage() {}
 
 func (x *ExplainLayersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	mi := &file_berth_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1339,7 @@ func (x *ExplainLayersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainLayersResponse.ProtoReflect.Descriptor instead.
 func (*ExplainLayersResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExplainLayersResponse) GetLayers() []*LayerAnswer {
@@ -1273,7 +1377,7 @@ type DiskChoice struct {
 
 func (x *DiskChoice) Reset() {
 	*x = DiskChoice{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1389,7 @@ func (x *DiskChoice) String() string {
 func (*DiskChoice) ProtoMessage() {}
 
 func (x *DiskChoice) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1402,7 @@ func (x *DiskChoice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskChoice.ProtoReflect.Descriptor instead.
 func (*DiskChoice) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DiskChoice) GetTime() *timestamppb.Timestamp {
@@ -1360,7 +1464,7 @@ type ChosenDisk struct {
 
 func (x *ChosenDisk) Reset() {
 	*x = ChosenDisk{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1476,7 @@ func (x *ChosenDisk) String() string {
 func (*ChosenDisk) ProtoMessage() {}
 
 func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1489,7 @@ func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChosenDisk.ProtoReflect.Descriptor instead.
 func (*ChosenDisk) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ChosenDisk) GetImageSnapshot() string {
@@ -1433,7 +1537,7 @@ type ChoiceCandidate struct {
 
 func (x *ChoiceCandidate) Reset() {
 	*x = ChoiceCandidate{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1549,7 @@ func (x *ChoiceCandidate) String() string {
 func (*ChoiceCandidate) ProtoMessage() {}
 
 func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1562,7 @@ func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoiceCandidate.ProtoReflect.Descriptor instead.
 func (*ChoiceCandidate) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ChoiceCandidate) GetName() string {
@@ -1510,7 +1614,7 @@ type LayerAnswer struct {
 
 func (x *LayerAnswer) Reset() {
 	*x = LayerAnswer{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1626,7 @@ func (x *LayerAnswer) String() string {
 func (*LayerAnswer) ProtoMessage() {}
 
 func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1639,7 @@ func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerAnswer.ProtoReflect.Descriptor instead.
 func (*LayerAnswer) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LayerAnswer) GetHit() bool {
@@ -1589,7 +1693,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1601,7 +1705,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1614,7 +1718,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 // WatchEventsResponse is one event.
@@ -1630,7 +1734,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	mi := &file_berth_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1746,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	mi := &file_berth_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1759,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -1687,7 +1791,7 @@ type Event struct {
 	Disk string `protobuf:"bytes,5,opt,name=disk,proto3" json:"disk,omitempty"`
 	// How the layer was recognised, for hits.
 	MatchedBy string `protobuf:"bytes,6,opt,name=matched_by,json=matchedBy,proto3" json:"matched_by,omitempty"`
-	// Why no disk served it, for misses; what went wrong, for errors and failed disks.
+	// Why no disk served it, for misses; what went wrong, for errors, failed disks and images.
 	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Compressed bytes not pulled, for hits; 0 if unknown.
 	Bytes int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
@@ -1699,7 +1803,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[21]
+	mi := &file_berth_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1815,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[21]
+	mi := &file_berth_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1828,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Event) GetTime() *timestamppb.Timestamp {
@@ -1834,7 +1938,7 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x10bytes_per_second\x18\r \x01(\x03R\x0ebytesPerSecond\"\x12\n" +
 	"\x10ListDisksRequest\"A\n" +
 	"\x11ListDisksResponse\x12,\n" +
-	"\x05disks\x18\x01 \x03(\v2\x16.berth.control.v1.DiskR\x05disks\"\x8a\x04\n" +
+	"\x05disks\x18\x01 \x03(\v2\x16.berth.control.v1.DiskR\x05disks\"\xe8\x04\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12\x1b\n" +
@@ -1860,7 +1964,14 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"configured\x18\x11 \x01(\bR\n" +
 	"configured\x12\x1f\n" +
 	"\vsnapshot_id\x18\x12 \x01(\tR\n" +
-	"snapshotId\"\xc1\x01\n" +
+	"snapshotId\x129\n" +
+	"\aimports\x18\x13 \x03(\v2\x1f.berth.control.v1.ImportedImageR\aimports\x12!\n" +
+	"\fimport_error\x18\x14 \x01(\tR\vimportError\"{\n" +
+	"\rImportedImage\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x16\n" +
+	"\x06result\x18\x03 \x01(\tR\x06result\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xc1\x01\n" +
 	"\x11AttachDiskRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12\x1b\n" +
@@ -1940,7 +2051,7 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"matched_by\x18\x06 \x01(\tR\tmatchedBy\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
 	"\x05bytes\x18\b \x01(\x03R\x05bytes\x12%\n" +
-	"\x0eimage_snapshot\x18\t \x01(\tR\rimageSnapshot*\xbe\x01\n" +
+	"\x0eimage_snapshot\x18\t \x01(\tR\rimageSnapshot*\xa0\x02\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eEVENT_KIND_HIT\x10\x01\x12\x13\n" +
@@ -1948,7 +2059,10 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x10EVENT_KIND_ERROR\x10\x03\x12\x1c\n" +
 	"\x18EVENT_KIND_DISK_ATTACHED\x10\x04\x12\x1c\n" +
 	"\x18EVENT_KIND_DISK_DETACHED\x10\x05\x12\x1a\n" +
-	"\x16EVENT_KIND_DISK_FAILED\x10\x062\xfb\x04\n" +
+	"\x16EVENT_KIND_DISK_FAILED\x10\x06\x12\x1d\n" +
+	"\x19EVENT_KIND_IMAGE_IMPORTED\x10\a\x12\x1e\n" +
+	"\x1aEVENT_KIND_IMAGE_WITHDRAWN\x10\b\x12!\n" +
+	"\x1dEVENT_KIND_IMAGE_NOT_IMPORTED\x10\t2\xfb\x04\n" +
 	"\x0eControlService\x12K\n" +
 	"\x06Status\x12\x1f.berth.control.v1.StatusRequest\x1a .berth.control.v1.StatusResponse\x12T\n" +
 	"\tListDisks\x12\".berth.control.v1.ListDisksRequest\x1a#.berth.control.v1.ListDisksResponse\x12W\n" +
@@ -1973,7 +2087,7 @@ func file_berth_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_berth_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_berth_control_v1_control_proto_goTypes = []any{
 	(EventKind)(0),                // 0: berth.control.v1.EventKind
 	(*StatusRequest)(nil),         // 1: berth.control.v1.StatusRequest
@@ -1982,68 +2096,70 @@ var file_berth_control_v1_control_proto_goTypes = []any{
 	(*ListDisksRequest)(nil),      // 4: berth.control.v1.ListDisksRequest
 	(*ListDisksResponse)(nil),     // 5: berth.control.v1.ListDisksResponse
 	(*Disk)(nil),                  // 6: berth.control.v1.Disk
-	(*AttachDiskRequest)(nil),     // 7: berth.control.v1.AttachDiskRequest
-	(*AttachDiskResponse)(nil),    // 8: berth.control.v1.AttachDiskResponse
-	(*DetachDiskRequest)(nil),     // 9: berth.control.v1.DetachDiskRequest
-	(*DetachDiskResponse)(nil),    // 10: berth.control.v1.DetachDiskResponse
-	(*FindImageRequest)(nil),      // 11: berth.control.v1.FindImageRequest
-	(*FindImageResponse)(nil),     // 12: berth.control.v1.FindImageResponse
-	(*ExplainLayersRequest)(nil),  // 13: berth.control.v1.ExplainLayersRequest
-	(*LayerName)(nil),             // 14: berth.control.v1.LayerName
-	(*ExplainLayersResponse)(nil), // 15: berth.control.v1.ExplainLayersResponse
-	(*DiskChoice)(nil),            // 16: berth.control.v1.DiskChoice
-	(*ChosenDisk)(nil),            // 17: berth.control.v1.ChosenDisk
-	(*ChoiceCandidate)(nil),       // 18: berth.control.v1.ChoiceCandidate
-	(*LayerAnswer)(nil),           // 19: berth.control.v1.LayerAnswer
-	(*WatchEventsRequest)(nil),    // 20: berth.control.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 21: berth.control.v1.WatchEventsResponse
-	(*Event)(nil),                 // 22: berth.control.v1.Event
-	nil,                           // 23: berth.control.v1.StatusResponse.HitsEntry
-	nil,                           // 24: berth.control.v1.StatusResponse.MissesEntry
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
+	(*ImportedImage)(nil),         // 7: berth.control.v1.ImportedImage
+	(*AttachDiskRequest)(nil),     // 8: berth.control.v1.AttachDiskRequest
+	(*AttachDiskResponse)(nil),    // 9: berth.control.v1.AttachDiskResponse
+	(*DetachDiskRequest)(nil),     // 10: berth.control.v1.DetachDiskRequest
+	(*DetachDiskResponse)(nil),    // 11: berth.control.v1.DetachDiskResponse
+	(*FindImageRequest)(nil),      // 12: berth.control.v1.FindImageRequest
+	(*FindImageResponse)(nil),     // 13: berth.control.v1.FindImageResponse
+	(*ExplainLayersRequest)(nil),  // 14: berth.control.v1.ExplainLayersRequest
+	(*LayerName)(nil),             // 15: berth.control.v1.LayerName
+	(*ExplainLayersResponse)(nil), // 16: berth.control.v1.ExplainLayersResponse
+	(*DiskChoice)(nil),            // 17: berth.control.v1.DiskChoice
+	(*ChosenDisk)(nil),            // 18: berth.control.v1.ChosenDisk
+	(*ChoiceCandidate)(nil),       // 19: berth.control.v1.ChoiceCandidate
+	(*LayerAnswer)(nil),           // 20: berth.control.v1.LayerAnswer
+	(*WatchEventsRequest)(nil),    // 21: berth.control.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),   // 22: berth.control.v1.WatchEventsResponse
+	(*Event)(nil),                 // 23: berth.control.v1.Event
+	nil,                           // 24: berth.control.v1.StatusResponse.HitsEntry
+	nil,                           // 25: berth.control.v1.StatusResponse.MissesEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
 }
 var file_berth_control_v1_control_proto_depIdxs = []int32{
-	25, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	23, // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.StatusResponse.HitsEntry
-	24, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.StatusResponse.MissesEntry
+	26, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	24, // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.StatusResponse.HitsEntry
+	25, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.StatusResponse.MissesEntry
 	6,  // 3: berth.control.v1.StatusResponse.disks:type_name -> berth.control.v1.Disk
 	3,  // 4: berth.control.v1.StatusResponse.hydrations:type_name -> berth.control.v1.Hydration
-	25, // 5: berth.control.v1.Hydration.wanted:type_name -> google.protobuf.Timestamp
-	26, // 6: berth.control.v1.Hydration.took:type_name -> google.protobuf.Duration
+	26, // 5: berth.control.v1.Hydration.wanted:type_name -> google.protobuf.Timestamp
+	27, // 6: berth.control.v1.Hydration.took:type_name -> google.protobuf.Duration
 	6,  // 7: berth.control.v1.ListDisksResponse.disks:type_name -> berth.control.v1.Disk
-	25, // 8: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
-	6,  // 9: berth.control.v1.AttachDiskResponse.disk:type_name -> berth.control.v1.Disk
-	14, // 10: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
-	19, // 11: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
-	16, // 12: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
-	25, // 13: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
-	26, // 14: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
-	17, // 15: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
-	18, // 16: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
-	22, // 17: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
-	22, // 18: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
-	25, // 19: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
-	0,  // 20: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
-	1,  // 21: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
-	4,  // 22: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
-	7,  // 23: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
-	9,  // 24: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
-	11, // 25: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
-	13, // 26: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
-	20, // 27: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
-	2,  // 28: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
-	5,  // 29: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
-	8,  // 30: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
-	10, // 31: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
-	12, // 32: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
-	15, // 33: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
-	21, // 34: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
-	28, // [28:35] is the sub-list for method output_type
-	21, // [21:28] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	26, // 8: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
+	7,  // 9: berth.control.v1.Disk.imports:type_name -> berth.control.v1.ImportedImage
+	6,  // 10: berth.control.v1.AttachDiskResponse.disk:type_name -> berth.control.v1.Disk
+	15, // 11: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
+	20, // 12: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
+	17, // 13: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
+	26, // 14: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
+	27, // 15: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
+	18, // 16: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
+	19, // 17: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
+	23, // 18: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
+	23, // 19: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
+	26, // 20: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
+	0,  // 21: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
+	1,  // 22: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
+	4,  // 23: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
+	8,  // 24: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
+	10, // 25: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
+	12, // 26: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
+	14, // 27: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
+	21, // 28: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
+	2,  // 29: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
+	5,  // 30: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
+	9,  // 31: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
+	11, // 32: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
+	13, // 33: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
+	16, // 34: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
+	22, // 35: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
+	29, // [29:36] is the sub-list for method output_type
+	22, // [22:29] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_berth_control_v1_control_proto_init() }
@@ -2057,7 +2173,7 @@ func file_berth_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_control_v1_control_proto_rawDesc), len(file_berth_control_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
