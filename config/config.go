@@ -28,6 +28,7 @@ type Config struct {
 	Loop        Loop        `toml:"loop"`
 	Drivers     Drivers     `toml:"drivers"`
 	Discover    Discover    `toml:"discover"`
+	Import      Import      `toml:"import"`
 	Disks       []Disk      `toml:"disk"`
 	// ImageSnapshots that this berthd makes and keeps.
 	ImageSnapshots ImageSnapshots `toml:"image_snapshots"`
@@ -108,6 +109,8 @@ type Disk struct {
 	Expect digest.Digest `toml:"expect"`
 	// Keep the disk attached while nothing uses it; not set is true.
 	Keep *bool `toml:"keep"`
+	// Import the disk's images into containerd or do not; not set is Import.Enabled.
+	Import *bool `toml:"import"`
 }
 
 // KeepAttached is Keep with its default.
@@ -140,6 +143,7 @@ func Default() Config {
 		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
 		Discover:       Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
 		Hydration:      defaultHydration(),
+		Import:         defaultImport(),
 		ImageSnapshots: defaultImageSnapshots(),
 		Catalog:        Catalog{Interval: Duration(2 * time.Second), MaxDisks: 16},
 	}

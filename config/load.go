@@ -136,7 +136,7 @@ func commentedKeys(section string) []string {
 	driver, isDriver := strings.CutPrefix(section, "drivers.csi.")
 	switch {
 	case section == "disk":
-		return []string{"name", "driver", "path", "volume", "snapshot", "expect", "keep"}
+		return []string{"name", "driver", "path", "volume", "snapshot", "expect", "keep", "import"}
 	case section == "drivers":
 		return []string{"csi"}
 	case isDriver && strings.HasSuffix(driver, ".secrets"):

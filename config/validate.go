@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -85,7 +86,7 @@ func (c *Config) Validate() error {
 		refuse("loop.directory: %q is not a clean absolute path; \"\" is <root>/volumes", d)
 	}
 	errs = append(errs, checkDiscover(c.Discover)...)
-	errs = append(errs, c.Drivers.check()...)
+	errs = append(errs, slices.Concat(c.Import.check(), c.Drivers.check())...)
 	errs = append(errs, checkDisks(c.Disks, c.Drivers)...)
 	errs = append(errs, c.ImageSnapshots.check(c.Drivers)...)
 	if len(errs) > 0 {

@@ -47,9 +47,10 @@ func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	platform := platforms.Normalize(platforms.DefaultSpec())
+	n.roomy = &roomyStage{Stager: n.stage}
 	observer := &chooserObserver{matches: n.snapshots.recorder()}
 	n.chooser, err = ondemand.New(context.WithoutCancel(ctx), ondemand.Config{
-		Stage: n.stage, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
+		Stage: n.roomy, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
 		AttachCostBytes: c.Catalog.AttachCost, Observer: observer,
 		Platform: matcher.Platform{OS: platform.OS, Architecture: platform.Architecture, Variant: platform.Variant},
 	})
@@ -131,7 +132,17 @@ type useRecorder struct {
 
 func (r useRecorder) Hit(ctx context.Context, h snapshotter.Hit) {
 	r.Observer.Hit(ctx, h)
-	if name, id, ok := r.chooser.ImageSnapshot(h.DiskUUID); ok {
+	r.record(h.DiskUUID)
+}
+
+// Start is a use as well: an image that is in containerd already is not pulled.
+func (r useRecorder) Start(ctx context.Context, s snapshotter.Start) {
+	r.Observer.Start(ctx, s)
+	r.record(s.DiskUUID)
+}
+
+func (r useRecorder) record(diskUUID string) {
+	if name, id, ok := r.chooser.ImageSnapshot(diskUUID); ok {
 		r.matches.RecordMatch(name, id)
 	}
 }

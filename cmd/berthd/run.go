@@ -24,6 +24,7 @@ import (
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
 	"berth.dev/berth/hydrate"
+	"berth.dev/berth/imageimport"
 	"berth.dev/berth/metrics"
 	"berth.dev/berth/ondemand"
 	"berth.dev/berth/snapshotter"
@@ -47,9 +48,14 @@ type node struct {
 	snaps    *snapshotter.Snapshotter
 	ledger   *control.Ledger
 	waiting  *control.Waiting
-	registry *prometheus.Registry
-	metrics  *metrics.Metrics
-	failures *diskFailures
+	importer *imageimport.Importer
+	roomy    *roomyStage
+	pulls    *pullWatcher
+	// containerd's services, for the importer.
+	containerd *grpc.ClientConn
+	registry   *prometheus.Registry
+	metrics    *metrics.Metrics
+	failures   *diskFailures
 	// snapshots are image snapshots.
 	snapshots *imageSnapshots
 }
@@ -85,7 +91,7 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	}
 
 	service := control.NewService(control.Node{Version: version.String(), PID: os.Getpid(), Started: started, Root: c.Root},
-		disks{n.stage}, disks{n.stage}, n.waiting, n.ledger).WithChoices(choices{n.chooser}).
+		importedDisks{disks{n.stage}, n.importer}, disks{n.stage}, n.waiting, n.ledger).WithChoices(choices{n.chooser}).
 		WithHydrations(hydrationStatus{n.hydrator})
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
@@ -132,11 +138,15 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err != nil {
 		return err
 	}
+	n.pulls = &pullWatcher{Observer: startWatcher{useRecorder{watch, n.chooser, n.snapshots.recorder()}, n.hydrator}}
 	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{
 		Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Protocol: protocol,
-		Observer: startWatcher{useRecorder{watch, n.chooser, n.snapshots.recorder()}, n.hydrator},
+		Observer: n.pulls,
 	})
 	if err != nil {
+		return err
+	}
+	if err := n.openImporter(c); err != nil {
 		return err
 	}
 	missing, err := reconcile(ctx, n.snaps, n.stage)
@@ -212,6 +222,9 @@ func drain(ctx context.Context, server *grpc.Server) {
 // Close closes what was opened, the last first; disks stay mounted.
 func (n *node) Close() error {
 	var errs []error
+	if n.containerd != nil {
+		errs = append(errs, n.containerd.Close())
+	}
 	if n.snapshots != nil {
 		errs = append(errs, n.snapshots.Close())
 	}

@@ -32,6 +32,7 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 		wg.Go(func() { discover(ctx, n.drivers.attached, discovery) })
 	}
 	wg.Go(func() { n.failures.run(ctx, n.chooser.ImageSnapshot, n.snapshots.noteDiskFailure) })
+	wg.Go(func() { n.importer.Run(ctx) })
 	wg.Go(func() { feedWatchdog(ctx, n.answersItself) })
 	if n.snapshots != nil {
 		wg.Go(func() { n.snapshots.run(ctx) })
@@ -114,6 +115,7 @@ func (n *node) reloadOn(ctx context.Context, hangups <-chan os.Signal, old confi
 			log.G(ctx).WithError(err).Error("configuration is not read again, the old one stays")
 			continue
 		}
+		n.importer.Want(c.ImportsFrom)
 		n.waiting.Attach(ctx, diskSpecs(c))
 		n.drivers.attached.Rescan()
 		log.G(ctx).WithField("restart_needed", needsRestart(old, c)).Info("configuration is read again: log settings and added disks take effect")
@@ -133,7 +135,7 @@ func needsRestart(old, c config.Config) bool {
 		}
 	}
 	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
-		old.Snapshotter != c.Snapshotter || old.Catalog != c.Catalog || old.Hydration != c.Hydration || old.Loop != c.Loop || !old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover) ||
+		old.Snapshotter != c.Snapshotter || old.Catalog != c.Catalog || old.Hydration != c.Hydration || old.Loop != c.Loop || needsRestartForImports(old.Import, c.Import) || !old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover) ||
 		old.ImageSnapshots != c.ImageSnapshots
 }
 

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth.dev/berth/config"
+	"berth.dev/berth/control"
+	"berth.dev/berth/imageimport"
+	"berth.dev/berth/metrics"
+	"berth.dev/berth/ondemand"
+	"berth.dev/berth/snapshotter"
+	"berth.dev/berth/stage"
+)
+
+// importTrace is the file below the root that says that images were registered in containerd.
+const importTrace = "imageimport.json"
+
+// importReconnect bounds the wait between attempts to reach a containerd that was away: pods wait for it.
+const importReconnect = 2 * time.Second
+
+// openImporter makes what registers images of disks in containerd. Nothing is sent before there is something to register.
+func (n *node) openImporter(c config.Config) error {
+	connect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: importReconnect}
+	connect.Backoff.MaxDelay = importReconnect
+	conn, err := grpc.NewClient("unix://"+c.Import.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(connect))
+	if err != nil {
+		return fmt.Errorf("connect to containerd: %w", err)
+	}
+	n.containerd = conn
+	ctr, err := client.NewWithConn(conn)
+	if err != nil {
+		return fmt.Errorf("make client of containerd: %w", err)
+	}
+	cri := criImages{runtime.NewImageServiceClient(conn), c.Root, c.Import.Snapshotter}
+	n.importer = imageimport.New(imageimport.Config{
+		Namespaces: c.Import.Namespaces, Snapshotter: c.Import.Snapshotter, Pinned: c.Import.Pinned, Images: c.Import.Images,
+		IdleTimeout: c.Stage.IdleTimeout.Std(), Platform: platforms.Default(), Trace: filepath.Join(c.Root, importTrace),
+		Observer: importObserver{metrics.RegisterImports(n.registry, texts(imageimport.Results())), n.ledger},
+	}, importNode{n.stage, n.snaps}, imageimport.Containerd{
+		Content: ctr.ContentStore(), Images: ctr.ImageService(), Leases: ctr.LeasesService(),
+		Snapshots: ctr.SnapshotService(c.Import.Snapshotter), Usable: cri.usable,
+	}, c.ImportsFrom)
+	n.roomy.importer, n.pulls.importer = n.importer, n.importer
+	return nil
+}
+
+// importNode is the stage and the snapshotter as the importer sees them.
+type importNode struct {
+	stage *stage.Stager
+	snaps *snapshotter.Snapshotter
+}
+
+var _ imageimport.Node = importNode{}
+
+func (n importNode) Disks() []imageimport.Disk {
+	var list []imageimport.Disk
+	for _, s := range n.stage.Disks() {
+		d := imageimport.Disk{Name: s.Name, UUID: s.UUID, Phase: phaseOf(s), Keep: s.Keep, Holders: s.Holders}
+		if d.Phase == imageimport.Serving {
+			if d.Index = n.stage.Index(s.Name); d.Index == nil {
+				d.Phase = imageimport.Leaving // since it was listed
+			}
+		}
+		list = append(list, d)
+	}
+	return list
+}
+
+func phaseOf(s stage.DiskStatus) imageimport.Phase {
+	if s.Serving {
+		return imageimport.Serving
+	}
+	switch s.State {
+	case stage.StateDraining, stage.StateUnmounting, stage.StateDetaching, stage.StateDeleting, stage.StateFailed:
+		return imageimport.Leaving
+	default:
+		return imageimport.Coming
+	}
+}
+
+func (n importNode) Changed() <-chan struct{} { return n.stage.Changed() }
+
+func (n importNode) Uses(ctx context.Context) (map[string]imageimport.Use, error) {
+	uses, err := n.snaps.Uses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]imageimport.Use, len(uses))
+	for uuid, u := range uses {
+		out[uuid] = imageimport.Use{Chains: u.Chains, Others: u.Others}
+	}
+	return out, nil
+}
+
+func (n importNode) Detach(ctx context.Context, name string) error {
+	_, err := n.stage.Unstage(ctx, name, stage.UnstageOptions{})
+	return err
+}
+
+// criImages is CRI's image service, which the containerd of a Kubernetes node has.
+type criImages struct {
+	runtime.ImageServiceClient
+	root, snapshotter string
+}
+
+// criNamespace is where CRI has its images.
+const criNamespace = "k8s.io"
+
+// usable refuses the namespace of a CRI that has its images in another snapshotter: it would believe that they are there, and fail to
+// start containers of them instead of pulling.
+func (c criImages) usable(ctx context.Context, namespace string) error {
+	if namespace != criNamespace {
+		return nil
+	}
+	info, err := c.ImageFsInfo(ctx, &runtime.ImageFsInfoRequest{})
+	if err != nil {
+		if err = errgrpc.ToNative(err); errdefs.IsNotImplemented(err) {
+			return nil // no CRI, so nobody is misled
+		}
+		return fmt.Errorf("ask CRI where its images are: %w", err)
+	}
+	systems := info.GetImageFilesystems()
+	if len(systems) == 0 {
+		return nil
+	}
+	// The first is that of the snapshotter that pods use unless their runtime class says otherwise.
+	at := systems[0].GetFsId().GetMountpoint()
+	if real, err := filepath.EvalSymlinks(at); err == nil && real == c.root {
+		return nil
+	}
+	return fmt.Errorf("CRI has its images in %s and not in %s: make %s its snapshotter, with exports.root, as \"berth config containerd\" prints it: %w",
+		at, c.root, c.snapshotter, errdefs.ErrFailedPrecondition)
+}
+
+// importObserver passes on what becomes of images.
+type importObserver struct {
+	metrics *metrics.Imports
+	ledger  *control.Ledger
+}
+
+func (o importObserver) Image(ctx context.Context, disk string, img imageimport.Image) {
+	o.metrics.Image(string(img.Result))
+	kind := control.ImageNotImported
+	entry := log.G(ctx).WithFields(log.Fields{"disk": disk, "image": img.Reference, "namespace": img.Namespace, "result": img.Result})
+	switch img.Result {
+	case imageimport.Registered:
+		kind = control.ImageImported
+		entry.Info("image of a disk is registered in containerd")
+	case imageimport.Withdrawn:
+		kind = control.ImageWithdrawn
+		entry.Info("image of a disk is no longer registered in containerd")
+	case imageimport.Removed:
+		entry.WithField("reason", img.Reason).Info("image of a disk is no longer registered in containerd")
+	default:
+		entry.WithField("reason", img.Reason).Warn("image of a disk is not registered in containerd")
+	}
+	o.ledger.Image(kind, control.Event{Disk: disk, ImageRef: img.Reference, Detail: img.Reason})
+}
+
+// importedDisks are the disks as the control API sees them, with their registered images.
+type importedDisks struct {
+	disks
+	importer *imageimport.Importer
+}
+
+var _ control.Disks = importedDisks{}
+
+func (d importedDisks) List(ctx context.Context) ([]control.Disk, error) {
+	list, err := d.disks.List(ctx)
+	for i := range list {
+		images, err := d.importer.Status(list[i].Name, list[i].UUID)
+		for _, img := range images {
+			list[i].Imports = append(list[i].Imports, control.ImportedImage{
+				Reference: img.Reference, Namespace: img.Namespace, Result: string(img.Result), Reason: img.Reason,
+			})
+		}
+		if err != nil {
+			list[i].ImportError = err.Error()
+		}
+	}
+	return list, err
+}
+
+// Detach takes the disk's images back first, if nothing else uses the disk. A disk that drains loses them by itself.
+func (d importedDisks) Detach(ctx context.Context, name string, drain bool) (holders int, err error) {
+	return (&roomyStage{d.stage, d.importer}).Unstage(ctx, name, stage.UnstageOptions{Drain: drain})
+}
+
+// needsRestartForImports: which disks' images are registered can change while berthd runs.
+func needsRestartForImports(old, c config.Import) bool {
+	old.Enabled = c.Enabled
+	return !old.Equal(c)
+}
+
+// pullWatcher is an observer of the snapshotter that keeps from others what no pull asked for: an image that is registered is
+// neither used nor started.
+type pullWatcher struct {
+	snapshotter.Observer
+	// importer is set before anything is asked.
+	importer *imageimport.Importer
+}
+
+func (w *pullWatcher) Hit(ctx context.Context, h snapshotter.Hit) {
+	if !w.importer.Asks(h.Layer.ChainID) {
+		w.Observer.Hit(ctx, h)
+	}
+}
+
+func (w *pullWatcher) Miss(ctx context.Context, m snapshotter.Miss) {
+	if !w.importer.Asks(m.Layer.ChainID) {
+		w.Observer.Miss(ctx, m)
+	}
+}
+
+// roomyStage is the stage as the chooser sees it: a disk that nothing but registered images uses is idle, and can make room.
+type roomyStage struct {
+	*stage.Stager
+	// importer is set before anything is chosen.
+	importer *imageimport.Importer
+}
+
+var _ ondemand.Stage = (*roomyStage)(nil)
+
+func (s *roomyStage) Disks() []stage.DiskStatus {
+	list := s.Stager.Disks()
+	for i := range list {
+		if since := s.importer.FreeSince(list[i].UUID); list[i].State == stage.StateInUse && !since.IsZero() {
+			list[i].State, list[i].IdleSince = stage.StateIdle, since
+		}
+	}
+	return list
+}
+
+func (s *roomyStage) Unstage(ctx context.Context, name string, opts stage.UnstageOptions) (holders int, err error) {
+	if !opts.Drain {
+		release, err := s.importer.Withdraw(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		defer release()
+	}
+	return s.Stager.Unstage(ctx, name, opts)
+}
