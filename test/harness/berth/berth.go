@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -59,8 +60,20 @@ type Config struct {
 	MaxDisks int
 	// ImageSnapshots is the text of their section of the configuration.
 	ImageSnapshots string
+	// Import has the images of all disks registered in a containerd; nil in none.
+	Import *Import
 	// Env is added to the environment of both programs.
 	Env []string
+}
+
+// Import says how images of disks are registered.
+type Import struct {
+	// Containerd is the socket of its services.
+	Containerd string
+	Namespaces []string
+	Pinned     bool
+	// Images are patterns of references; none is all.
+	Images []string
 }
 
 // Daemon is a berthd.
@@ -104,6 +117,10 @@ func (d *Daemon) writeConfig() error {
 	if d.cfg.ImageSnapshots != "" {
 		fmt.Fprintf(&b, "[image_snapshots]\n%s\n", d.cfg.ImageSnapshots)
 	}
+	if im := d.cfg.Import; im != nil {
+		fmt.Fprintf(&b, "[import]\nenabled = true\ncontainerd = %q\npinned = %t\n", im.Containerd, im.Pinned)
+		fmt.Fprintf(&b, "namespaces = [%s]\nimages = [%s]\n", quoted(im.Namespaces), quoted(im.Images))
+	}
 	for name, socket := range d.cfg.CSI {
 		fmt.Fprintf(&b, "[drivers.csi.%s]\nnode = %q\n", name, socket)
 	}
@@ -114,6 +131,14 @@ func (d *Daemon) writeConfig() error {
 		return fmt.Errorf("write configuration of berthd: %w", err)
 	}
 	return nil
+}
+
+func quoted(words []string) string {
+	q := make([]string, len(words))
+	for i, w := range words {
+		q[i] = strconv.Quote(w)
+	}
+	return strings.Join(q, ", ")
 }
 
 // Start runs berthd and returns when it says that it serves.
@@ -256,6 +281,17 @@ type DiskStatus struct {
 	LayersInUse Count  `json:"layers_in_use"`
 	Holders     Count  `json:"holders"`
 	LastError   string `json:"last_error"`
+	// Imports are what became of its images, ImportError why that is not all.
+	Imports     []ImportedImage `json:"imports"`
+	ImportError string          `json:"import_error"`
+}
+
+// ImportedImage is what became of an image of a disk that containerd was to be told of.
+type ImportedImage struct {
+	Reference string `json:"reference"`
+	Namespace string `json:"namespace"`
+	Result    string `json:"result"`
+	Reason    string `json:"reason"`
 }
 
 // Count is a number that protobuf's JSON may write as a string.

@@ -46,6 +46,24 @@ func (c *Client) Pull(ctx context.Context, ref string) (string, error) {
 	return resp.GetImageRef(), nil
 }
 
+// Image as a kubelet sees it, nil if it would have to be pulled.
+func (c *Client) Image(ctx context.Context, ref string) (*runtime.Image, error) {
+	resp, err := c.images.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: &runtime.ImageSpec{Image: ref}})
+	if err != nil {
+		return nil, fmt.Errorf("get image %s by CRI: %w", ref, err)
+	}
+	return resp.GetImage(), nil
+}
+
+// Images that a kubelet could remove.
+func (c *Client) Images(ctx context.Context) ([]*runtime.Image, error) {
+	resp, err := c.images.ListImages(ctx, &runtime.ListImagesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list images by CRI: %w", err)
+	}
+	return resp.GetImages(), nil
+}
+
 // RemoveImage is no error if there is none.
 func (c *Client) RemoveImage(ctx context.Context, ref string) error {
 	_, err := c.images.RemoveImage(ctx, &runtime.RemoveImageRequest{Image: &runtime.ImageSpec{Image: ref}})
