@@ -3,10 +3,15 @@ package mirror
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,9 +27,22 @@ type Config struct {
 	To   catalog.Publisher
 	// Useful says whether those who read To can do anything with an entry; nil is always. Others are not published.
 	Useful func(e *catalog.Entry) bool
-	// Record is a file that has the IDs of what was published, so that what went away while nobody ran is withdrawn later, and
-	// nothing of others ever is.
-	Record string
+	// Target names To, and Records is a directory, made if it is missing, that remembers what was published in which target: so what
+	// went away while nobody ran is withdrawn later, and nothing of others ever is.
+	Target, Records string
+}
+
+// record is what was published in one target.
+type record struct {
+	Target string   `json:"target"`
+	IDs    []string `json:"ids"`
+}
+
+const recordSuffix = ".json"
+
+func recordFile(records, target string) string {
+	sum := sha256.Sum256([]byte(target))
+	return filepath.Join(records, hex.EncodeToString(sum[:16])+recordSuffix)
 }
 
 // Mirror publishes.
@@ -48,12 +66,15 @@ const (
 // Run publishes and withdraws until ctx ends, and then returns nil; it does not wait for a directory that hangs, as those on a network
 // may. What cannot be done now is tried again.
 func (m *Mirror) Run(ctx context.Context) error {
-	ids, _, err := durable.Read[[]string](m.Record)
+	if err := os.MkdirAll(m.Records, 0o700); err != nil {
+		return fmt.Errorf("publish image snapshots: %w", err)
+	}
+	rec, _, err := durable.Read[record](recordFile(m.Records, m.Target))
 	if err != nil {
 		return fmt.Errorf("publish image snapshots: %w", err)
 	}
 	m.published, m.pending = make(map[string]bool), make(map[string]*catalog.Entry)
-	for _, id := range ids {
+	for _, id := range rec.IDs {
 		m.published[id] = true
 	}
 	changes, err := m.From.Watch(ctx)
@@ -161,9 +182,47 @@ func (m *Mirror) note(id string, published bool) error {
 	} else {
 		delete(ids, id)
 	}
-	if err := durable.Write(m.Record, slices.Sorted(maps.Keys(ids))); err != nil {
+	if err := durable.Write(recordFile(m.Records, m.Target), record{m.Target, slices.Sorted(maps.Keys(ids))}); err != nil {
 		return err
 	}
 	m.published = ids
 	return nil
+}
+
+// Leave withdraws what was published in other targets than this one, which a configuration named before; an empty one is all. What
+// fails is tried again by the next call.
+func Leave(ctx context.Context, records, except string, open func(target string) (catalog.Publisher, error)) error {
+	entries, err := os.ReadDir(records)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), recordSuffix) {
+			continue
+		}
+		path := filepath.Join(records, e.Name())
+		rec, found, err := durable.Read[record](path)
+		if err == nil && found && rec.Target != except {
+			err = leave(ctx, path, rec, open)
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("withdraw what was published elsewhere: %w", err)
+	}
+	return nil
+}
+
+func leave(ctx context.Context, path string, rec record, open func(target string) (catalog.Publisher, error)) error {
+	to, err := open(rec.Target)
+	if err != nil {
+		return err
+	}
+	for _, id := range rec.IDs {
+		if err := to.Withdraw(ctx, id); err != nil {
+			return err
+		}
+	}
+	return durable.Remove(path)
 }

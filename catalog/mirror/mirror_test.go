@@ -101,7 +101,7 @@ func entry(t *testing.T, id, driver string) catalog.Entry {
 func run(t *testing.T, record string, from *source, to *target) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	m := mirror.New(mirror.Config{From: from, To: to, Record: record, Useful: func(e *catalog.Entry) bool { return e.Source.Driver != "loop" }})
+	m := mirror.New(mirror.Config{From: from, To: to, Target: "there", Records: record, Useful: func(e *catalog.Entry) bool { return e.Source.Driver != "loop" }})
 	go func() { ended <- m.Run(ctx) }()
 	synctest.Wait()
 	return func() {
@@ -111,7 +111,7 @@ func run(t *testing.T, record string, from *source, to *target) (stop func()) {
 }
 
 func TestMirror(t *testing.T) {
-	record := filepath.Join(t.TempDir(), "published.json")
+	record := filepath.Join(t.TempDir(), "published")
 	synctest.Test(t, func(t *testing.T) {
 		from := &source{later: make(chan catalog.Change), entries: []catalog.Entry{entry(t, "a", "cloud"), entry(t, "local", "loop")}}
 		to := &target{entries: map[string]catalog.Entry{"others": {}}}
@@ -148,7 +148,7 @@ func TestMirror(t *testing.T) {
 
 // A target that fails is told again, ever less often, and then has everything; one that hangs does not keep the node from stopping.
 func TestMirrorOfTargetThatFails(t *testing.T) {
-	record := filepath.Join(t.TempDir(), "published.json")
+	record := filepath.Join(t.TempDir(), "published")
 	synctest.Test(t, func(t *testing.T) {
 		from := &source{later: make(chan catalog.Change), entries: []catalog.Entry{entry(t, "a", "cloud")}}
 		to := &target{entries: map[string]catalog.Entry{}, faults: 5}
@@ -169,4 +169,30 @@ func TestMirrorOfTargetThatFails(t *testing.T) {
 		stop()
 		close(to.hang)
 	})
+}
+
+// What was published in a target that is not configured any more is withdrawn from it, once that can be done; what others published
+// there stays.
+func TestLeave(t *testing.T) {
+	records := filepath.Join(t.TempDir(), "published")
+	require.NoError(t, mirror.Leave(t.Context(), records, "", nil), "nothing was ever published")
+	to := &target{entries: map[string]catalog.Entry{"others": {}}}
+	synctest.Test(t, func(t *testing.T) {
+		from := &source{later: make(chan catalog.Change), entries: []catalog.Entry{entry(t, "a", "cloud"), entry(t, "b", "cloud")}}
+		run(t, records, from, to)()
+	})
+	opened := 0
+	open := func(name string) (catalog.Publisher, error) {
+		opened++
+		require.Equal(t, "there", name)
+		return to, nil
+	}
+	require.NoError(t, mirror.Leave(t.Context(), records, "there", open))
+	require.Equal(t, []string{"a", "b", "others"}, to.ids())
+	to.faults = 1
+	require.ErrorIs(t, mirror.Leave(t.Context(), records, "elsewhere", open), errdefs.ErrUnavailable)
+	require.NoError(t, mirror.Leave(t.Context(), records, "", open))
+	require.Equal(t, []string{"others"}, to.ids())
+	require.NoError(t, mirror.Leave(t.Context(), records, "", open))
+	require.Equal(t, 2, opened, "once it is done it is forgotten")
 }

@@ -35,8 +35,9 @@ type imageSnapshots struct {
 	engine  *lifecycle.Engine
 	fleet   *fleet.Fleet
 	service *control.ImageSnapshots
-	// publish, if not nil, tells other nodes.
-	publish *mirror.Mirror
+	// publish, if not nil, tells other nodes. published is where it notes that, and publishDirectory where it does it.
+	publish                     *mirror.Mirror
+	published, publishDirectory string
 }
 
 // openImageSnapshots does nothing outside the store yet; run does.
@@ -57,6 +58,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 	if err != nil {
 		return nil, err
 	}
+	s.published, s.publishDirectory = publishedDir(c.Root), cfg.PublishDirectory
 	if s.publish, err = s.publisher(c); err != nil {
 		return nil, err
 	}
@@ -91,7 +93,7 @@ func (s *imageSnapshots) publisher(c config.Config) (*mirror.Mirror, error) {
 		return nil, err
 	}
 	return mirror.New(mirror.Config{
-		From: s.catalog(), To: to, Record: filepath.Join(c.Root, "published.json"),
+		From: s.catalog(), To: to, Target: c.ImageSnapshots.PublishDirectory, Records: publishedDir(c.Root),
 		Useful: func(e *catalog.Entry) bool { return e.Source.Driver != config.LoopDriver },
 	}), nil
 }
@@ -148,9 +150,7 @@ func (s *imageSnapshots) run(ctx context.Context) {
 		run  func(context.Context) error
 	}
 	parts := []part{{"life cycle", s.engine.Run}, {"matching", s.fleet.Run}}
-	if s.publish != nil {
-		parts = append(parts, part{"publishing", s.publish.Run})
-	}
+	parts = append(parts, part{"publishing", s.runPublishing})
 	var wg sync.WaitGroup
 	for _, part := range parts {
 		wg.Go(func() {

@@ -149,6 +149,13 @@ func TestImageSnapshotOfACloud(t *testing.T) {
 	c.eventuallyHas(2, 1)
 	b.runDetached(p, "running")
 
+	// A directory that is not configured any more loses what was published in it; the image snapshot stays.
+	a.berthd.Configure(func(cfg *berth.Config) { cfg.ImageSnapshots = "driver = \"cloud\"" })
+	require.NoError(t, a.berthd.Stop())
+	require.NoError(t, a.berthd.Start(t.Context()))
+	c.published(0)
+	require.Len(t, c.has("snapshots"), 1)
+
 	// Deleting it takes nothing from those who use it.
 	require.Contains(t, a.cli("snapshot", "delete", "nightly", "--wait"), "nightly: deleted")
 	c.eventuallyHas(2, 0)
