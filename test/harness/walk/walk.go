@@ -6,6 +6,7 @@
 package walk
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -15,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 const (
@@ -42,7 +45,8 @@ type Walk struct {
 }
 
 // Run goes walks of at most length steps until there were that many in all, each with a seed of its own: 1, 2 and so on. Each runs in a
-// bubble of synctest, so that waiting costs nothing. With the race detector it goes a tenth of the steps.
+// bubble of synctest, so that waiting costs nothing. What goroutines do at the same time may still come in another order; UUIDs are drawn
+// from the seed too, so a test that walks must not run in parallel with others. With the race detector it goes a tenth of the steps.
 func Run(t *testing.T, steps, length int, walk func(w *Walk)) {
 	t.Helper()
 	first := uint64(1)
@@ -67,6 +71,9 @@ func Run(t *testing.T, steps, length int, walk func(w *Walk)) {
 			synctest.Test(t, func(t *testing.T) {
 				w := New(t, seed)
 				w.Steps = min(length, steps)
+				// Chances are drawn by names, many of which have a UUID in them.
+				uuid.SetRand(&source{chaCha: rand.NewChaCha8([32]byte(binary.LittleEndian.AppendUint64(make([]byte, 24), seed)))})
+				defer uuid.SetRand(nil)
 				defer w.report()
 				walk(w)
 			})
@@ -75,6 +82,18 @@ func Run(t *testing.T, steps, length int, walk func(w *Walk)) {
 			return // one is enough to read
 		}
 	}
+}
+
+// source gives the same bytes for the same seed.
+type source struct {
+	mu     sync.Mutex // guards chaCha
+	chaCha *rand.ChaCha8
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.chaCha.Read(p)
 }
 
 // New makes a walk without steps, for tests that go a way of their own through the world of one that is random.
