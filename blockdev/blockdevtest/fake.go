@@ -56,7 +56,8 @@ type cloud struct {
 	attached  map[string]*fakeDevice
 	// inUse are devices that are gone and still used: their names are not given again.
 	inUse map[*fakeDevice]bool
-	made  int
+	// madeVolumes counts volumes, made everything else.
+	madeVolumes, made int
 }
 
 var (

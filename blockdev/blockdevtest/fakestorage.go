@@ -122,9 +122,9 @@ func (f *Fake) newVolume(req blockdev.CreateVolumeRequest) (blockdev.Volume, err
 	if step := f.wrong.SizeStep; step > 0 {
 		size = (size + step - 1) / step * step
 	}
-	f.made++
 	// Two by two they have the same first 20 bytes, see Misbehaviour.CutSerials.
-	id := fmt.Sprintf("vol-%016d-%d", f.made/2, f.made)
+	id := fmt.Sprintf("vol-%016d-%d", f.madeVolumes/2, f.madeVolumes)
+	f.madeVolumes++
 	v := &fakeVolume{
 		Volume:  blockdev.Volume{ID: id, Name: req.Name, SizeBytes: size, SourceSnapshotID: req.SourceSnapshotID},
 		content: make([]byte, size), asked: asked, seen: f.newVisibility(req.Name),
