@@ -205,11 +205,7 @@ func (r *run) build(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 		return err
 	}
 	w = s.Status.Work
-	var device blockdev.Device
-	err = retry.Do(ctx, func(ctx context.Context) (err error) {
-		device, err = b.Attacher.Attach(ctx, w.VolumeID, blockdev.AttachOptions{})
-		return err
-	})
+	device, err := attachOwn(ctx, b, w.VolumeID)
 	if err != nil {
 		return r.storageFailed(ctx, s, fmt.Errorf("attach volume: %w", err))
 	}
@@ -226,6 +222,28 @@ func (r *run) build(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 		return r.buildFailed(ctx, s, err)
 	}
 	return r.built(ctx, s, result)
+}
+
+// attachOwn attaches a volume to be written to. A driver that finds devices by names that several volumes may have, such as serials that
+// are cut off, could give the device of another one.
+func attachOwn(ctx context.Context, b Backend, volumeID string) (device blockdev.Device, err error) {
+	var attached map[string]blockdev.Device
+	err = retry.Do(ctx, func(ctx context.Context) (err error) {
+		if device, err = b.Attacher.Attach(ctx, volumeID, blockdev.AttachOptions{}); err != nil {
+			return err
+		}
+		attached, err = b.Attacher.Attached(ctx)
+		return err
+	})
+	if err != nil {
+		return device, err
+	}
+	for other, d := range attached {
+		if other != volumeID && d.Path == device.Path {
+			return device, fmt.Errorf("the driver gives device %s for volume %s and for volume %s: %w", d.Path, volumeID, other, blockdev.ErrInUse)
+		}
+	}
+	return device, nil
 }
 
 // readAgain gets the object after a build, whose progress changed it. buildErr is passed on.

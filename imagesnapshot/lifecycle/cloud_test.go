@@ -78,3 +78,22 @@ func TestVolumeIsGone(t *testing.T) {
 		w.requireStorage()
 	})
 }
+
+// Two volumes look the same to the node, because their serials are cut off: no build writes to the other's device.
+func TestBuildsOfVolumesThatLookTheSame(t *testing.T) {
+	newWorld(t, func(w *world) {
+		w.fake.Misbehave(blockdevtest.Misbehaviour{CutSerials: 1})
+		w.create("one", spec(refA))
+		w.create("two", spec(refC))
+		w.create("three", spec(refAB))
+		var made []*imagesnapshot.ImageSnapshot
+		for _, name := range []string{"one", "two", "three"} {
+			made = append(made, w.await(name, imagesnapshot.PhaseAvailable))
+		}
+		w.fake.Misbehave(blockdevtest.Misbehaviour{})
+		for _, s := range made {
+			w.requireContent(s)
+		}
+		w.requireStorage(made...)
+	}, func(w *world) { w.cfg.MaxBuilds = 3 })
+}

@@ -290,7 +290,7 @@ func (n *walker) checkOne(s *imagesnapshot.ImageSnapshot, all blockdevtest.Inven
 	for _, v := range s.Status.Snapshots {
 		content := n.w.fake.SnapshotContent(v.ID)
 		if !bytes.HasPrefix(content, append([]byte("D"), encoded...)) {
-			n.Break("%s is usable by %s (%s), which does not hold its disk (%d bytes)", s.Name, v.ID, v.Name, len(content))
+			n.Break("%s is usable by %s (%s), which does not hold its disk but %d bytes, %.40q", s.Name, v.ID, v.Name, len(content), content)
 		}
 	}
 	if id := s.Status.VolumeID; id != "" && !slices.ContainsFunc(all.Volumes, func(v blockdev.Volume) bool { return v.ID == id }) {
