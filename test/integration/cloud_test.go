@@ -199,9 +199,10 @@ func TestReuseInACloud(t *testing.T) {
 	}
 }
 
-// Neither the CSI driver's nor berthd's death, in the midst of a build, of a pull and of a deletion, loses or leaves anything.
+// Neither the CSI driver's nor berthd's death, in the midst of a build, while the volume snapshot is not ready, in the midst of a pull and
+// of a deletion, loses or leaves anything.
 func TestCloudSurvivesKills(t *testing.T) {
-	c := newCloud(t)
+	c := newCloud(t, "--snapshot-time", "5s")
 	a, b := c.builder, c.puller
 	p := a.push("app", a.fiveLayers()...)
 	a.start()
@@ -220,7 +221,17 @@ func TestCloudSurvivesKills(t *testing.T) {
 	a.registry.Resume()
 	require.NoError(t, a.berthd.Start(t.Context()), "without its driver")
 	c.startDriver()
-	require.Equal(t, 2, a.awaitSnapshot("nightly", "AVAILABLE").Status.Builds)
+	a.eventually("a volume snapshot to be made", func() error {
+		if len(c.has("snapshots")) == 0 {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+	require.NoError(t, a.berthd.Kill())
+	c.killDriver()
+	c.startDriver()
+	require.NoError(t, a.berthd.Start(t.Context()))
+	require.Equal(t, 2, a.awaitSnapshot("nightly", "AVAILABLE").Status.Builds, "what was built once is not built again")
 	c.eventuallyHas(0, 1)
 	c.published(1)
 
