@@ -54,16 +54,19 @@ func suite(t *testing.T, limit int, m blockdevtest.Misbehaviour) {
 	})
 }
 
-// patient is a client that repeats what the storage was too busy for, as berth does.
+// patient is a client that repeats what the storage was too busy for, as berth does, and comes back by itself as its callers do.
 type patient struct{ *blockdevtest.Fake }
 
 func again[T any](ctx context.Context, call func(context.Context) (T, error)) (out T, err error) {
-	err = retry.Do(ctx, func(ctx context.Context) error {
-		return retry.Do(ctx, func(ctx context.Context) (err error) {
+	for range retry.Attempts {
+		err = retry.Do(ctx, func(ctx context.Context) (err error) {
 			out, err = call(ctx)
 			return err
 		})
-	})
+		if !blockdev.Retryable(err) {
+			break
+		}
+	}
 	return out, err
 }
 

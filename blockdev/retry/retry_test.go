@@ -59,3 +59,23 @@ func TestDoEndsWithContext(t *testing.T) {
 		require.Equal(t, 250*time.Millisecond, time.Since(start))
 	})
 }
+
+// Drivers repeat their requests and their callers repeat drivers: the two do not multiply.
+func TestDoWithinDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls, start := 0, time.Now()
+		request := func(ctx context.Context) error {
+			return retry.Do(ctx, func(context.Context) error {
+				calls++
+				return blockdev.ErrThrottled
+			})
+		}
+		require.ErrorIs(t, retry.Do(t.Context(), request), blockdev.ErrThrottled)
+		require.Equal(t, retry.Attempts, calls)
+		took := time.Since(start)
+		calls, start = 0, time.Now()
+		require.ErrorIs(t, request(t.Context()), blockdev.ErrThrottled)
+		require.Equal(t, retry.Attempts, calls, "by itself it is repeated")
+		require.Equal(t, took, time.Since(start))
+	})
+}
