@@ -62,6 +62,10 @@ type Config struct {
 	ImageSnapshots string
 	// Import has the images of all disks registered in a containerd; nil in none.
 	Import *Import
+	// HydrationRate in bytes a second that is read ahead at; 0 is no limit.
+	HydrationRate int64
+	// NoHydration reads nothing ahead.
+	NoHydration bool
 	// Env is added to the environment of both programs.
 	Env []string
 }
@@ -96,6 +100,9 @@ func (d *Daemon) Configure(change func(*Config)) { change(&d.cfg) }
 // Socket of all services.
 func (d *Daemon) Socket() string { return filepath.Join(d.cfg.Dir, "b.sock") }
 
+// ListsDir is where access lists are looked for.
+func (d *Daemon) ListsDir() string { return filepath.Join(d.Root(), "access-lists") }
+
 // Root of all state.
 func (d *Daemon) Root() string { return filepath.Join(d.cfg.Dir, "root") }
 
@@ -121,6 +128,7 @@ func (d *Daemon) writeConfig() error {
 		fmt.Fprintf(&b, "[import]\nenabled = true\ncontainerd = %q\npinned = %t\n", im.Containerd, im.Pinned)
 		fmt.Fprintf(&b, "namespaces = [%s]\nimages = [%s]\n", quoted(im.Namespaces), quoted(im.Images))
 	}
+	fmt.Fprintf(&b, "[hydration]\nenabled = %t\nrate = %d\n", !d.cfg.NoHydration, d.cfg.HydrationRate)
 	for name, socket := range d.cfg.CSI {
 		fmt.Fprintf(&b, "[drivers.csi.%s]\nnode = %q\n", name, socket)
 	}
@@ -267,6 +275,20 @@ type Status struct {
 	BytesNotPulled Count            `json:"bytes_not_pulled"`
 	Adopted        Count            `json:"adopted_snapshots"`
 	Disks          []DiskStatus     `json:"disks"`
+	Hydrations     []Hydration      `json:"hydrations"`
+}
+
+// Hydration of one start.
+type Hydration struct {
+	Image      string `json:"image"`
+	Disk       string `json:"disk"`
+	Listed     bool   `json:"listed"`
+	State      string `json:"state"`
+	Reason     string `json:"reason"`
+	TotalBytes Count  `json:"total_bytes"`
+	Bytes      Count  `json:"bytes"`
+	Skipped    Count  `json:"skipped"`
+	Rate       Count  `json:"bytes_per_second"`
 }
 
 // DiskStatus of one disk.

@@ -36,10 +36,14 @@ func (p *Proxy) SetBlobFault(d digest.Digest, f Fault) {
 	p.blobFaults[d] = f
 }
 
-// Hold makes GETs of blobs wait until Resume: a slow registry without a clock.
-func (p *Proxy) Hold() {
+// Hold makes GETs of the blobs wait until Resume, or those of all blobs if none is given: a slow registry without a clock.
+func (p *Proxy) Hold(only ...digest.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.only = make(map[digest.Digest]bool)
+	for _, d := range only {
+		p.only[d] = true
+	}
 	if p.hold == nil {
 		p.hold = make(chan struct{})
 	}

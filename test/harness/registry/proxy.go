@@ -40,8 +40,9 @@ type Proxy struct {
 	// fault of all requests; blobFaults of single blobs.
 	fault      Fault
 	blobFaults map[digest.Digest]Fault
-	// held requests for blobs wait until the channel is closed.
+	// held requests for blobs wait until the channel is closed: for those in only, or all if that is empty.
 	hold  chan struct{}
+	only  map[digest.Digest]bool
 	blobs map[digest.Digest]Fetches
 	total int
 }
@@ -92,6 +93,9 @@ func (p *Proxy) guard(next http.Handler) http.Handler {
 		d, isBlob := blobOf(r)
 		p.mu.Lock()
 		fault, hold := p.faultOf(d), p.hold
+		if len(p.only) > 0 && !p.only[d] {
+			hold = nil
+		}
 		p.total++
 		p.mu.Unlock()
 		if isBlob && hold != nil {

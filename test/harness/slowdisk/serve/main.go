@@ -64,8 +64,7 @@ func run(ctx context.Context, dir, file, socket, speedText string) (err error) {
 	if err := mount(dir, &disk{file: f, size: info.Size(), volume: v}); err != nil {
 		return fmt.Errorf("mount on %s: %w", dir, err)
 	}
-	// Also where it is in use: what still reads gets errors when this process ends.
-	defer func() { err = errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH)) }()
+	defer func() { err = errors.Join(err, unmount(dir)) }()
 	web := &http.Server{Handler: handler(v), ReadHeaderTimeout: time.Second}
 	served := make(chan error, 1)
 	go func() { served <- web.Serve(l) }()
@@ -75,6 +74,14 @@ func run(ctx context.Context, dir, file, socket, speedText string) (err error) {
 		err = web.Close()
 	}
 	return err
+}
+
+// unmount also where it is in use: what still reads gets errors when this process ends. Others may have unmounted it before.
+func unmount(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
 }
 
 // handler is what package slowdisk asks.
