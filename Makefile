@@ -87,9 +87,9 @@ demo: ## build a layer disk from real images, pull them with berth and with over
 	@go run ./test/demo
 
 .PHONY: bench
-bench: ## measure berth against overlayfs; table, and JSON in bench.json (long)
+bench: ## measure berth against overlayfs; table, and JSON in bench.json (long); PARTS=slow measures one part
 	@scripts/bootstrap demo
-	@go run ./test/bench -json bench.json
+	@go run ./test/bench -json bench.json -parts '$(PARTS)'
 
 .PHONY: clean
 clean: ## remove what was built here; the cache in $BERTH_CACHE stays

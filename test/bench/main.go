@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +27,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.json, "json", "", "`file` to write the results to")
 	flag.BoolVar(&o.quick, "quick", false, "without the large image and with fewer snapshots")
+	flag.StringVar(&o.parts, "parts", "", "comma-separated `names` of the parts to measure: builder, pulls, reads, snapshotter, memory, slow; all without it. pulls, reads and memory need builder")
 	flag.StringVar(&o.stock, "stock", "", "serve containerd's overlay snapshotter in a `directory`; for this command itself")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
@@ -37,8 +40,13 @@ func main() {
 }
 
 type options struct {
-	json, stock string
-	quick       bool
+	json, stock, parts string
+	quick              bool
+}
+
+// wants says whether one of the parts is to be measured.
+func (o options) wants(parts ...string) bool {
+	return o.parts == "" || slices.ContainsFunc(strings.Split(o.parts, ","), func(p string) bool { return slices.Contains(parts, p) })
 }
 
 // bench has what the measurements share.
@@ -47,7 +55,9 @@ type bench struct {
 	dir, bin string
 	reg      *registry.Registry
 	images   []subject
-	report   report
+	// scipy is for the slow disk alone.
+	scipy  subject
+	report report
 }
 
 // subject is an image to measure with.
@@ -86,9 +96,14 @@ func run(ctx context.Context, o options) (err error) {
 		measure func(context.Context, string) error
 	}{
 		{"builder", b.builder}, {"pulls", b.pulls}, {"reads", b.reads}, {"snapshotter", b.operations}, {"memory", b.memory},
+		{"slow", b.slow},
 	} {
+		if !o.wants(part.name) {
+			continue
+		}
 		fmt.Printf("==> measuring %s\n", part.name)
 		if err := part.measure(ctx, disk); err != nil {
+			b.report.print(os.Stdout)
 			return fmt.Errorf("measure %s: %w", part.name, err)
 		}
 	}
@@ -108,29 +123,46 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if b.wants("slow") {
+		if b.scipy, err = b.makeSubject(ctx, store, "scipy", debian.Scipy()); err != nil {
+			return err
+		}
+	}
 	recipes := []debian.Image{debian.Busybox(), debian.Science(), debian.Everything()}
-	if b.quick {
+	switch {
+	case !b.wants("builder", "pulls", "reads", "memory"):
+		return nil
+	case b.quick:
 		recipes = recipes[:2]
 	}
 	for i, recipe := range recipes {
-		img, err := store.Build(ctx, recipe)
+		s, err := b.makeSubject(ctx, store, []string{"small", "medium", "large"}[i], recipe)
 		if err != nil {
 			return err
-		}
-		s := subject{Name: []string{"small", "medium", "large"}[i], check: recipe.Check}
-		if s.ref, err = b.reg.Push(ctx, recipe.Repository, img); err != nil {
-			return err
-		}
-		manifest, err := img.Manifest()
-		if err != nil {
-			return fmt.Errorf("read manifest: %w", err)
-		}
-		for _, l := range manifest.Layers {
-			s.compressed += l.Size
 		}
 		b.images = append(b.images, s)
 	}
 	return nil
+}
+
+// makeSubject has the image in the registry.
+func (b *bench) makeSubject(ctx context.Context, store *debian.Store, name string, recipe debian.Image) (subject, error) {
+	s := subject{Name: name, check: recipe.Check}
+	img, err := store.Build(ctx, recipe)
+	if err != nil {
+		return s, err
+	}
+	if s.ref, err = b.reg.Push(ctx, recipe.Repository, img); err != nil {
+		return s, err
+	}
+	manifest, err := img.Manifest()
+	if err != nil {
+		return s, fmt.Errorf("read manifest: %w", err)
+	}
+	for _, l := range manifest.Layers {
+		s.compressed += l.Size
+	}
+	return s, nil
 }
 
 func (b *bench) writeJSON() error {

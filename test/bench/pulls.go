@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -171,8 +170,7 @@ func (b *bench) pullMedian(ctx context.Context, s subject, opts machine.Options)
 		}
 		pulled = append(pulled, p)
 	}
-	slices.SortFunc(pulled, func(a, b machine.Pulled) int { return cmp.Compare(a.Time, b.Time) })
-	return pulled[len(pulled)/2], nil
+	return middle(pulled, func(p machine.Pulled) float64 { return p.Time.Seconds() }), nil
 }
 
 func (b *bench) metadataMedian(ctx context.Context, s subject) (time.Duration, error) {

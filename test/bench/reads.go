@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,6 +70,12 @@ func (b *bench) reads(ctx context.Context, disk string) (err error) {
 	b.report.add(part, "the device", median(fromDevice), "MB/s")
 	b.report.atLeast(part, "file against device", median(inContainer)/median(fromDevice), "x", 0.95)
 	return nil
+}
+
+// middle is the one whose value is the median.
+func middle[T any](all []T, value func(T) float64) T {
+	sorted := slices.SortedFunc(slices.Values(all), func(a, b T) int { return cmp.Compare(value(a), value(b)) })
+	return sorted[len(sorted)/2]
 }
 
 func median(values []float64) float64 {

@@ -43,6 +43,10 @@ func Mount(ctx context.Context, file, dir string) (_ *Filesystem, err error) {
 		return nil, err
 	}
 	f.device = strings.TrimSpace(device)
+	// A device that somebody made read-only stays so when it gets another file.
+	if _, err := run(ctx, "blockdev", "--setrw", f.device); err != nil {
+		return nil, err
+	}
 	if err := unix.Mount(f.device, dir, "ext4", unix.MS_NOATIME, "noinit_itable"); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", f.device, err)
 	}

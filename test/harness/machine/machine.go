@@ -33,6 +33,8 @@ type Options struct {
 	Snapshotter string
 	// Disks that berthd serves from.
 	Disks []string
+	// Berthd changes berthd's configuration further; nil changes nothing.
+	Berthd func(*berth.Config)
 	// Unpacks is containerd's max_concurrent_unpacks; 0 is its default.
 	Unpacks int
 	// SameFileSystem uses the file system of Dir instead of a fresh one, where time does not matter.
@@ -88,6 +90,9 @@ func (m *Machine) startBerthd(ctx context.Context, node string) error {
 	cfg := berth.Config{Dir: filepath.Join(node, "b"), Bin: m.opts.Bin}
 	for i, path := range m.opts.Disks {
 		cfg.Disks = append(cfg.Disks, berth.Disk{Name: fmt.Sprintf("disk%d", i), Path: path, Keep: true})
+	}
+	if m.opts.Berthd != nil {
+		m.opts.Berthd(&cfg)
 	}
 	var err error
 	if m.Berthd, err = berth.New(cfg); err != nil {
