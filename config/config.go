@@ -52,6 +52,8 @@ type Stage struct {
 	IdleTimeout Duration `toml:"idle_timeout"`
 	// AttachWait bounds how long a pull waits for a disk that is being attached; 0 never waits.
 	AttachWait Duration `toml:"attach_wait"`
+	// MinRate in bytes a second that a disk has to bring when it is attached for the first time; 0 takes every disk.
+	MinRate int64 `toml:"min_rate"`
 	// RestoreTimeout bounds how long a start waits for the disks of the run before. What is not back by then is tried
 	// again in the background.
 	RestoreTimeout Duration `toml:"restore_timeout"`
@@ -139,6 +141,7 @@ func Default() Config {
 			IdleTimeout:    Duration(10 * time.Minute),
 			AttachWait:     Duration(5 * time.Second),
 			RestoreTimeout: Duration(30 * time.Second),
+			MinRate:        16_000_000,
 		},
 		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
 		Discover:       Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},

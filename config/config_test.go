@@ -165,6 +165,7 @@ func TestParseRefuses(t *testing.T) {
 		"duration":          {"[stage]\nidle_timeout = \"10\"", []string{"line 2", `"10" is no duration`}},
 		"negative duration": {"[stage]\nattach_wait = \"-1s\"", []string{"stage.attach_wait", "negative"}},
 		"restore bound":     {"[stage]\nrestore_timeout = \"0s\"", []string{"stage.restore_timeout"}},
+		"negative rate":     {"[stage]\nmin_rate = -1", []string{"stage.min_rate", "0 takes every disk"}},
 		"relative root":     {"root = \"b\"", []string{"root", "absolute"}},
 		"unclean root":      {"root = \"/b/../c\"", []string{"root", "clean"}},
 		"slash root":        {"root = \"/\"", []string{"root"}},

@@ -24,6 +24,8 @@ const (
 	minInterval = Duration(100 * time.Millisecond)
 	// maxDisks is far above what storage attaches to one machine.
 	maxDisks = 1000
+	// maxMinRate is more than any disk brings.
+	maxMinRate = 1e12
 	// maxAttachCost is more than any image has.
 	maxAttachCost = 1 << 40
 )
@@ -78,10 +80,7 @@ func (c *Config) Validate() error {
 			refuse("%s: %s is negative, 0s or more is allowed", d.key, d.value)
 		}
 	}
-	errs = append(append(errs, c.Catalog.check()...), c.Hydration.check()...)
-	if c.Stage.RestoreTimeout <= 0 {
-		refuse("stage.restore_timeout: %s, must be more than 0s", c.Stage.RestoreTimeout)
-	}
+	errs = append(append(append(errs, c.Stage.check()...), c.Catalog.check()...), c.Hydration.check()...)
 	if d := c.Loop.Directory; d != "" && !cleanAbs(d) {
 		refuse("loop.directory: %q is not a clean absolute path; \"\" is <root>/volumes", d)
 	}
@@ -93,6 +92,17 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+func (s Stage) check() []error {
+	var errs []error
+	if s.RestoreTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("stage.restore_timeout: %s, must be more than 0s", s.RestoreTimeout))
+	}
+	if s.MinRate < 0 || s.MinRate > maxMinRate {
+		errs = append(errs, fmt.Errorf("stage.min_rate: %d bytes a second are not within 0..%d; 0 takes every disk", s.MinRate, int64(maxMinRate)))
+	}
+	return errs
 }
 
 func (c Catalog) check() []error {

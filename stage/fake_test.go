@@ -91,6 +91,8 @@ func (f *fakeSystem) Prove(dev blockdev.Device) (proof, error) {
 	return proof{f.indexes[label], f.ids[label], number(dev.Path), 4096}, nil
 }
 
+func (f *fakeSystem) Sample(string, int64) error { return nil }
+
 func (f *fakeSystem) Verify(context.Context, string, layerdisk.Identity) error { return nil }
 
 func (f *fakeSystem) setSick(err error) {

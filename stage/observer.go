@@ -5,11 +5,12 @@ import "time"
 // Step is one thing that is done with a disk.
 type Step string
 
-// Steps. All but StepProve and StepCheck, which change nothing, are journalled before they are done.
+// Steps. All but StepProve, StepPace and StepCheck, which change nothing, are journalled before they are done.
 const (
 	StepCreate  Step = "create"
 	StepAttach  Step = "attach"
 	StepProve   Step = "prove"
+	StepPace    Step = "pace"
 	StepMount   Step = "mount"
 	StepCheck   Step = "check"
 	StepUnmount Step = "unmount"

@@ -21,6 +21,8 @@ import (
 type steps struct {
 	*shared
 	drivers map[string]blockdev.Attacher
+	// minRate is Config.MinRate.
+	minRate int64
 }
 
 // raise has the disk ready: volume, device, proof, mount. It can be called at any time, whatever is there already. The
@@ -38,6 +40,9 @@ func (s *steps) raise(ctx context.Context, d *disk) error {
 		return err
 	}
 	p, err := s.prove(ctx, d, dev)
+	if err == nil {
+		err = s.pace(ctx, d, dev, p)
+	}
 	if err != nil {
 		s.letGo(ctx, d, driver)
 		return err

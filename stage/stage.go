@@ -41,6 +41,8 @@ type Config struct {
 	// AttachWait bounds how long Acquire waits for disks that are on their way, counted from when they set out, so that
 	// one slow disk delays an image by that much and not each of its layers; 0 never waits.
 	AttachWait time.Duration
+	// MinRate in bytes a second that a disk has to bring when it is staged for the first time; 0 takes every disk.
+	MinRate int64
 	// Observer may be nil.
 	Observer Observer
 }
@@ -119,7 +121,7 @@ func open(cfg Config, sys system) (*Stager, error) {
 	}
 	return &Stager{
 		shared: sh,
-		keeper: &keeper{steps: &steps{sh, cfg.Drivers}, idleTimeout: cfg.IdleTimeout, done: make(chan struct{})},
+		keeper: &keeper{steps: &steps{sh, cfg.Drivers, cfg.MinRate}, idleTimeout: cfg.IdleTimeout, done: make(chan struct{})},
 		finder: &finder{sh, cfg.AttachWait},
 	}, nil
 }

@@ -21,6 +21,8 @@ import (
 type prover interface {
 	// Prove makes sure that the device is read-only and reads what disk is on it.
 	Prove(dev blockdev.Device) (proof, error)
+	// Sample returns when so much of the device has been read as is enough to know how fast it is, past all caches.
+	Sample(path string, sizeBytes int64) error
 	// Verify looks at what is mounted: the wanted disk, with all its layers' directories.
 	Verify(ctx context.Context, target string, want layerdisk.Identity) error
 	// CheckDevice asks the device itself, past all caches, whether it still is this one and has this disk.

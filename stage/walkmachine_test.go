@@ -133,6 +133,8 @@ func (m *machine) CheckDevice(path string, number uint64, want layerdisk.Identit
 	return err
 }
 
+func (m *machine) Sample(string, int64) error { return nil }
+
 func (m *machine) CheckDir(dir string) error {
 	at, ok := m.top(dir)
 	if !ok || at.foreign {
@@ -296,6 +298,10 @@ func (p *process) Verify(ctx context.Context, target string, want layerdisk.Iden
 
 func (p *process) CheckDevice(path string, number uint64, want layerdisk.Identity) error {
 	return do(p, func() error { return p.machine.CheckDevice(path, number, want) })
+}
+
+func (p *process) Sample(path string, sizeBytes int64) error {
+	return do(p, func() error { return p.machine.Sample(path, sizeBytes) })
 }
 
 func (p *process) CheckDir(dir string) error {

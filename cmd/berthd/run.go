@@ -114,7 +114,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	n.failures = newDiskFailures(n.ledger)
 	watch := observer{metrics: n.metrics, ledger: n.ledger, failures: n.failures}
 	n.stage, err = stage.Open(stage.Config{Root: c.Root, Drivers: n.drivers.attachers, IdleTimeout: c.Stage.IdleTimeout.Std(),
-		AttachWait: c.Stage.AttachWait.Std(), Observer: watch})
+		AttachWait: c.Stage.AttachWait.Std(), MinRate: c.Stage.MinRate, Observer: watch})
 	if err != nil {
 		return err
 	}

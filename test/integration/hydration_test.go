@@ -25,9 +25,11 @@ import (
 )
 
 // slow serves the disk as one whose every first read is slow.
-func (n *node) slow(disk string) *slowdisk.Disk {
+func (n *node) slow(disk string) *slowdisk.Disk { return n.slowAs(disk, lazy.Typical()) }
+
+func (n *node) slowAs(disk string, speed lazy.Speed) *slowdisk.Disk {
 	n.Helper()
-	s, err := slowdisk.Start(n.Context(), slowdisk.Config{Dir: filepath.Join(n.dir, "s"), File: disk, Speed: lazy.Typical()})
+	s, err := slowdisk.Start(n.Context(), slowdisk.Config{Dir: filepath.Join(n.dir, "s"), File: disk, Speed: speed})
 	require.NoError(n, err)
 	n.Cleanup(func() {
 		require.NoError(n, mounts.UnmountBelow(filepath.Join(n.dir, "b")))
@@ -62,6 +64,24 @@ func TestSlowDiskLosesTheRace(t *testing.T) {
 	require.Zero(t, n.fetched(p), "layer blobs fetched: %v", n.registry.Blobs())
 	require.Equal(t, "content of top", n.run(p, "d", "cat", "/s/top"))
 	n.requireSameTree(p)
+}
+
+// A disk that brings less than a pull would is not used, and the pull says why.
+func TestTooSlowDiskIsNotUsed(t *testing.T) {
+	n := newNode(t)
+	p := n.largeImage("large")
+	app := n.build("app", p)
+	speed := lazy.Typical()
+	speed.RestoreRate = 2_000_000
+	slow := n.slowAs(app, speed)
+	n.withCatalog(soon, 0)
+	n.publish("app", app, byPath(slow.Path()))
+	n.start()
+	n.pull(p)
+	require.Equal(t, len(p.blobs), n.fetched(p))
+	require.Empty(t, n.attached())
+	require.Contains(t, n.explain(p), "stage.min_rate")
+	require.Equal(t, "content of top-of-large", n.run(p, "c", "cat", "/s/top-of-large"))
 }
 
 func (n *node) diskServes() {
