@@ -174,7 +174,10 @@ func TestOnceForEachStart(t *testing.T) {
 		require.Equal(t, ended, n.Runs())
 		require.Equal(t, Totals{Bytes: 4 * pieceBytes, Pieces: 4}, n.Totals())
 
-		time.Sleep(again)
+		time.Sleep(again - time.Second)
+		n.Starting("d", ref("app"), "")
+		require.Len(t, n.settle(), 1)
+		time.Sleep(time.Second)
 		n.Starting("d", ref("app"), "")
 		require.Len(t, n.settle(), 2, "by now it may have been pushed out")
 	})
