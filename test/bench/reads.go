@@ -68,7 +68,7 @@ func (b *bench) reads(ctx context.Context, disk string) (err error) {
 	part := fmt.Sprintf("cold reads (%s, %.0f MB, median of %d)", file, float64(bytes)/1e6, rounds)
 	b.report.add(part, "a container's file on the layer disk", median(inContainer), "MB/s")
 	b.report.add(part, "the device", median(fromDevice), "MB/s")
-	b.report.atLeast(part, "file against device", median(inContainer)/median(fromDevice), "x", 0.95)
+	b.report.atLeast(part, "file against device", median(inContainer)/median(fromDevice), 0.95)
 	return nil
 }
 

@@ -34,9 +34,9 @@ func (r *report) add(part, name string, value float64, unit string) {
 	r.Results = append(r.Results, result{Part: part, Name: name, Value: value, Unit: unit})
 }
 
-// atLeast and atMost add a number with an expectation.
-func (r *report) atLeast(part, name string, value float64, unit string, want float64) {
-	r.add(part, name, value, unit)
+// atLeast, of a ratio, and atMost add a number with an expectation.
+func (r *report) atLeast(part, name string, value, want float64) {
+	r.add(part, name, value, "x")
 	r.expect(fmt.Sprintf("at least %g", want), value >= want)
 }
 
