@@ -12,9 +12,11 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// giveUpIdle notes which disks nothing but the registered images uses, detaches those of which that is true for long enough, and says
-// when to look again.
+// giveUpIdle detaches disks that nothing but the registered images has used for long enough, and says when to look again.
 func (im *Importer) giveUpIdle(ctx context.Context, all []found, disks []Disk) (again time.Time) {
+	if im.IdleTimeout == 0 {
+		return time.Time{}
+	}
 	for _, d := range disks {
 		if d.Phase != Serving || d.Keep || d.Holders == 0 || !im.isWanted(d.Name) {
 			continue
@@ -23,12 +25,13 @@ func (im *Importer) giveUpIdle(ctx context.Context, all []found, disks []Disk) (
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("disk", d.Name).Warn("cannot look whether the disk is idle, it is tried again")
 		}
-		now := time.Now()
-		since := im.noteFree(d.UUID, free, now)
-		if im.IdleTimeout == 0 {
-			continue
-		}
-		if free && !now.Before(since.Add(im.IdleTimeout)) {
+		now, st := time.Now(), im.state(d.UUID)
+		switch {
+		case !free:
+			st.freeSince = time.Time{}
+		case st.freeSince.IsZero():
+			st.freeSince = now
+		case !now.Before(st.freeSince.Add(im.IdleTimeout)):
 			im.giveUp(ctx, d, all, disks)
 			return now // others may have changed with it
 		}
@@ -38,20 +41,6 @@ func (im *Importer) giveUpIdle(ctx context.Context, all []found, disks []Disk) (
 		}
 	}
 	return again
-}
-
-// noteFree returns since when the disk is free.
-func (im *Importer) noteFree(uuid string, free bool, now time.Time) time.Time {
-	st := im.state(uuid)
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	switch {
-	case !free:
-		st.freeSince = time.Time{}
-	case st.freeSince.IsZero():
-		st.freeSince = now
-	}
-	return st.freeSince
 }
 
 func (im *Importer) giveUp(ctx context.Context, d Disk, all []found, disks []Disk) {

@@ -165,21 +165,20 @@ type Importer struct {
 	asked map[digest.Digest]bool
 }
 
-// state of one disk. Importer.mu guards the first fields; all else belongs to who is busy.
+// state of one disk. Importer.mu guards images, err and withheld; all else belongs to who is busy.
 type state struct {
 	// images by namespace and reference.
 	images []Image
 	err    error
 	// withheld counts those who are about to detach the disk.
 	withheld int
-	// freeSince is when the disk was first seen used by nothing but registered images; zero if something else uses it.
-	freeSince time.Time
-
 	// entries were chosen from index.
 	index    *layerdisk.Index
 	entries  []entry
 	failures int
 	retryAt  time.Time
+	// freeSince is when the disk was first seen used by nothing but registered images; zero if something else uses it.
+	freeSince time.Time
 }
 
 // New makes an Importer that does nothing before Run. wanted says by its name whether the images of a disk are to be registered.
@@ -215,17 +214,6 @@ func (im *Importer) Status(name, uuid string) ([]Image, error) {
 		return nil, nil
 	}
 	return slices.Clone(st.images), st.err
-}
-
-// FreeSince is when a disk, by its UUID, was first seen used by nothing but registered images; zero if something else uses it, or
-// nothing at all.
-func (im *Importer) FreeSince(uuid string) time.Time {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	if st := im.states[uuid]; st != nil {
-		return st.freeSince
-	}
-	return time.Time{}
 }
 
 // Asks says whether containerd is being asked for a chain just now, so that its question to the snapshotter is no pull's.

@@ -208,8 +208,9 @@ func (im *Importer) arrive(ctx context.Context, d Disk, all []found) (again time
 		return time.Time{} // whoever withholds wakes us
 	}
 	var (
-		list []Image
-		errs []error
+		list       []Image
+		errs       []error
+		registered bool
 	)
 	for _, f := range all {
 		before := imagesIn(st.images, f.namespace)
@@ -233,6 +234,7 @@ func (im *Importer) arrive(ctx context.Context, d Disk, all []found) (again time
 				now, err = im.register(ctx, f.namespace, d, st.entries)
 			}
 			errs = append(errs, err)
+			registered = true
 		}
 		for _, img := range now {
 			if !slices.Contains(before, img) {
@@ -241,7 +243,11 @@ func (im *Importer) arrive(ctx context.Context, d Disk, all []found) (again time
 		}
 		list = append(list, now...)
 	}
-	return im.attempted(ctx, d, st, list, errors.Join(errs...))
+	again = im.attempted(ctx, d, st, list, errors.Join(errs...))
+	if registered && again.IsZero() {
+		again = time.Now() // the disk may be used by nothing else
+	}
+	return again
 }
 
 // attempted notes how far the images of a disk have come.

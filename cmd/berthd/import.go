@@ -20,7 +20,6 @@ import (
 	"berth.dev/berth/control"
 	"berth.dev/berth/imageimport"
 	"berth.dev/berth/metrics"
-	"berth.dev/berth/ondemand"
 	"berth.dev/berth/snapshotter"
 	"berth.dev/berth/stage"
 )
@@ -53,7 +52,7 @@ func (n *node) openImporter(c config.Config) error {
 		Content: ctr.ContentStore(), Images: ctr.ImageService(), Leases: ctr.LeasesService(),
 		Snapshots: ctr.SnapshotService(c.Import.Snapshotter), Usable: cri.usable,
 	}, c.ImportsFrom)
-	n.roomy.importer, n.pulls.importer = n.importer, n.importer
+	n.pulls.importer = n.importer
 	return nil
 }
 
@@ -196,7 +195,14 @@ func (d importedDisks) List(ctx context.Context) ([]control.Disk, error) {
 
 // Detach takes the disk's images back first, if nothing else uses the disk. A disk that drains loses them by itself.
 func (d importedDisks) Detach(ctx context.Context, name string, drain bool) (holders int, err error) {
-	return (&roomyStage{d.stage, d.importer}).Unstage(ctx, name, stage.UnstageOptions{Drain: drain})
+	if !drain {
+		release, err := d.importer.Withdraw(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		defer release()
+	}
+	return d.disks.Detach(ctx, name, drain)
 }
 
 // needsRestartForImports: which disks' images are registered can change while berthd runs.
@@ -223,34 +229,4 @@ func (w *pullWatcher) Miss(ctx context.Context, m snapshotter.Miss) {
 	if !w.importer.Asks(m.Layer.ChainID) {
 		w.Observer.Miss(ctx, m)
 	}
-}
-
-// roomyStage is the stage as the chooser sees it: a disk that nothing but registered images uses is idle, and can make room.
-type roomyStage struct {
-	*stage.Stager
-	// importer is set before anything is chosen.
-	importer *imageimport.Importer
-}
-
-var _ ondemand.Stage = (*roomyStage)(nil)
-
-func (s *roomyStage) Disks() []stage.DiskStatus {
-	list := s.Stager.Disks()
-	for i := range list {
-		if since := s.importer.FreeSince(list[i].UUID); list[i].State == stage.StateInUse && !since.IsZero() {
-			list[i].State, list[i].IdleSince = stage.StateIdle, since
-		}
-	}
-	return list
-}
-
-func (s *roomyStage) Unstage(ctx context.Context, name string, opts stage.UnstageOptions) (holders int, err error) {
-	if !opts.Drain {
-		release, err := s.importer.Withdraw(ctx, name)
-		if err != nil {
-			return 0, err
-		}
-		defer release()
-	}
-	return s.Stager.Unstage(ctx, name, opts)
 }

@@ -47,10 +47,9 @@ func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	platform := platforms.Normalize(platforms.DefaultSpec())
-	n.roomy = &roomyStage{Stager: n.stage}
 	observer := &chooserObserver{matches: n.snapshots.recorder()}
 	n.chooser, err = ondemand.New(context.WithoutCancel(ctx), ondemand.Config{
-		Stage: n.roomy, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
+		Stage: n.stage, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
 		AttachCostBytes: c.Catalog.AttachCost, Observer: observer,
 		Platform: matcher.Platform{OS: platform.OS, Architecture: platform.Architecture, Variant: platform.Variant},
 	})

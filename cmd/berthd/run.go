@@ -49,7 +49,6 @@ type node struct {
 	ledger   *control.Ledger
 	waiting  *control.Waiting
 	importer *imageimport.Importer
-	roomy    *roomyStage
 	pulls    *pullWatcher
 	// containerd's services, for the importer.
 	containerd *grpc.ClientConn
