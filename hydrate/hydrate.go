@@ -73,7 +73,6 @@ type Hydrator struct {
 	Config
 	limit  *limiter
 	stop   context.CancelFunc
-	done   <-chan struct{}
 	wishes chan wish
 	slots  chan struct{}
 	// replays that run or wait for a slot.
@@ -105,7 +104,7 @@ func New(ctx context.Context, cfg Config) (*Hydrator, error) {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	h := &Hydrator{
-		Config: cfg, limit: &limiter{rate: cfg.Rate}, stop: stop, done: ctx.Done(), wishes: make(chan wish, maxWishes),
+		Config: cfg, limit: &limiter{rate: cfg.Rate}, stop: stop, wishes: make(chan wish, maxWishes),
 		slots: make(chan struct{}, cfg.AtOnce), ended: make(chan struct{}), runs: newRuns(),
 	}
 	go h.loop(ctx)

@@ -56,7 +56,9 @@ func (s *finder) Visit(ctx context.Context, uuid string) (visit context.Context,
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(d.visitors, number)
-		s.fleet.changed()
+		if !d.up {
+			s.fleet.changed() // who empties the disk waits for that
+		}
 	}), nil
 }
 
