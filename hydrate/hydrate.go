@@ -111,11 +111,20 @@ func New(ctx context.Context, cfg Config) (*Hydrator, error) {
 	return h, nil
 }
 
-// Close ends all replays and waits for that.
+// closeWait is longer than any read takes of a disk that answers.
+const closeWait = 5 * time.Second
+
+// Close ends all replays and waits for that, but not for a read of a disk that does not answer: that nobody can end.
 func (h *Hydrator) Close() error {
 	h.stop()
-	<-h.ended
-	return nil
+	timer := time.NewTimer(closeWait)
+	defer timer.Stop()
+	select {
+	case <-h.ended:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("stop reading ahead: a disk has not answered for %s: %w", closeWait, errdefs.ErrUnavailable)
+	}
 }
 
 // Starting tells that an image is about to start from a disk. The image is named by its reference as containerd tells it, by the chain

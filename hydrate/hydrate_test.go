@@ -29,6 +29,8 @@ type node struct {
 	err   error
 	// gate, if not nil, holds up getting a list.
 	gate chan struct{}
+	// stuck, if not nil, does so whatever the context says.
+	stuck chan struct{}
 
 	mu       sync.Mutex
 	visitors map[string][]context.CancelFunc
@@ -110,6 +112,9 @@ func (n *node) AccessList(ctx context.Context, d Disk, image string) (*accesslis
 	n.mu.Lock()
 	n.asked = append(n.asked, d.Identity.UUID+" "+image)
 	n.mu.Unlock()
+	if n.stuck != nil {
+		<-n.stuck
+	}
 	if n.gate != nil {
 		select {
 		case <-n.gate:
@@ -285,6 +290,20 @@ func TestStartingNeverBlocks(t *testing.T) {
 		close(n.gate)
 		n.settle()
 		require.LessOrEqual(t, len(n.Runs()), keptRuns)
+	})
+}
+
+// A disk or store that does not answer does not keep the daemon from stopping.
+func TestCloseDoesNotHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, nil)
+		n.stuck = make(chan struct{})
+		n.add("d", image("app", "a"))
+		n.Starting("d", ref("app"), "")
+		synctest.Wait()
+		require.True(t, errdefs.IsUnavailable(n.Close()))
+		close(n.stuck)
+		n.stop()
 	})
 }
 
