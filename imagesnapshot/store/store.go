@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot"
 )
 
@@ -58,6 +59,19 @@ type Indexes interface {
 	DeleteIndex(ctx context.Context, d digest.Digest) error
 	// ListIndexes gives the digests of all.
 	ListIndexes(ctx context.Context) ([]digest.Digest, error)
+}
+
+// MaxAccessLists of one image snapshot: more than the images of the largest, for some platforms each.
+const MaxAccessLists = 256
+
+// AccessLists keeps what starts of the images of image snapshots read, one list for each image and platform. They are no part of the
+// objects, as indexes are not, and go with them: deleting an image snapshot deletes its lists, in one step.
+type AccessLists interface {
+	// PutAccessList keeps the list with the image snapshot of that ID, in place of the one of the same image and platform.
+	// NotFound if there is no such image snapshot, InvalidArgument for what is no list, ResourceExhausted beyond MaxAccessLists.
+	PutAccessList(ctx context.Context, id string, list *accesslist.List) error
+	// AccessLists of the image snapshot of that ID, by image and platform; none if there is no such image snapshot.
+	AccessLists(ctx context.Context, id string) ([]*accesslist.List, error)
 }
 
 // Filter chooses objects; empty fields choose all.

@@ -3,6 +3,7 @@
 //	meta      format, installation
 //	objects   name -> JSON
 //	indexes   digest -> encoded index
+//	accesslists   ID, image and platform -> encoded access list
 //
 // All objects are in memory too, about 5 KB each: lists and look-ups read no file and wait for no writer.
 package boltstore
@@ -34,6 +35,8 @@ const (
 	bucketMeta    = "meta"
 	bucketObjects = "objects"
 	bucketIndexes = "indexes"
+	// bucketAccessLists was added later; an older berth leaves it alone.
+	bucketAccessLists = "accesslists"
 
 	keyFormat       = "format"
 	keyInstallation = "installation"
@@ -43,7 +46,7 @@ const (
 	lockWait = 3 * time.Second
 )
 
-// Store is a store.Store, store.Watcher and store.Indexes.
+// Store is a store.Store, store.Watcher, store.Indexes and store.AccessLists.
 type Store struct {
 	db           *bolt.DB
 	installation string
@@ -57,9 +60,10 @@ type Store struct {
 }
 
 var (
-	_ store.Store   = (*Store)(nil)
-	_ store.Watcher = (*Store)(nil)
-	_ store.Indexes = (*Store)(nil)
+	_ store.Store       = (*Store)(nil)
+	_ store.Watcher     = (*Store)(nil)
+	_ store.Indexes     = (*Store)(nil)
+	_ store.AccessLists = (*Store)(nil)
 )
 
 // Open opens the file at path, or makes it. One that another process has open is Unavailable, one of another format
@@ -109,8 +113,10 @@ func (s *Store) load(tx *bolt.Tx) error {
 	default:
 		return fmt.Errorf("its format is %q, this berth knows %q: use the berth that wrote it: %w", have, format, errdefs.ErrFailedPrecondition)
 	}
-	if _, err := tx.CreateBucketIfNotExists([]byte(bucketIndexes)); err != nil {
-		return err
+	for _, name := range []string{bucketIndexes, bucketAccessLists} {
+		if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+			return err
+		}
 	}
 	objects, err := tx.CreateBucketIfNotExists([]byte(bucketObjects))
 	if err != nil {
@@ -261,7 +267,7 @@ func (s *Store) write(ctx context.Context, prepare func() (change, error)) error
 			return err
 		}
 		if c.deleted {
-			return objects.Delete([]byte(obj.Name))
+			return errors.Join(objects.Delete([]byte(obj.Name)), deleteAccessLists(tx, obj.ID))
 		}
 		obj.ResourceVersion = strconv.FormatUint(version, 10)
 		encoded, err := json.Marshal(obj)

@@ -19,6 +19,7 @@ type Full interface {
 	store.Store
 	store.Watcher
 	store.Indexes
+	store.AccessLists
 }
 
 // Config says how to test a store.
@@ -47,6 +48,7 @@ func Suite(t *testing.T, cfg Config) {
 		"watch slowly":        watchSlowly,
 		"watch ends":          watchEnds,
 		"indexes":             indexes,
+		"access lists":        accessLists,
 		"context has ended":   contextHasEnded,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, cfg.New(t)) })
