@@ -32,8 +32,8 @@ const (
 	magic  = "berth-accesslist "
 	format = "1"
 
-	// MaxEncodedBytes of a list.
-	MaxEncodedBytes = 16 << 20
+	// MaxEncodedBytes of a list. 2,000 files take 20 KB; gRPC takes messages of 4 MiB.
+	MaxEncodedBytes = 2 << 20
 	// maxTextTotal bounds what the compressed form may grow to. MaxRanges of both kinds take a third of it, and the rest has room
 	// for paths of 150 bytes for each.
 	maxTextTotal = 64 << 20

@@ -49,6 +49,8 @@ type ImageSnapshots struct {
 	reader    SnapshotReader
 	fleet     Fleet
 	matching  Matching
+	// lists is nil if no access lists are kept.
+	lists AccessLists
 	// closed ends all watches.
 	closed chan struct{}
 	once   sync.Once

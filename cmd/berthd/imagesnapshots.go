@@ -63,7 +63,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 		return nil, err
 	}
 	s.engine, err = lifecycle.New(lifecycle.Config{
-		Store: s.store, Watcher: s.store, Indexes: s.store, Builder: builder,
+		Store: s.store, Watcher: s.store, Indexes: s.store, AccessLists: s.store, Builder: builder,
 		Backend: backends[cfg.Driver], Driver: cfg.Driver, Others: others, Unnamed: config.LoopDriver,
 		Installation: s.store.Installation(), MaxBuilds: cfg.Builds,
 		Limits: imagesnapshot.Limits{
@@ -79,7 +79,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 		return nil, fmt.Errorf("image snapshots: %w", err)
 	}
 	s.fleet = fleet.New(s.store, s.store, func() map[digest.Digest]bool { return attachedIndexes(st) })
-	s.service = control.NewImageSnapshots(s.engine, s.store, s.fleet, control.Matching{Dialects: dialect.Builtin()})
+	s.service = control.NewImageSnapshots(s.engine, s.store, s.fleet, control.Matching{Dialects: dialect.Builtin()}).WithAccessLists(s.store)
 	return s, ctx.Err()
 }
 

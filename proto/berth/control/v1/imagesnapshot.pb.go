@@ -3117,6 +3117,327 @@ func (x *MatchedImage) GetRun() int32 {
 	return 0
 }
 
+// PutAccessListRequest of ImageSnapshotService.PutAccessList.
+type PutAccessListRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the image snapshot, or ID if nothing has that name.
+	NameOrId string `protobuf:"bytes,1,opt,name=name_or_id,json=nameOrId,proto3" json:"name_or_id,omitempty"`
+	// The list as "berth trace" encodes it: compressed lines of text that begin with "berth-accesslist 1"; at most 2 MiB. Its image
+	// has to be one of the image snapshot's.
+	List          []byte `protobuf:"bytes,2,opt,name=list,proto3" json:"list,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutAccessListRequest) Reset() {
+	*x = PutAccessListRequest{}
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutAccessListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutAccessListRequest) ProtoMessage() {}
+
+func (x *PutAccessListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutAccessListRequest.ProtoReflect.Descriptor instead.
+func (*PutAccessListRequest) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *PutAccessListRequest) GetNameOrId() string {
+	if x != nil {
+		return x.NameOrId
+	}
+	return ""
+}
+
+func (x *PutAccessListRequest) GetList() []byte {
+	if x != nil {
+		return x.List
+	}
+	return nil
+}
+
+// PutAccessListResponse of ImageSnapshotService.PutAccessList.
+type PutAccessListResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is kept now.
+	AccessList    *AccessList `protobuf:"bytes,1,opt,name=access_list,json=accessList,proto3" json:"access_list,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutAccessListResponse) Reset() {
+	*x = PutAccessListResponse{}
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutAccessListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutAccessListResponse) ProtoMessage() {}
+
+func (x *PutAccessListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutAccessListResponse.ProtoReflect.Descriptor instead.
+func (*PutAccessListResponse) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PutAccessListResponse) GetAccessList() *AccessList {
+	if x != nil {
+		return x.AccessList
+	}
+	return nil
+}
+
+// ListAccessListsRequest of ImageSnapshotService.ListAccessLists.
+type ListAccessListsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the image snapshot, or ID if nothing has that name.
+	NameOrId string `protobuf:"bytes,1,opt,name=name_or_id,json=nameOrId,proto3" json:"name_or_id,omitempty"`
+	// Only the list of this image, as its normalised reference; empty is all.
+	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	// Leave out the encoded lists.
+	Summary       bool `protobuf:"varint,3,opt,name=summary,proto3" json:"summary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAccessListsRequest) Reset() {
+	*x = ListAccessListsRequest{}
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAccessListsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAccessListsRequest) ProtoMessage() {}
+
+func (x *ListAccessListsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAccessListsRequest.ProtoReflect.Descriptor instead.
+func (*ListAccessListsRequest) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ListAccessListsRequest) GetNameOrId() string {
+	if x != nil {
+		return x.NameOrId
+	}
+	return ""
+}
+
+func (x *ListAccessListsRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *ListAccessListsRequest) GetSummary() bool {
+	if x != nil {
+		return x.Summary
+	}
+	return false
+}
+
+// ListAccessListsResponse of ImageSnapshotService.ListAccessLists.
+type ListAccessListsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By image and platform.
+	AccessLists   []*AccessList `protobuf:"bytes,1,rep,name=access_lists,json=accessLists,proto3" json:"access_lists,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAccessListsResponse) Reset() {
+	*x = ListAccessListsResponse{}
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAccessListsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAccessListsResponse) ProtoMessage() {}
+
+func (x *ListAccessListsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAccessListsResponse.ProtoReflect.Descriptor instead.
+func (*ListAccessListsResponse) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListAccessListsResponse) GetAccessLists() []*AccessList {
+	if x != nil {
+		return x.AccessLists
+	}
+	return nil
+}
+
+// AccessList is what the start of an image reads from the disk, in the order of first access.
+type AccessList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Normalised reference of the image.
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Platform, such as linux/amd64.
+	Platform string `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	// When it was recorded.
+	Recorded *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	// Files that are read.
+	Files int64 `protobuf:"varint,4,opt,name=files,proto3" json:"files,omitempty"`
+	// Bytes of files that are read.
+	FileBytes int64 `protobuf:"varint,5,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
+	// Bytes of the disk's own, inodes and directories, that are read. They are known of one disk only.
+	MetadataBytes int64 `protobuf:"varint,6,opt,name=metadata_bytes,json=metadataBytes,proto3" json:"metadata_bytes,omitempty"`
+	// Index digest of the disk that the metadata belongs to.
+	IndexDigest string `protobuf:"bytes,7,opt,name=index_digest,json=indexDigest,proto3" json:"index_digest,omitempty"`
+	// The encoded list, as in PutAccessListRequest; empty in summaries.
+	List          []byte `protobuf:"bytes,8,opt,name=list,proto3" json:"list,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessList) Reset() {
+	*x = AccessList{}
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessList) ProtoMessage() {}
+
+func (x *AccessList) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessList.ProtoReflect.Descriptor instead.
+func (*AccessList) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *AccessList) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *AccessList) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *AccessList) GetRecorded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Recorded
+	}
+	return nil
+}
+
+func (x *AccessList) GetFiles() int64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *AccessList) GetFileBytes() int64 {
+	if x != nil {
+		return x.FileBytes
+	}
+	return 0
+}
+
+func (x *AccessList) GetMetadataBytes() int64 {
+	if x != nil {
+		return x.MetadataBytes
+	}
+	return 0
+}
+
+func (x *AccessList) GetIndexDigest() string {
+	if x != nil {
+		return x.IndexDigest
+	}
+	return ""
+}
+
+func (x *AccessList) GetList() []byte {
+	if x != nil {
+		return x.List
+	}
+	return nil
+}
+
 var File_berth_control_v1_imagesnapshot_proto protoreflect.FileDescriptor
 
 const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
@@ -3383,7 +3704,32 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x10moved_tag_digest\x18\x03 \x01(\tR\x0emovedTagDigest\x12\x16\n" +
 	"\x06layers\x18\x04 \x01(\x05R\x06layers\x12\x12\n" +
 	"\x04hits\x18\x05 \x01(\x05R\x04hits\x12\x10\n" +
-	"\x03run\x18\x06 \x01(\x05R\x03run*\x83\x01\n" +
+	"\x03run\x18\x06 \x01(\x05R\x03run\"H\n" +
+	"\x14PutAccessListRequest\x12\x1c\n" +
+	"\n" +
+	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x12\x12\n" +
+	"\x04list\x18\x02 \x01(\fR\x04list\"V\n" +
+	"\x15PutAccessListResponse\x12=\n" +
+	"\vaccess_list\x18\x01 \x01(\v2\x1c.berth.control.v1.AccessListR\n" +
+	"accessList\"f\n" +
+	"\x16ListAccessListsRequest\x12\x1c\n" +
+	"\n" +
+	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x18\n" +
+	"\asummary\x18\x03 \x01(\bR\asummary\"Z\n" +
+	"\x17ListAccessListsResponse\x12?\n" +
+	"\faccess_lists\x18\x01 \x03(\v2\x1c.berth.control.v1.AccessListR\vaccessLists\"\x89\x02\n" +
+	"\n" +
+	"AccessList\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\x126\n" +
+	"\brecorded\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\brecorded\x12\x14\n" +
+	"\x05files\x18\x04 \x01(\x03R\x05files\x12\x1d\n" +
+	"\n" +
+	"file_bytes\x18\x05 \x01(\x03R\tfileBytes\x12%\n" +
+	"\x0emetadata_bytes\x18\x06 \x01(\x03R\rmetadataBytes\x12!\n" +
+	"\findex_digest\x18\a \x01(\tR\vindexDigest\x12\x12\n" +
+	"\x04list\x18\b \x01(\fR\x04list*\x83\x01\n" +
 	"\x13ImageSnapshotOrigin\x12%\n" +
 	"!IMAGE_SNAPSHOT_ORIGIN_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cIMAGE_SNAPSHOT_ORIGIN_MANUAL\x10\x01\x12#\n" +
@@ -3409,7 +3755,7 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x19MATCH_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12MATCH_OUTCOME_PULL\x10\x01\x12\x15\n" +
 	"\x11MATCH_OUTCOME_USE\x10\x02\x12\x18\n" +
-	"\x14MATCH_OUTCOME_REJECT\x10\x032\xa6\b\n" +
+	"\x14MATCH_OUTCOME_REJECT\x10\x032\xf0\t\n" +
 	"\x14ImageSnapshotService\x12r\n" +
 	"\x13CreateImageSnapshot\x12,.berth.control.v1.CreateImageSnapshotRequest\x1a-.berth.control.v1.CreateImageSnapshotResponse\x12i\n" +
 	"\x10GetImageSnapshot\x12).berth.control.v1.GetImageSnapshotRequest\x1a*.berth.control.v1.GetImageSnapshotResponse\x12o\n" +
@@ -3419,7 +3765,9 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x17ListImageSnapshotEvents\x120.berth.control.v1.ListImageSnapshotEventsRequest\x1a1.berth.control.v1.ListImageSnapshotEventsResponse\x12t\n" +
 	"\x13WatchImageSnapshots\x12,.berth.control.v1.WatchImageSnapshotsRequest\x1a-.berth.control.v1.WatchImageSnapshotsResponse0\x01\x12\x83\x01\n" +
 	"\x18WatchImageSnapshotEvents\x121.berth.control.v1.WatchImageSnapshotEventsRequest\x1a2.berth.control.v1.WatchImageSnapshotEventsResponse0\x01\x12Z\n" +
-	"\vMatchImages\x12$.berth.control.v1.MatchImagesRequest\x1a%.berth.control.v1.MatchImagesResponseB2Z0berth.dev/berth/proto/berth/control/v1;controlv1b\x06proto3"
+	"\vMatchImages\x12$.berth.control.v1.MatchImagesRequest\x1a%.berth.control.v1.MatchImagesResponse\x12`\n" +
+	"\rPutAccessList\x12&.berth.control.v1.PutAccessListRequest\x1a'.berth.control.v1.PutAccessListResponse\x12f\n" +
+	"\x0fListAccessLists\x12(.berth.control.v1.ListAccessListsRequest\x1a).berth.control.v1.ListAccessListsResponseB2Z0berth.dev/berth/proto/berth/control/v1;controlv1b\x06proto3"
 
 var (
 	file_berth_control_v1_imagesnapshot_proto_rawDescOnce sync.Once
@@ -3434,7 +3782,7 @@ func file_berth_control_v1_imagesnapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_berth_control_v1_imagesnapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_berth_control_v1_imagesnapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_berth_control_v1_imagesnapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_berth_control_v1_imagesnapshot_proto_goTypes = []any{
 	(ImageSnapshotOrigin)(0),                 // 0: berth.control.v1.ImageSnapshotOrigin
 	(EliminationStrategy)(0),                 // 1: berth.control.v1.EliminationStrategy
@@ -3476,54 +3824,59 @@ var file_berth_control_v1_imagesnapshot_proto_goTypes = []any{
 	(*MatchCandidate)(nil),                   // 37: berth.control.v1.MatchCandidate
 	(*MatchKey)(nil),                         // 38: berth.control.v1.MatchKey
 	(*MatchedImage)(nil),                     // 39: berth.control.v1.MatchedImage
-	nil,                                      // 40: berth.control.v1.ImageSnapshot.LabelsEntry
-	nil,                                      // 41: berth.control.v1.ImageSnapshot.AnnotationsEntry
-	nil,                                      // 42: berth.control.v1.BuildSpec.ParametersEntry
-	nil,                                      // 43: berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
-	nil,                                      // 44: berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
-	nil,                                      // 45: berth.control.v1.ImageSnapshotFilter.LabelsEntry
-	nil,                                      // 46: berth.control.v1.StringMap.EntriesEntry
-	nil,                                      // 47: berth.control.v1.MatchImagesRequest.AnnotationsEntry
-	nil,                                      // 48: berth.control.v1.MatchImagesRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),            // 49: google.protobuf.Timestamp
+	(*PutAccessListRequest)(nil),             // 40: berth.control.v1.PutAccessListRequest
+	(*PutAccessListResponse)(nil),            // 41: berth.control.v1.PutAccessListResponse
+	(*ListAccessListsRequest)(nil),           // 42: berth.control.v1.ListAccessListsRequest
+	(*ListAccessListsResponse)(nil),          // 43: berth.control.v1.ListAccessListsResponse
+	(*AccessList)(nil),                       // 44: berth.control.v1.AccessList
+	nil,                                      // 45: berth.control.v1.ImageSnapshot.LabelsEntry
+	nil,                                      // 46: berth.control.v1.ImageSnapshot.AnnotationsEntry
+	nil,                                      // 47: berth.control.v1.BuildSpec.ParametersEntry
+	nil,                                      // 48: berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
+	nil,                                      // 49: berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
+	nil,                                      // 50: berth.control.v1.ImageSnapshotFilter.LabelsEntry
+	nil,                                      // 51: berth.control.v1.StringMap.EntriesEntry
+	nil,                                      // 52: berth.control.v1.MatchImagesRequest.AnnotationsEntry
+	nil,                                      // 53: berth.control.v1.MatchImagesRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),            // 54: google.protobuf.Timestamp
 }
 var file_berth_control_v1_imagesnapshot_proto_depIdxs = []int32{
-	49, // 0: berth.control.v1.ImageSnapshot.created:type_name -> google.protobuf.Timestamp
-	49, // 1: berth.control.v1.ImageSnapshot.deletion_requested:type_name -> google.protobuf.Timestamp
+	54, // 0: berth.control.v1.ImageSnapshot.created:type_name -> google.protobuf.Timestamp
+	54, // 1: berth.control.v1.ImageSnapshot.deletion_requested:type_name -> google.protobuf.Timestamp
 	0,  // 2: berth.control.v1.ImageSnapshot.origin:type_name -> berth.control.v1.ImageSnapshotOrigin
-	40, // 3: berth.control.v1.ImageSnapshot.labels:type_name -> berth.control.v1.ImageSnapshot.LabelsEntry
-	41, // 4: berth.control.v1.ImageSnapshot.annotations:type_name -> berth.control.v1.ImageSnapshot.AnnotationsEntry
+	45, // 3: berth.control.v1.ImageSnapshot.labels:type_name -> berth.control.v1.ImageSnapshot.LabelsEntry
+	46, // 4: berth.control.v1.ImageSnapshot.annotations:type_name -> berth.control.v1.ImageSnapshot.AnnotationsEntry
 	6,  // 5: berth.control.v1.ImageSnapshot.spec:type_name -> berth.control.v1.ImageSnapshotSpec
 	9,  // 6: berth.control.v1.ImageSnapshot.status:type_name -> berth.control.v1.ImageSnapshotStatus
 	7,  // 7: berth.control.v1.ImageSnapshotSpec.registries:type_name -> berth.control.v1.RegistryAccess
 	8,  // 8: berth.control.v1.ImageSnapshotSpec.build:type_name -> berth.control.v1.BuildSpec
 	1,  // 9: berth.control.v1.ImageSnapshotSpec.elimination:type_name -> berth.control.v1.EliminationStrategy
-	42, // 10: berth.control.v1.BuildSpec.parameters:type_name -> berth.control.v1.BuildSpec.ParametersEntry
+	47, // 10: berth.control.v1.BuildSpec.parameters:type_name -> berth.control.v1.BuildSpec.ParametersEntry
 	2,  // 11: berth.control.v1.ImageSnapshotStatus.phase:type_name -> berth.control.v1.ImageSnapshotPhase
 	10, // 12: berth.control.v1.ImageSnapshotStatus.images:type_name -> berth.control.v1.SnapshottedImage
 	11, // 13: berth.control.v1.ImageSnapshotStatus.volume_snapshots:type_name -> berth.control.v1.VolumeSnapshot
-	49, // 14: berth.control.v1.ImageSnapshotStatus.started:type_name -> google.protobuf.Timestamp
-	49, // 15: berth.control.v1.ImageSnapshotStatus.ready:type_name -> google.protobuf.Timestamp
-	49, // 16: berth.control.v1.ImageSnapshotStatus.expires:type_name -> google.protobuf.Timestamp
-	49, // 17: berth.control.v1.ImageSnapshotStatus.last_updated:type_name -> google.protobuf.Timestamp
-	49, // 18: berth.control.v1.ImageSnapshotStatus.last_matched:type_name -> google.protobuf.Timestamp
+	54, // 14: berth.control.v1.ImageSnapshotStatus.started:type_name -> google.protobuf.Timestamp
+	54, // 15: berth.control.v1.ImageSnapshotStatus.ready:type_name -> google.protobuf.Timestamp
+	54, // 16: berth.control.v1.ImageSnapshotStatus.expires:type_name -> google.protobuf.Timestamp
+	54, // 17: berth.control.v1.ImageSnapshotStatus.last_updated:type_name -> google.protobuf.Timestamp
+	54, // 18: berth.control.v1.ImageSnapshotStatus.last_matched:type_name -> google.protobuf.Timestamp
 	12, // 19: berth.control.v1.ImageSnapshotStatus.events:type_name -> berth.control.v1.ImageSnapshotEvent
 	3,  // 20: berth.control.v1.ImageSnapshotEvent.type:type_name -> berth.control.v1.ImageSnapshotEventType
-	49, // 21: berth.control.v1.ImageSnapshotEvent.first:type_name -> google.protobuf.Timestamp
-	49, // 22: berth.control.v1.ImageSnapshotEvent.last:type_name -> google.protobuf.Timestamp
-	43, // 23: berth.control.v1.CreateImageSnapshotRequest.labels:type_name -> berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
-	44, // 24: berth.control.v1.CreateImageSnapshotRequest.annotations:type_name -> berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
+	54, // 21: berth.control.v1.ImageSnapshotEvent.first:type_name -> google.protobuf.Timestamp
+	54, // 22: berth.control.v1.ImageSnapshotEvent.last:type_name -> google.protobuf.Timestamp
+	48, // 23: berth.control.v1.CreateImageSnapshotRequest.labels:type_name -> berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
+	49, // 24: berth.control.v1.CreateImageSnapshotRequest.annotations:type_name -> berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
 	6,  // 25: berth.control.v1.CreateImageSnapshotRequest.spec:type_name -> berth.control.v1.ImageSnapshotSpec
 	5,  // 26: berth.control.v1.CreateImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
 	5,  // 27: berth.control.v1.GetImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
-	45, // 28: berth.control.v1.ImageSnapshotFilter.labels:type_name -> berth.control.v1.ImageSnapshotFilter.LabelsEntry
+	50, // 28: berth.control.v1.ImageSnapshotFilter.labels:type_name -> berth.control.v1.ImageSnapshotFilter.LabelsEntry
 	18, // 29: berth.control.v1.ListImageSnapshotsRequest.filter:type_name -> berth.control.v1.ImageSnapshotFilter
 	5,  // 30: berth.control.v1.ListImageSnapshotsResponse.image_snapshots:type_name -> berth.control.v1.ImageSnapshot
 	6,  // 31: berth.control.v1.UpdateImageSnapshotRequest.spec:type_name -> berth.control.v1.ImageSnapshotSpec
 	22, // 32: berth.control.v1.UpdateImageSnapshotRequest.labels:type_name -> berth.control.v1.StringMap
 	22, // 33: berth.control.v1.UpdateImageSnapshotRequest.annotations:type_name -> berth.control.v1.StringMap
 	13, // 34: berth.control.v1.UpdateImageSnapshotRequest.preconditions:type_name -> berth.control.v1.Preconditions
-	46, // 35: berth.control.v1.StringMap.entries:type_name -> berth.control.v1.StringMap.EntriesEntry
+	51, // 35: berth.control.v1.StringMap.entries:type_name -> berth.control.v1.StringMap.EntriesEntry
 	5,  // 36: berth.control.v1.UpdateImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
 	13, // 37: berth.control.v1.DeleteImageSnapshotRequest.preconditions:type_name -> berth.control.v1.Preconditions
 	5,  // 38: berth.control.v1.DeleteImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
@@ -3534,37 +3887,44 @@ var file_berth_control_v1_imagesnapshot_proto_depIdxs = []int32{
 	18, // 43: berth.control.v1.WatchImageSnapshotEventsRequest.filter:type_name -> berth.control.v1.ImageSnapshotFilter
 	12, // 44: berth.control.v1.WatchImageSnapshotEventsResponse.event:type_name -> berth.control.v1.ImageSnapshotEvent
 	33, // 45: berth.control.v1.MatchImagesRequest.images:type_name -> berth.control.v1.MatchImage
-	47, // 46: berth.control.v1.MatchImagesRequest.annotations:type_name -> berth.control.v1.MatchImagesRequest.AnnotationsEntry
-	48, // 47: berth.control.v1.MatchImagesRequest.labels:type_name -> berth.control.v1.MatchImagesRequest.LabelsEntry
+	52, // 46: berth.control.v1.MatchImagesRequest.annotations:type_name -> berth.control.v1.MatchImagesRequest.AnnotationsEntry
+	53, // 47: berth.control.v1.MatchImagesRequest.labels:type_name -> berth.control.v1.MatchImagesRequest.LabelsEntry
 	34, // 48: berth.control.v1.MatchImage.layers:type_name -> berth.control.v1.MatchLayer
 	4,  // 49: berth.control.v1.MatchImagesResponse.outcome:type_name -> berth.control.v1.MatchOutcome
 	36, // 50: berth.control.v1.MatchImagesResponse.chosen:type_name -> berth.control.v1.MatchChoice
 	37, // 51: berth.control.v1.MatchImagesResponse.candidates:type_name -> berth.control.v1.MatchCandidate
 	38, // 52: berth.control.v1.MatchCandidate.score:type_name -> berth.control.v1.MatchKey
 	39, // 53: berth.control.v1.MatchCandidate.images:type_name -> berth.control.v1.MatchedImage
-	14, // 54: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:input_type -> berth.control.v1.CreateImageSnapshotRequest
-	16, // 55: berth.control.v1.ImageSnapshotService.GetImageSnapshot:input_type -> berth.control.v1.GetImageSnapshotRequest
-	19, // 56: berth.control.v1.ImageSnapshotService.ListImageSnapshots:input_type -> berth.control.v1.ListImageSnapshotsRequest
-	21, // 57: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:input_type -> berth.control.v1.UpdateImageSnapshotRequest
-	24, // 58: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:input_type -> berth.control.v1.DeleteImageSnapshotRequest
-	26, // 59: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:input_type -> berth.control.v1.ListImageSnapshotEventsRequest
-	28, // 60: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:input_type -> berth.control.v1.WatchImageSnapshotsRequest
-	30, // 61: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:input_type -> berth.control.v1.WatchImageSnapshotEventsRequest
-	32, // 62: berth.control.v1.ImageSnapshotService.MatchImages:input_type -> berth.control.v1.MatchImagesRequest
-	15, // 63: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:output_type -> berth.control.v1.CreateImageSnapshotResponse
-	17, // 64: berth.control.v1.ImageSnapshotService.GetImageSnapshot:output_type -> berth.control.v1.GetImageSnapshotResponse
-	20, // 65: berth.control.v1.ImageSnapshotService.ListImageSnapshots:output_type -> berth.control.v1.ListImageSnapshotsResponse
-	23, // 66: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:output_type -> berth.control.v1.UpdateImageSnapshotResponse
-	25, // 67: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:output_type -> berth.control.v1.DeleteImageSnapshotResponse
-	27, // 68: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:output_type -> berth.control.v1.ListImageSnapshotEventsResponse
-	29, // 69: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:output_type -> berth.control.v1.WatchImageSnapshotsResponse
-	31, // 70: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:output_type -> berth.control.v1.WatchImageSnapshotEventsResponse
-	35, // 71: berth.control.v1.ImageSnapshotService.MatchImages:output_type -> berth.control.v1.MatchImagesResponse
-	63, // [63:72] is the sub-list for method output_type
-	54, // [54:63] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	44, // 54: berth.control.v1.PutAccessListResponse.access_list:type_name -> berth.control.v1.AccessList
+	44, // 55: berth.control.v1.ListAccessListsResponse.access_lists:type_name -> berth.control.v1.AccessList
+	54, // 56: berth.control.v1.AccessList.recorded:type_name -> google.protobuf.Timestamp
+	14, // 57: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:input_type -> berth.control.v1.CreateImageSnapshotRequest
+	16, // 58: berth.control.v1.ImageSnapshotService.GetImageSnapshot:input_type -> berth.control.v1.GetImageSnapshotRequest
+	19, // 59: berth.control.v1.ImageSnapshotService.ListImageSnapshots:input_type -> berth.control.v1.ListImageSnapshotsRequest
+	21, // 60: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:input_type -> berth.control.v1.UpdateImageSnapshotRequest
+	24, // 61: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:input_type -> berth.control.v1.DeleteImageSnapshotRequest
+	26, // 62: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:input_type -> berth.control.v1.ListImageSnapshotEventsRequest
+	28, // 63: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:input_type -> berth.control.v1.WatchImageSnapshotsRequest
+	30, // 64: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:input_type -> berth.control.v1.WatchImageSnapshotEventsRequest
+	32, // 65: berth.control.v1.ImageSnapshotService.MatchImages:input_type -> berth.control.v1.MatchImagesRequest
+	40, // 66: berth.control.v1.ImageSnapshotService.PutAccessList:input_type -> berth.control.v1.PutAccessListRequest
+	42, // 67: berth.control.v1.ImageSnapshotService.ListAccessLists:input_type -> berth.control.v1.ListAccessListsRequest
+	15, // 68: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:output_type -> berth.control.v1.CreateImageSnapshotResponse
+	17, // 69: berth.control.v1.ImageSnapshotService.GetImageSnapshot:output_type -> berth.control.v1.GetImageSnapshotResponse
+	20, // 70: berth.control.v1.ImageSnapshotService.ListImageSnapshots:output_type -> berth.control.v1.ListImageSnapshotsResponse
+	23, // 71: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:output_type -> berth.control.v1.UpdateImageSnapshotResponse
+	25, // 72: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:output_type -> berth.control.v1.DeleteImageSnapshotResponse
+	27, // 73: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:output_type -> berth.control.v1.ListImageSnapshotEventsResponse
+	29, // 74: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:output_type -> berth.control.v1.WatchImageSnapshotsResponse
+	31, // 75: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:output_type -> berth.control.v1.WatchImageSnapshotEventsResponse
+	35, // 76: berth.control.v1.ImageSnapshotService.MatchImages:output_type -> berth.control.v1.MatchImagesResponse
+	41, // 77: berth.control.v1.ImageSnapshotService.PutAccessList:output_type -> berth.control.v1.PutAccessListResponse
+	43, // 78: berth.control.v1.ImageSnapshotService.ListAccessLists:output_type -> berth.control.v1.ListAccessListsResponse
+	68, // [68:79] is the sub-list for method output_type
+	57, // [57:68] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_berth_control_v1_imagesnapshot_proto_init() }
@@ -3579,7 +3939,7 @@ func file_berth_control_v1_imagesnapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_control_v1_imagesnapshot_proto_rawDesc), len(file_berth_control_v1_imagesnapshot_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   44,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,8 @@ const (
 	ImageSnapshotService_WatchImageSnapshots_FullMethodName      = "/berth.control.v1.ImageSnapshotService/WatchImageSnapshots"
 	ImageSnapshotService_WatchImageSnapshotEvents_FullMethodName = "/berth.control.v1.ImageSnapshotService/WatchImageSnapshotEvents"
 	ImageSnapshotService_MatchImages_FullMethodName              = "/berth.control.v1.ImageSnapshotService/MatchImages"
+	ImageSnapshotService_PutAccessList_FullMethodName            = "/berth.control.v1.ImageSnapshotService/PutAccessList"
+	ImageSnapshotService_ListAccessLists_FullMethodName          = "/berth.control.v1.ImageSnapshotService/ListAccessLists"
 )
 
 // ImageSnapshotServiceClient is the client API for ImageSnapshotService service.
@@ -76,6 +78,11 @@ type ImageSnapshotServiceClient interface {
 	// MatchImages tells which image snapshots would be chosen for a set of images, and why, candidate by candidate. It changes
 	// nothing.
 	MatchImages(ctx context.Context, in *MatchImagesRequest, opts ...grpc.CallOption) (*MatchImagesResponse, error)
+	// PutAccessList keeps with an image snapshot what the start of one of its images reads from the disk, in place of what it has of
+	// that image and platform. Nodes read it ahead, and builds place it together. It is deleted with the image snapshot.
+	PutAccessList(ctx context.Context, in *PutAccessListRequest, opts ...grpc.CallOption) (*PutAccessListResponse, error)
+	// ListAccessLists gives the lists that an image snapshot has.
+	ListAccessLists(ctx context.Context, in *ListAccessListsRequest, opts ...grpc.CallOption) (*ListAccessListsResponse, error)
 }
 
 type imageSnapshotServiceClient struct {
@@ -194,6 +201,26 @@ func (c *imageSnapshotServiceClient) MatchImages(ctx context.Context, in *MatchI
 	return out, nil
 }
 
+func (c *imageSnapshotServiceClient) PutAccessList(ctx context.Context, in *PutAccessListRequest, opts ...grpc.CallOption) (*PutAccessListResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutAccessListResponse)
+	err := c.cc.Invoke(ctx, ImageSnapshotService_PutAccessList_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *imageSnapshotServiceClient) ListAccessLists(ctx context.Context, in *ListAccessListsRequest, opts ...grpc.CallOption) (*ListAccessListsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAccessListsResponse)
+	err := c.cc.Invoke(ctx, ImageSnapshotService_ListAccessLists_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ImageSnapshotServiceServer is the server API for ImageSnapshotService service.
 // All implementations must embed UnimplementedImageSnapshotServiceServer
 // for forward compatibility.
@@ -224,6 +251,11 @@ type ImageSnapshotServiceServer interface {
 	// MatchImages tells which image snapshots would be chosen for a set of images, and why, candidate by candidate. It changes
 	// nothing.
 	MatchImages(context.Context, *MatchImagesRequest) (*MatchImagesResponse, error)
+	// PutAccessList keeps with an image snapshot what the start of one of its images reads from the disk, in place of what it has of
+	// that image and platform. Nodes read it ahead, and builds place it together. It is deleted with the image snapshot.
+	PutAccessList(context.Context, *PutAccessListRequest) (*PutAccessListResponse, error)
+	// ListAccessLists gives the lists that an image snapshot has.
+	ListAccessLists(context.Context, *ListAccessListsRequest) (*ListAccessListsResponse, error)
 	mustEmbedUnimplementedImageSnapshotServiceServer()
 }
 
@@ -260,6 +292,12 @@ func (UnimplementedImageSnapshotServiceServer) WatchImageSnapshotEvents(*WatchIm
 }
 func (UnimplementedImageSnapshotServiceServer) MatchImages(context.Context, *MatchImagesRequest) (*MatchImagesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MatchImages not implemented")
+}
+func (UnimplementedImageSnapshotServiceServer) PutAccessList(context.Context, *PutAccessListRequest) (*PutAccessListResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutAccessList not implemented")
+}
+func (UnimplementedImageSnapshotServiceServer) ListAccessLists(context.Context, *ListAccessListsRequest) (*ListAccessListsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAccessLists not implemented")
 }
 func (UnimplementedImageSnapshotServiceServer) mustEmbedUnimplementedImageSnapshotServiceServer() {}
 func (UnimplementedImageSnapshotServiceServer) testEmbeddedByValue()                              {}
@@ -430,6 +468,42 @@ func _ImageSnapshotService_MatchImages_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ImageSnapshotService_PutAccessList_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutAccessListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImageSnapshotServiceServer).PutAccessList(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ImageSnapshotService_PutAccessList_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImageSnapshotServiceServer).PutAccessList(ctx, req.(*PutAccessListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ImageSnapshotService_ListAccessLists_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAccessListsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImageSnapshotServiceServer).ListAccessLists(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ImageSnapshotService_ListAccessLists_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImageSnapshotServiceServer).ListAccessLists(ctx, req.(*ListAccessListsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ImageSnapshotService_ServiceDesc is the grpc.ServiceDesc for ImageSnapshotService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -464,6 +538,14 @@ var ImageSnapshotService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MatchImages",
 			Handler:    _ImageSnapshotService_MatchImages_Handler,
+		},
+		{
+			MethodName: "PutAccessList",
+			Handler:    _ImageSnapshotService_PutAccessList_Handler,
+		},
+		{
+			MethodName: "ListAccessLists",
+			Handler:    _ImageSnapshotService_ListAccessLists_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
