@@ -15,10 +15,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/layerdisk"
@@ -102,8 +104,16 @@ func (b *Builder) Plan(ctx context.Context, req lifecycle.PlanRequest) (lifecycl
 }
 
 // Build is of lifecycle.Builder.
-func (b *Builder) Build(ctx context.Context, req lifecycle.BuildRequest) (lifecycle.BuildResult, error) {
+func (b *Builder) Build(ctx context.Context, req lifecycle.BuildRequest) (_ lifecycle.BuildResult, err error) {
 	args := []string{"--output", req.Device.Path}
+	traces, remove, err := b.traceFiles(req.Traced)
+	if err != nil {
+		return lifecycle.BuildResult{}, fmt.Errorf("build layer disk: hand over access lists: %w", err)
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+	for _, file := range traces {
+		args = append(args, "--trace", file)
+	}
 	if req.Reuse {
 		args = append(args, "--reuse")
 	}
@@ -123,6 +133,30 @@ func (b *Builder) Build(ctx context.Context, req lifecycle.BuildRequest) (lifecy
 	}
 	result.FetchedBytes, result.ReusedBytes = out.result.FetchedBytes, out.result.ReusedBytes
 	return result, nil
+}
+
+// traceFiles writes access lists for the process to read.
+func (b *Builder) traceFiles(lists []*accesslist.List) (files []string, remove func() error, err error) {
+	if len(lists) == 0 {
+		return nil, func() error { return nil }, nil
+	}
+	dir, err := os.MkdirTemp(b.cfg.TempDir, tempPrefix)
+	if err != nil {
+		return nil, nil, err
+	}
+	remove = func() error { return os.RemoveAll(dir) }
+	for i, l := range lists {
+		data, err := l.Encode()
+		file := filepath.Join(dir, strconv.Itoa(i))
+		if err == nil {
+			err = os.WriteFile(file, data, 0o600)
+		}
+		if err != nil {
+			return nil, nil, errors.Join(err, remove())
+		}
+		files = append(files, file)
+	}
+	return files, remove, nil
 }
 
 // readBack gives the index as it is on the disk.

@@ -11,8 +11,10 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/imagesnapshot/buildproc"
 	"berth.dev/berth/imagesnapshot/lifecycle"
@@ -89,7 +91,7 @@ func TestPlanAndBuild(t *testing.T) {
 	h := newHub(t, "")
 	base, app := layer(t, "base", 3<<20), layer(t, "app", 1<<20)
 	first, second := h.push(t, "a:1", base), h.push(t, "b:1", base, app)
-	b, _ := open(t)
+	b, temp := open(t)
 	plan, err := b.Plan(t.Context(), lifecycle.PlanRequest{Spec: h.spec(first, second)})
 	require.NoError(t, err)
 	require.Len(t, plan.Layers, 2)
@@ -118,11 +120,24 @@ func TestPlanAndBuild(t *testing.T) {
 	require.NotEmpty(t, progress)
 	require.IsIncreasing(t, append([]int{-1}, progress[len(progress)-1]))
 
+	require.Nil(t, ix.Traced)
+	list := &accesslist.List{Image: first, Platform: "linux/amd64", Files: []accesslist.FileRange{{DiffID: digest.Digest(diffID.String()), Path: "base", Length: 3 << 20}}}
+	traced, err := b.Build(t.Context(), lifecycle.BuildRequest{
+		PlanRequest: lifecycle.PlanRequest{Spec: h.spec(first)}, Device: disk(t, 0), Traced: []*accesslist.List{list},
+	})
+	require.NoError(t, err)
+	ix, err = layerdisk.Parse(traced.Index)
+	require.NoError(t, err)
+	require.NotNil(t, ix.Traced, "the process was given the list")
+	left, err := os.ReadDir(temp)
+	require.NoError(t, err)
+	require.Empty(t, left)
+
 	require.NoError(t, os.Truncate(dev.Path, 32<<20))
 	result, err = b.Build(t.Context(), lifecycle.BuildRequest{PlanRequest: lifecycle.PlanRequest{Spec: h.spec(second)}, Device: dev, Reuse: true})
 	require.NoError(t, err)
 	require.EqualValues(t, 3<<20, result.ReusedBytes)
-	require.Equal(t, 1, h.gets[blob.String()], "E-22: fetched once")
+	require.Equal(t, 2, h.gets[blob.String()], "E-22: fetched once by each build of a blank disk")
 }
 
 func TestErrorsKeepTheirClass(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
@@ -211,7 +212,7 @@ func (r *run) build(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	}
 	result, err := r.Builder.Build(ctx, BuildRequest{
 		PlanRequest: PlanRequest{Owner: s.Owner, Spec: s.Spec}, Name: s.Name, Device: device, Reuse: w.BaseSnapshotID != "",
-		Progress: r.progress(ctx, s),
+		Traced: r.traced(ctx, s), Progress: r.progress(ctx, s),
 	})
 	if ctx.Err() != nil {
 		// Aborted: by a deletion, the deadline or the end of this process. Whoever comes next gives the volume up.
@@ -244,6 +245,18 @@ func attachOwn(ctx context.Context, b Backend, volumeID string) (device blockdev
 		}
 	}
 	return device, nil
+}
+
+// traced are the lists by which the files of the disk are placed. A build is as right without them.
+func (r *run) traced(ctx context.Context, s *imagesnapshot.ImageSnapshot) []*accesslist.List {
+	if r.AccessLists == nil {
+		return nil
+	}
+	lists, err := r.AccessLists.AccessLists(ctx, s.ID)
+	if err != nil && ctx.Err() == nil {
+		log.G(ctx).WithError(err).WithField("image_snapshot", s.Name).Warn("building without access lists")
+	}
+	return lists
 }
 
 // readAgain gets the object after a build, whose progress changed it. buildErr is passed on.

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
@@ -179,6 +180,22 @@ func TestUpdateWithoutBuild(t *testing.T) {
 		w.settle(time.Second)
 		w.await("one", imagesnapshot.PhaseAvailable)
 		require.Len(t, w.builder.builds, 2)
+	})
+}
+
+// An update is built by what was recorded since the first build.
+func TestUpdateUsesAccessLists(t *testing.T) {
+	newWorld(t, func(w *world) {
+		w.create("one", spec(refA))
+		s := w.await("one", imagesnapshot.PhaseAvailable)
+		require.Empty(t, w.builder.builds[0].Traced)
+		list := &accesslist.List{Image: refA, Platform: "linux/amd64", Recorded: time.Unix(1000, 0).UTC()}
+		require.NoError(t, w.store.PutAccessList(t.Context(), s.ID, list))
+		_, err := w.engine.Update(t.Context(), lifecycle.UpdateRequest{NameOrID: "one", Spec: s.Spec, Rebuild: true})
+		require.NoError(t, err)
+		w.settle(time.Second)
+		w.await("one", imagesnapshot.PhaseAvailable)
+		require.Equal(t, []*accesslist.List{list}, w.builder.builds[1].Traced)
 	})
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/store"
@@ -64,6 +65,8 @@ type BuildRequest struct {
 	// Device to write to. It is blank, or holds a layer disk to start from if Reuse says so.
 	Device blockdev.Device
 	Reuse  bool
+	// Traced are access lists of images on the disk, see builder.Options.
+	Traced []*accesslist.List
 	// Progress may be told how far it is, in percent, from any goroutine but one at a time.
 	Progress func(percent int)
 }
@@ -92,6 +95,8 @@ type Config struct {
 	Store   store.Store
 	Watcher store.Watcher
 	Indexes store.Indexes
+	// AccessLists, if not nil, say which files builds place together.
+	AccessLists store.AccessLists
 
 	// Backend is where builds put what they make, and Driver its name.
 	Backend

@@ -83,7 +83,7 @@ func (w *world) start(dieAt int, after bool) {
 	s := storage{w.gate, w.fake, w.ready}
 	cfg := w.cfg
 	gated := gatedStore{w.store, w.gate}
-	cfg.Store, cfg.Watcher, cfg.Indexes = gated, w.store, gated
+	cfg.Store, cfg.Watcher, cfg.Indexes, cfg.AccessLists = gated, w.store, gated, w.store
 	cfg.Provisioner, cfg.Attacher, cfg.Snapshotter = s, s, s
 	if w.flash {
 		cfg.Flash = s
