@@ -10,7 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// mergeBlock is the grain of merging: what one read of a slow disk brings anyway (see docs/hydration.md).
+// mergeBlock is the grain of merging: what one read of a slow disk brings anyway (see docs/access-lists.md).
 const mergeBlock = 64 << 10
 
 // Merge makes one list of several of the same image and platform: what at least half of them have, in the order of the mean place

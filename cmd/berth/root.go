@@ -24,6 +24,7 @@ func newRoot() *cobra.Command {
 		newMatch(),
 		newSnapshot(),
 		newStatus(),
+		newTrace(),
 		newVerify(),
 		newVersion(),
 	)

@@ -26,7 +26,7 @@ attach it and run the images, and all others that share layers with them, withou
 berthd builds image snapshots in the background: "create" returns at once, or with --wait when it is usable. Every command
 takes a name or an ID.`,
 	}
-	cmd.AddCommand(newSnapshotCreate(), newSnapshotList(), newSnapshotGet(), newSnapshotUpdate(), newSnapshotDelete(), newSnapshotEvents())
+	cmd.AddCommand(newSnapshotCreate(), newSnapshotList(), newSnapshotGet(), newSnapshotUpdate(), newSnapshotDelete(), newSnapshotEvents(), newSnapshotAccessList())
 	return cmd
 }
 
@@ -118,7 +118,14 @@ func newSnapshotGet() *cobra.Command {
 				if asJSON {
 					return writeMessage(cmd.OutOrStdout(), resp.GetImageSnapshot())
 				}
-				return writeSnapshot(cmd.OutOrStdout(), resp.GetImageSnapshot())
+				lists, err := c.ListAccessLists(ctx, &controlv1.ListAccessListsRequest{NameOrId: resp.GetImageSnapshot().GetId(), Summary: true})
+				if err != nil {
+					return err
+				}
+				if err := writeSnapshot(cmd.OutOrStdout(), resp.GetImageSnapshot()); err != nil {
+					return err
+				}
+				return writeAccessListTable(cmd.OutOrStdout(), lists.GetAccessLists())
 			})
 		},
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"berth.dev/berth/accesslist"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 	"berth.dev/berth/test/harness/protofields"
 )
@@ -22,6 +25,7 @@ type fakeSnapshots struct {
 	updated *controlv1.UpdateImageSnapshotRequest
 	deleted *controlv1.DeleteImageSnapshotRequest
 	match   *controlv1.MatchImagesRequest
+	list    *controlv1.PutAccessListRequest
 	// fails makes builds fail.
 	fails bool
 }
@@ -62,6 +66,21 @@ func (f *fakeSnapshots) CreateImageSnapshot(_ context.Context, req *controlv1.Cr
 	s := nightly()
 	s.Status.Phase = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING
 	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: s, Warnings: []string{"a little small"}}, nil
+}
+
+func (f *fakeSnapshots) ListAccessLists(_ context.Context, req *controlv1.ListAccessListsRequest) (*controlv1.ListAccessListsResponse, error) {
+	l := &accesslist.List{Image: "docker.io/library/nginx:1.27", Platform: "linux/amd64", Recorded: at(70).AsTime()}
+	data, err := l.Encode()
+	m := &controlv1.AccessList{Image: l.Image, Platform: l.Platform, Recorded: at(70), Files: 12, FileBytes: 3 << 20, MetadataBytes: 40 << 10}
+	if !req.GetSummary() {
+		m.List = data
+	}
+	return &controlv1.ListAccessListsResponse{AccessLists: []*controlv1.AccessList{m}}, err
+}
+
+func (f *fakeSnapshots) PutAccessList(_ context.Context, req *controlv1.PutAccessListRequest) (*controlv1.PutAccessListResponse, error) {
+	f.list = req
+	return &controlv1.PutAccessListResponse{}, nil
 }
 
 func (f *fakeSnapshots) GetImageSnapshot(_ context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
@@ -212,6 +231,19 @@ func TestSnapshotViews(t *testing.T) {
 	out, err := berth(t, "snapshot", "get", "nightly", "--socket", socket)
 	require.NoError(t, err)
 	golden(t, "snapshot-get", out)
+	out, err = berth(t, "snapshot", "access-list", "nightly", "--image", "nginx:1.27", "--socket", socket)
+	require.NoError(t, err)
+	require.Equal(t, "berth-accesslist 1\nimage docker.io/library/nginx:1.27\nplatform linux/amd64\nrecorded 2023-11-14T22:14:30Z\n", out)
+	out, err = berth(t, "snapshot", "access-list", "nightly", "--encoded", "--socket", socket)
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "list")
+	require.NoError(t, os.WriteFile(file, []byte(out), 0o600))
+	_, err = berth(t, "snapshot", "access-list", "nightly", "--put", file, "--socket", socket)
+	require.NoError(t, err)
+	require.Equal(t, out, string(f.list.GetList()))
+	require.NoError(t, os.WriteFile(file, []byte("no list"), 0o600))
+	_, err = berth(t, "snapshot", "access-list", "nightly", "--put", file, "--socket", socket)
+	require.ErrorContains(t, err, file)
 	out, err = berth(t, "snapshot", "events", "nightly", "--socket", socket)
 	require.NoError(t, err)
 	golden(t, "snapshot-events", out)

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+)
+
+// releaseTimeout bounds the detaching of a disk that was attached for a trace.
+const releaseTimeout = time.Minute
+
+// diskSource finds out of berthd which device has the disk to trace from.
+type diskSource struct {
+	control   controlv1.ControlServiceClient
+	snapshots snapshots
+}
+
+// foundDisk is one that is attached.
+type foundDisk struct {
+	name, device string
+	// snapshot is the name of the image snapshot that has the same content, empty if there is none.
+	snapshot string
+}
+
+// find gives the disk of the named image snapshot, attached for the time until release if it is not, or else the attached one with the
+// image.
+func (d diskSource) find(ctx context.Context, snapshot, image string) (_ foundDisk, release func(context.Context) error, err error) {
+	nothing := func(context.Context) error { return nil }
+	attached, err := d.control.ListDisks(ctx, &controlv1.ListDisksRequest{})
+	if err != nil {
+		return foundDisk{}, nil, err
+	}
+	if snapshot == "" {
+		found, err := d.attachedWith(ctx, attached.GetDisks(), image)
+		return found, nothing, err
+	}
+	resp, err := d.snapshots.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: snapshot})
+	if err != nil {
+		return foundDisk{}, nil, err
+	}
+	s := resp.GetImageSnapshot()
+	if s.GetStatus().GetIndexDigest() == "" {
+		return foundDisk{}, nil, fmt.Errorf("image snapshot %s is %s and has no disk yet", s.GetName(), phaseWord(s.GetStatus().GetPhase()))
+	}
+	for _, disk := range attached.GetDisks() {
+		if disk.GetIndexDigest() == s.GetStatus().GetIndexDigest() && disk.GetDevice() != "" {
+			return foundDisk{disk.GetName(), disk.GetDevice(), s.GetName()}, nothing, nil
+		}
+	}
+	return d.attach(ctx, s)
+}
+
+// attach has the image snapshot's disk attached.
+func (d diskSource) attach(ctx context.Context, s *controlv1.ImageSnapshot) (foundDisk, func(context.Context) error, error) {
+	name := "trace-" + uuid.NewString()[:8]
+	resp, err := d.control.AttachDisk(ctx, &controlv1.AttachDiskRequest{
+		Name: name, Driver: s.GetStatus().GetDriver(), SnapshotId: s.GetStatus().GetVolumeSnapshotId(), ExpectIndexDigest: s.GetStatus().GetIndexDigest(), Keep: true,
+	})
+	if err != nil {
+		return foundDisk{}, nil, fmt.Errorf("attach the disk of image snapshot %s: %w", s.GetName(), err)
+	}
+	release := func(ctx context.Context) error {
+		_, err := d.control.DetachDisk(ctx, &controlv1.DetachDiskRequest{Name: name, Drain: true})
+		if isNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	return foundDisk{name, resp.GetDisk().GetDevice(), s.GetName()}, release, nil
+}
+
+// attachedWith finds an attached disk with the image, one of an image snapshot before others.
+func (d diskSource) attachedWith(ctx context.Context, disks []*controlv1.Disk, image string) (foundDisk, error) {
+	resp, err := d.control.FindImage(ctx, &controlv1.FindImageRequest{Reference: image})
+	if err != nil && !isNotFound(err) {
+		return foundDisk{}, err
+	}
+	for _, disk := range disks {
+		if err == nil && disk.GetName() == resp.GetDisk() && disk.GetDevice() != "" {
+			snapshot, err := d.snapshotOf(ctx, disk.GetIndexDigest())
+			return foundDisk{disk.GetName(), disk.GetDevice(), snapshot}, err
+		}
+	}
+	return foundDisk{}, fmt.Errorf("no attached disk has image %s: name one with --image-snapshot or --disk, or attach one (berth attach)", image)
+}
+
+// snapshotOf is the image snapshot with that content.
+func (d diskSource) snapshotOf(ctx context.Context, index string) (string, error) {
+	all, err := listSnapshots(ctx, d.snapshots, nil)
+	if status.Code(err) == codes.Unimplemented {
+		return "", nil // a berthd that keeps none
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, s := range all {
+		if s.GetStatus().GetIndexDigest() == index {
+			return s.GetName(), nil
+		}
+	}
+	return "", nil
+}
