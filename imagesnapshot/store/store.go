@@ -72,6 +72,9 @@ type AccessLists interface {
 	PutAccessList(ctx context.Context, id string, list *accesslist.List) error
 	// AccessLists of the image snapshot of that ID, by image and platform; none if there is no such image snapshot.
 	AccessLists(ctx context.Context, id string) ([]*accesslist.List, error)
+	// AccessListsOn are those of an image, by its normalised reference, that image snapshots have whose content is the disk with
+	// that index digest. ids are all of those image snapshots, whether they have any or not.
+	AccessListsOn(ctx context.Context, disk digest.Digest, image string) (lists []*accesslist.List, ids []string, err error)
 }
 
 // Filter chooses objects; empty fields choose all.

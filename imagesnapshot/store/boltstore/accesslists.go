@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 
 	"berth.dev/berth/accesslist"
@@ -75,6 +77,26 @@ func (s *Store) AccessLists(ctx context.Context, id string) ([]*accesslist.List,
 		return nil, fmt.Errorf("access lists of image snapshot %s: %w", id, err)
 	}
 	return lists, nil
+}
+
+// AccessListsOn is of store.AccessLists.
+func (s *Store) AccessListsOn(ctx context.Context, disk digest.Digest, image string) (lists []*accesslist.List, ids []string, err error) {
+	s.mu.RLock()
+	for _, obj := range s.objects {
+		if obj.Status.Identity.IndexDigest == disk {
+			ids = append(ids, obj.ID)
+		}
+	}
+	s.mu.RUnlock()
+	slices.Sort(ids)
+	for _, id := range ids {
+		of, err := s.AccessLists(ctx, id)
+		if err != nil {
+			return nil, ids, err
+		}
+		lists = append(lists, slices.DeleteFunc(of, func(l *accesslist.List) bool { return l.Image != image })...)
+	}
+	return lists, ids, nil
 }
 
 // eachAccessList gives those of one image snapshot, in the order of their keys.

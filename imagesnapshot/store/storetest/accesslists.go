@@ -45,6 +45,18 @@ func accessLists(t *testing.T, s Full) {
 	require.NoError(t, err)
 	require.Equal(t, []*accesslist.List{accessList("a:1", "linux/amd64", "new"), first, second}, got)
 
+	on := func(disk digest.Digest, image string) ([]*accesslist.List, []string) {
+		lists, ids, err := s.AccessListsOn(ctx, disk, image)
+		require.NoError(t, err)
+		return lists, ids
+	}
+	found, ids := on(Example("one").Status.Identity.IndexDigest, "a:1")
+	require.Equal(t, []*accesslist.List{accessList("a:1", "linux/amd64", "new"), first}, found)
+	require.Equal(t, []string{one, other}, ids, "both have that disk")
+	found, ids = on(digest.FromString("another disk"), "a:1")
+	require.Empty(t, found)
+	require.Empty(t, ids)
+
 	// They are no change of the object.
 	obj, err := s.Get(ctx, "one")
 	require.NoError(t, err)
@@ -64,10 +76,16 @@ func accessLists(t *testing.T, s Full) {
 	got, err = s.AccessLists(ctx, one)
 	require.NoError(t, err)
 	require.Empty(t, got)
+}
 
+func accessListsAreBounded(t *testing.T, s Full) {
+	ctx := t.Context()
+	obj, err := s.Create(ctx, Example("one"))
+	require.NoError(t, err)
+	one := obj.ID
 	for i := range store.MaxAccessLists {
 		require.NoError(t, s.PutAccessList(ctx, one, accessList(fmt.Sprintf("i:%d", i), "linux/amd64", "x")))
 	}
-	require.ErrorIs(t, s.PutAccessList(ctx, one, first), errdefs.ErrResourceExhausted)
+	require.ErrorIs(t, s.PutAccessList(ctx, one, accessList("a:1", "linux/amd64", "x")), errdefs.ErrResourceExhausted)
 	require.NoError(t, s.PutAccessList(ctx, one, accessList("i:0", "linux/amd64", "y")), "replacing one is no more")
 }

@@ -49,6 +49,7 @@ func Suite(t *testing.T, cfg Config) {
 		"watch ends":          watchEnds,
 		"indexes":             indexes,
 		"access lists":        accessLists,
+		"access lists bound":  accessListsAreBounded,
 		"context has ended":   contextHasEnded,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, cfg.New(t)) })
