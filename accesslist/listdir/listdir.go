@@ -11,10 +11,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/accesslist"
@@ -60,7 +62,7 @@ func (d *Dir) Lists(ctx context.Context, image string) (lists []*accesslist.List
 		if err := ctx.Err(); err != nil {
 			return nil, problems, err
 		}
-		if !e.Type().IsRegular() {
+		if !e.Type().IsRegular() || strings.HasPrefix(e.Name(), hidden) {
 			continue
 		}
 		f, list, err := d.look(e, image)
@@ -79,6 +81,43 @@ func (d *Dir) Lists(ctx context.Context, image string) (lists []*accesslist.List
 	}
 	slices.SortStableFunc(lists, func(a, b *accesslist.List) int { return b.Recorded.Compare(a.Recorded) })
 	return lists, problems, nil
+}
+
+// Put writes a list to a file of its own, in place of the one that was put of the same image and platform. A crash leaves the old one
+// or the new one.
+func (d *Dir) Put(l *accesslist.List) error {
+	data, err := l.Encode()
+	if err == nil {
+		err = d.write(putPrefix+digest.FromString(l.Image+" "+l.Platform).Encoded(), data)
+	}
+	if err != nil {
+		return fmt.Errorf("keep access list: %w", err)
+	}
+	return nil
+}
+
+// putPrefix is of files that Put writes, hidden of those that are not complete.
+const (
+	putPrefix = "recorded-"
+	hidden    = "."
+)
+
+func (d *Dir) write(name string, data []byte) error {
+	if err := os.MkdirAll(d.path, 0o755); err != nil { //nolint:gosec // nothing in a list is secret
+		return err
+	}
+	f, err := os.CreateTemp(d.path, hidden+name+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), filepath.Join(d.path, name))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }
 
 // look at a file, and read it if it is new or has the list that is wanted.

@@ -74,3 +74,20 @@ func TestOtherFiles(t *testing.T) {
 	require.ErrorContains(t, problems, "large")
 	require.NotContains(t, problems.Error(), "fifo")
 }
+
+func TestPutReplacesTheListOfTheSameImage(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "lists")
+	d := listdir.Open(dir)
+	list := func(path string) *accesslist.List {
+		return &accesslist.List{Image: "app:1", Platform: "linux/amd64", Recorded: time.Unix(1, 0).UTC(),
+			Files: []accesslist.FileRange{{DiffID: digest.FromString("layer"), Path: path, Length: 1}}}
+	}
+	require.NoError(t, d.Put(list("old")))
+	require.NoError(t, d.Put(list("new")))
+	write(t, dir, ".half-written", "app:1", time.Unix(2, 0), "hidden")
+	lists, problems, err := d.Lists(t.Context(), "app:1")
+	require.NoError(t, err)
+	require.NoError(t, problems)
+	require.Equal(t, []*accesslist.List{list("new")}, lists)
+	require.ErrorIs(t, d.Put(list("../x")), errdefs.ErrInvalidArgument)
+}
