@@ -1,6 +1,15 @@
 package config
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
+
+// A start that takes longer waits for something else than its disk.
+const (
+	defaultRecordTime = 30 * time.Second
+	maxRecordTime     = 10 * time.Minute
+)
 
 // Hydration is about reading ahead what the start of an image reads from a layer disk.
 type Hydration struct {
@@ -16,10 +25,14 @@ type Hydration struct {
 	MemoryShare float64 `toml:"memory_share"`
 	// ListsDirectory has access lists; empty is <root>/access-lists.
 	ListsDirectory string `toml:"lists_directory"`
+	// RecordFirstStart records what the first start of an image reads that has no list.
+	RecordFirstStart bool `toml:"record_first_start"`
+	// RecordTime is how long that goes on.
+	RecordTime Duration `toml:"record_time"`
 }
 
 func defaultHydration() Hydration {
-	return Hydration{Enabled: true, Workers: 16, AtOnce: 2, MemoryShare: 0.5}
+	return Hydration{Enabled: true, Workers: 16, AtOnce: 2, MemoryShare: 0.5, RecordTime: Duration(defaultRecordTime)}
 }
 
 // check names every key whose value cannot be used.
@@ -44,6 +57,9 @@ func (h Hydration) check() []error {
 	}
 	if d := h.ListsDirectory; d != "" && !cleanAbs(d) {
 		refuse("lists_directory", "%q is not a clean absolute path; \"\" is <root>/access-lists", d)
+	}
+	if t := h.RecordTime.Std(); t < time.Second || t > maxRecordTime {
+		refuse("record_time", "%s is not from 1s to %s", t, maxRecordTime)
 	}
 	return errs
 }

@@ -45,6 +45,8 @@ type Target struct {
 	Disk digest.Digest
 	// Layers whose files are of interest, the others' are left out.
 	Layers []Layer
+	// NotSelf leaves out what this process reads itself, such as ahead of others. MethodOpen cannot tell it apart.
+	NotSelf bool
 }
 
 // Layer of a disk.

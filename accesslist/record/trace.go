@@ -34,6 +34,8 @@ type trace struct {
 	disk      string
 	bdevInode uint64
 	bdev      string
+	// self says of threads whether they are this process's; nil if that does not matter.
+	self map[int]bool
 
 	stopDrain context.CancelFunc
 	drained   sync.WaitGroup
@@ -60,6 +62,9 @@ func startTrace(ctx context.Context, t Target) (*trace, error) {
 	tr := &trace{in: in, disk: fmt.Sprintf("%d:%d", number>>20, number&(1<<20-1)), bdevInode: number}
 	if err := tr.calibrate(t.Device); err != nil {
 		return nil, errors.Join(err, in.close())
+	}
+	if t.NotSelf {
+		tr.self = make(map[int]bool)
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	tr.stopDrain = cancel
@@ -171,9 +176,24 @@ func (tr *trace) line(line string) {
 		tr.lost += parseLost(line)
 	case len(tr.events) == maxEvents:
 		tr.lost++
+	case tr.isSelf(e.pid):
 	case tr.bdev == "" || e.dev == tr.disk || e.dev == tr.bdev && e.inode == tr.bdevInode:
 		tr.events = append(tr.events, e)
 	}
+}
+
+// isSelf looks while the thread likely lives: its number may be another's later.
+func (tr *trace) isSelf(thread int) bool {
+	if tr.self == nil {
+		return false
+	}
+	self, known := tr.self[thread]
+	if !known {
+		_, err := os.Stat("/proc/self/task/" + strconv.Itoa(thread))
+		self = err == nil
+		tr.self[thread] = self
+	}
+	return self
 }
 
 func (tr *trace) stop(ctx context.Context) (observed, error) {

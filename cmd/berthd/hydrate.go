@@ -7,13 +7,15 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/distribution/reference"
-	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/accesslist"
 	"berth.dev/berth/accesslist/listdir"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
+	"berth.dev/berth/firststart"
 	"berth.dev/berth/hydrate"
+	"berth.dev/berth/imagesnapshot/store"
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/metrics"
 	"berth.dev/berth/snapshotter"
 	"berth.dev/berth/stage"
@@ -26,9 +28,8 @@ func (n *node) openHydrator(ctx context.Context, c config.Config) (err error) {
 		return nil
 	}
 	observer := &hydrationObserver{}
-	directory := cmp.Or(h.ListsDirectory, filepath.Join(c.Root, "access-lists"))
 	n.hydrator, err = hydrate.New(context.WithoutCancel(ctx), hydrate.Config{
-		Disks: visitedDisks{n.stage}, Lists: accessLists{listdir.Open(directory)},
+		Disks: visitedDisks{n.stage}, Lists: n.accessLists(c),
 		Workers: h.Workers, AtOnce: h.AtOnce, Rate: h.Rate, MemoryShare: h.MemoryShare, Observer: observer,
 	})
 	if err != nil {
@@ -73,14 +74,37 @@ func (d visitedDisks) Visit(ctx context.Context, diskUUID string) (context.Conte
 		MountPoint: v.MountPoint, Index: v.Index}, leave, nil
 }
 
-// accessLists finds lists where they may be, in this order: in the node's own directory.
+// accessLists finds lists where they may be, in this order: with an image snapshot of the very disk, and in the node's own directory.
 type accessLists struct {
+	// snapshots is nil if this node keeps none.
+	snapshots store.AccessLists
 	directory *listdir.Dir
+}
+
+func (n *node) accessLists(c config.Config) accessLists {
+	lists := accessLists{directory: listdir.Open(cmp.Or(c.Hydration.ListsDirectory, filepath.Join(c.Root, "access-lists")))}
+	if n.snapshots != nil {
+		lists.snapshots = n.snapshots.store
+	}
+	return lists
 }
 
 var _ hydrate.Lists = accessLists{}
 
 func (a accessLists) AccessList(ctx context.Context, d hydrate.Disk, image string) (*accesslist.List, error) {
+	return a.find(ctx, d.Identity, image)
+}
+
+func (a accessLists) find(ctx context.Context, disk layerdisk.Identity, image string) (*accesslist.List, error) {
+	if a.snapshots != nil {
+		kept, _, err := a.snapshots.AccessListsOn(ctx, disk.IndexDigest, image)
+		if err != nil {
+			log.G(ctx).WithError(err).Warn("access lists of image snapshots cannot be used")
+		}
+		if len(kept) > 0 {
+			return kept[0], nil
+		}
+	}
 	lists, problems, err := a.directory.Lists(ctx, image)
 	if problems != nil {
 		log.G(ctx).WithError(problems).Warn("some access lists cannot be used")
@@ -90,35 +114,38 @@ func (a accessLists) AccessList(ctx context.Context, d hydrate.Disk, image strin
 	}
 	for _, l := range lists {
 		// Of several, that of the very disk knows most.
-		if l.Disk == d.Identity.IndexDigest {
+		if l.Disk == disk.IndexDigest {
 			return l, nil
 		}
 	}
 	return lists[0], nil
 }
 
-// startWatcher is an observer of the snapshotter that also has what starts read ahead.
+// startWatcher is an observer of the snapshotter that also has what starts recorded or read ahead.
 type startWatcher struct {
 	snapshotter.Observer
-	// hydrator may be nil.
+	// hydrator and recorder may be nil. The recorder passes on to the hydrator.
 	hydrator *hydrate.Hydrator
+	recorder *firststart.Recorder
 }
 
 func (w startWatcher) Hit(ctx context.Context, h snapshotter.Hit) {
 	w.Observer.Hit(ctx, h)
-	w.starting(h.DiskUUID, h.Layer.ImageRef, h.Layer.ChainID)
+	w.starting(firststart.Start{DiskUUID: h.DiskUUID, Image: normalised(h.Layer.ImageRef), ChainID: h.Layer.ChainID})
 }
 
 func (w startWatcher) Start(ctx context.Context, s snapshotter.Start) {
 	w.Observer.Start(ctx, s)
-	w.starting(s.DiskUUID, "", s.ChainID)
+	w.starting(firststart.Start{DiskUUID: s.DiskUUID, ChainID: s.ChainID, Container: true})
 }
 
-func (w startWatcher) starting(diskUUID, imageRef string, chainID digest.Digest) {
-	if w.hydrator == nil {
-		return
+func (w startWatcher) starting(s firststart.Start) {
+	switch {
+	case w.recorder != nil:
+		w.recorder.Starting(s)
+	case w.hydrator != nil:
+		w.hydrator.Starting(s.DiskUUID, s.Image, s.ChainID)
 	}
-	w.hydrator.Starting(diskUUID, normalised(imageRef), chainID)
 }
 
 // normalised reference, as access lists have it; empty if it is none.

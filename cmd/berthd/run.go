@@ -23,6 +23,7 @@ import (
 	"berth.dev/berth/catalog"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
+	"berth.dev/berth/firststart"
 	"berth.dev/berth/hydrate"
 	"berth.dev/berth/imageimport"
 	"berth.dev/berth/metrics"
@@ -45,6 +46,8 @@ type node struct {
 	chooser  *ondemand.Chooser
 	// hydrator is nil if nothing is read ahead.
 	hydrator *hydrate.Hydrator
+	// recorder is nil if first starts are not recorded.
+	recorder *firststart.Recorder
 	snaps    *snapshotter.Snapshotter
 	ledger   *control.Ledger
 	waiting  *control.Waiting
@@ -110,6 +113,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if n.drivers, err = openDrivers(c); err != nil {
 		return err
 	}
+	started := time.Now() // no disk has been mounted by this process
 	n.failures = newDiskFailures(n.ledger)
 	watch := observer{metrics: n.metrics, ledger: n.ledger, failures: n.failures}
 	n.stage, err = stage.Open(stage.Config{Root: c.Root, Drivers: n.drivers.attachers, IdleTimeout: c.Stage.IdleTimeout.Std(),
@@ -133,11 +137,14 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.openHydrator(ctx, c); err != nil {
 		return err
 	}
+	if err := n.openRecorder(ctx, c, started); err != nil {
+		return err
+	}
 	protocol, err := snapshotter.ParseProtocol(string(c.Snapshotter.Protocol))
 	if err != nil {
 		return err
 	}
-	n.pulls = &pullWatcher{Observer: startWatcher{useRecorder{watch, n.chooser, n.snapshots.recorder()}, n.hydrator}}
+	n.pulls = &pullWatcher{Observer: startWatcher{useRecorder{watch, n.chooser, n.snapshots.recorder()}, n.hydrator, n.recorder}}
 	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{
 		Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Protocol: protocol,
 		Observer: n.pulls,
@@ -224,14 +231,17 @@ func (n *node) Close() error {
 	if n.containerd != nil {
 		errs = append(errs, n.containerd.Close())
 	}
+	if n.recorder != nil {
+		errs = append(errs, n.recorder.Close())
+	}
+	if n.hydrator != nil {
+		errs = append(errs, n.hydrator.Close())
+	}
 	if n.snapshots != nil {
 		errs = append(errs, n.snapshots.Close())
 	}
 	if n.snaps != nil {
 		errs = append(errs, n.snaps.Close())
-	}
-	if n.hydrator != nil {
-		errs = append(errs, n.hydrator.Close())
 	}
 	if n.chooser != nil {
 		errs = append(errs, n.chooser.Close())

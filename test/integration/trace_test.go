@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/accesslist"
+	"berth.dev/berth/test/harness/berth"
 	"berth.dev/berth/test/harness/image"
 	"berth.dev/berth/test/harness/leak"
 	"berth.dev/berth/test/harness/wait"
@@ -344,6 +346,54 @@ func decodeList(t *testing.T, encoded string) *accesslist.List {
 	l, err := accesslist.Decode([]byte(encoded))
 	require.NoError(t, err)
 	return l
+}
+
+// A node records the first start of an image that has no list, and keeps it with the image snapshot or in its own directory.
+func TestFirstStartIsRecorded(t *testing.T) {
+	for name, kept := range map[string]bool{"of an image snapshot": true, "of a disk": false} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.configure = func(c *berth.Config) { c.RecordTime = 5 * time.Second }
+			busybox, err := image.Busybox()
+			require.NoError(t, err)
+			img := n.push("app", busybox, image.Layer{Entries: []image.Entry{image.File("one", "1"), image.File("two", "2"), image.File("never", "n")}})
+			if !kept {
+				n.attachAtStart("app", n.build("app", img))
+			}
+			n.start()
+			if kept {
+				n.cli(append([]string{"snapshot", "create", "nightly", "--image", img.ref, "--wait"}, n.registryFlags(img.ref)...)...)
+			}
+			n.registry.Reset()
+			n.pull(img)
+			require.Zero(t, n.fetched(img))
+			require.Equal(t, "21", strings.TrimSpace(n.run(img, filepath.Base(n.dir)+"a", "/bin/cat", "/two", "/one")))
+			var l *accesslist.List
+			n.eventually("the list to be kept", func() error {
+				files, err := filepath.Glob(filepath.Join(n.berthd.Root(), "access-lists", "recorded-*"))
+				if err == nil && len(files) == 1 && !kept {
+					l = readList(t, files[0])
+					return nil
+				}
+				if !kept {
+					return fmt.Errorf("%d lists, %w", len(files), err)
+				}
+				out, err := n.berthd.CLI(n.Context(), "snapshot", "access-list", "nightly", "--encoded")
+				if err == nil {
+					l = decodeList(t, out)
+				}
+				return err
+			})
+			require.Equal(t, img.ref, l.Image)
+			var files []string
+			for _, f := range l.Files {
+				files = append(files, f.Path)
+			}
+			require.Subset(t, files, []string{"bin/busybox", "one", "two"})
+			require.NotContains(t, files, "never")
+			require.Less(t, slices.Index(files, "two"), slices.Index(files, "one"))
+		})
+	}
 }
 
 func withoutRepeats(names []string) (once []string) {

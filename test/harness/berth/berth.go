@@ -66,6 +66,8 @@ type Config struct {
 	HydrationRate int64
 	// NoHydration reads nothing ahead.
 	NoHydration bool
+	// RecordTime, if not 0, has first starts recorded for so long.
+	RecordTime time.Duration
 	// Env is added to the environment of both programs.
 	Env []string
 }
@@ -129,6 +131,9 @@ func (d *Daemon) writeConfig() error {
 		fmt.Fprintf(&b, "namespaces = [%s]\nimages = [%s]\n", quoted(im.Namespaces), quoted(im.Images))
 	}
 	fmt.Fprintf(&b, "[hydration]\nenabled = %t\nrate = %d\n", !d.cfg.NoHydration, d.cfg.HydrationRate)
+	if d.cfg.RecordTime > 0 {
+		fmt.Fprintf(&b, "record_first_start = true\nrecord_time = %q\n", d.cfg.RecordTime)
+	}
 	for name, socket := range d.cfg.CSI {
 		fmt.Fprintf(&b, "[drivers.csi.%s]\nnode = %q\n", name, socket)
 	}
