@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/layerdisk"
 )
 
@@ -68,6 +69,13 @@ type Publisher interface {
 	Publish(ctx context.Context, e Entry) error
 	// Withdraw removes the entry with this ID; one that is not there is no error.
 	Withdraw(ctx context.Context, id string) error
+}
+
+// ListPublisher has access lists of the images of entries too, beside them: they are read when an image starts, and by nobody before.
+type ListPublisher interface {
+	// PublishAccessLists has these lists go with the entry of that ID, in place of those that did; none is none. Withdraw takes them
+	// away as well.
+	PublishAccessLists(ctx context.Context, id string, lists []*accesslist.List) error
 }
 
 // Change is one message of Watch. One of Entry, Problem and Synced is set.

@@ -112,7 +112,7 @@ func (d *Directory) sync() error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Withdraw deletes the entry's file.
+// Withdraw deletes the entry's file, and its access lists.
 func (d *Directory) Withdraw(ctx context.Context, id string) error {
 	err := catalog.CheckID(id)
 	if err == nil {
@@ -120,12 +120,15 @@ func (d *Directory) Withdraw(ctx context.Context, id string) error {
 	}
 	if err == nil {
 		err = os.Remove(filepath.Join(d.path, id+suffix))
+		if err == nil {
+			err = d.sync()
+		}
 		if errors.Is(err, os.ErrNotExist) {
-			return nil
+			err = nil
 		}
 	}
 	if err == nil {
-		err = d.sync()
+		err = d.removeLists(id, nil)
 	}
 	if err != nil {
 		return fmt.Errorf("withdraw from catalog %s: %w", d.path, err)

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/blockdev/durable"
 	"berth.dev/berth/catalog"
 )
@@ -27,6 +28,9 @@ type Config struct {
 	To   catalog.Publisher
 	// Useful says whether those who read To can do anything with an entry; nil is always. Others are not published.
 	Useful func(e *catalog.Entry) bool
+	// Lists, if not nil, gives the access lists of the image snapshot of an entry's ID, which ListsTo gets.
+	Lists   func(ctx context.Context, id string) ([]*accesslist.List, error)
+	ListsTo catalog.ListPublisher
 	// Target names To, and Records is a directory, made if it is missing, that remembers what was published in which target: so what
 	// went away while nobody ran is withdrawn later, and nothing of others ever is.
 	Target, Records string
@@ -52,10 +56,25 @@ type Mirror struct {
 	published map[string]bool
 	// pending is what To is to be told: an entry, or nil to withdraw it.
 	pending map[string]*catalog.Entry
+	// stale are those whose lists To may not have as they are.
+	stale map[string]bool
+	// touched are told of by TouchLists.
+	touched chan string
 }
 
+// maxTouched may wait; of more, the lists are published with the next change of their entries.
+const maxTouched = 1024
+
 // New makes a mirror. It does nothing until Run.
-func New(cfg Config) *Mirror { return &Mirror{Config: cfg} }
+func New(cfg Config) *Mirror { return &Mirror{Config: cfg, touched: make(chan string, maxTouched)} }
+
+// TouchLists tells that the access lists of an image snapshot have changed. It does not block, and is safe for concurrent use.
+func (m *Mirror) TouchLists(id string) {
+	select {
+	case m.touched <- id:
+	default:
+	}
+}
 
 // Waits after To could not be told something.
 const (
@@ -73,7 +92,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("publish image snapshots: %w", err)
 	}
-	m.published, m.pending = make(map[string]bool), make(map[string]*catalog.Entry)
+	m.published, m.pending, m.stale = make(map[string]bool), make(map[string]*catalog.Entry), make(map[string]bool)
 	for _, id := range rec.IDs {
 		m.published[id] = true
 	}
@@ -99,6 +118,8 @@ func (m *Mirror) Run(ctx context.Context) error {
 			if c.Synced {
 				listed = nil
 			}
+		case id := <-m.touched:
+			m.stale[id] = true
 		case <-retry.C:
 		}
 		if listed != nil {
@@ -154,6 +175,31 @@ func (m *Mirror) flush(ctx context.Context) error {
 		}
 		errs = append(errs, err)
 	}
+	return errors.Join(append(errs, m.flushLists(ctx))...)
+}
+
+// flushLists publishes the lists that may have changed, of entries that To has.
+func (m *Mirror) flushLists(ctx context.Context) error {
+	if m.Lists == nil {
+		return nil
+	}
+	var errs []error
+	for _, id := range slices.Sorted(maps.Keys(m.stale)) {
+		if _, waits := m.pending[id]; waits {
+			continue
+		}
+		var err error
+		if m.published[id] {
+			var lists []*accesslist.List
+			if lists, err = m.Lists(ctx, id); err == nil {
+				err = m.ListsTo.PublishAccessLists(ctx, id, lists)
+			}
+		}
+		if err == nil {
+			delete(m.stale, id)
+		}
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
 }
 
@@ -168,7 +214,11 @@ func (m *Mirror) tell(ctx context.Context, id string, e *catalog.Entry) error {
 	if err := m.note(id, true); err != nil {
 		return err
 	}
-	return m.To.Publish(ctx, *e)
+	if err := m.To.Publish(ctx, *e); err != nil {
+		return err
+	}
+	m.stale[id] = true
+	return nil
 }
 
 // note what To may have.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/catalog"
 	"berth.dev/berth/catalog/directory"
 	"berth.dev/berth/control"
@@ -31,6 +33,7 @@ func newCatalogAdd() *cobra.Command {
 		dir     string
 		e       catalog.Entry
 		expires time.Duration
+		traces  []string
 	)
 	cmd := &cobra.Command{
 		Use:   "add DISK",
@@ -62,7 +65,7 @@ Nodes attach the disk by the same path as here, read-only, unless --snapshot or 
 			if err != nil {
 				return err
 			}
-			if err := d.Publish(cmd.Context(), e); err != nil {
+			if err := publish(cmd.Context(), d, e, traces); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: added as %s\n", e.Name, e.ID)
@@ -76,10 +79,27 @@ Nodes attach the disk by the same path as here, read-only, unless --snapshot or 
 	f.StringVar(&e.Source.Driver, "driver", control.DefaultDriver, "`driver` that nodes attach it with")
 	f.StringVar(&e.Source.SnapshotID, "snapshot", "", "`ID` of a volume snapshot of the disk, of which each node makes a volume")
 	f.StringVar(&e.Source.VolumeID, "volume", "", "`ID` of the disk's volume, which nodes attach read-only")
+	f.StringSliceVar(&traces, "access-list", nil, "`file` with what the start of an image reads (berth trace --output), for nodes to read ahead; may be repeated")
 	f.DurationVar(&expires, "expires", 0, "`time` after which it is not attached any more; never if not given")
 	cobra.CheckErr(cmd.MarkFlagRequired("directory"))
 	cmd.MarkFlagsMutuallyExclusive("snapshot", "volume")
 	return cmd
+}
+
+// publish an entry with the access lists in files.
+func publish(ctx context.Context, d *directory.Directory, e catalog.Entry, traces []string) error {
+	var lists []*accesslist.List
+	for _, file := range traces {
+		list, err := readAccessList(file)
+		if err != nil {
+			return fmt.Errorf("--access-list: %w", err)
+		}
+		lists = append(lists, list)
+	}
+	if err := d.Publish(ctx, e); err != nil {
+		return err
+	}
+	return d.PublishAccessLists(ctx, e.ID, lists)
 }
 
 func newCatalogRemove() *cobra.Command {

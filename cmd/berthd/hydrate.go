@@ -5,11 +5,13 @@ import (
 	"context"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/distribution/reference"
 
 	"berth.dev/berth/accesslist"
 	"berth.dev/berth/accesslist/listdir"
+	"berth.dev/berth/catalog/directory"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
 	"berth.dev/berth/firststart"
@@ -74,17 +76,23 @@ func (d visitedDisks) Visit(ctx context.Context, diskUUID string) (context.Conte
 		MountPoint: v.MountPoint, Index: v.Index}, leave, nil
 }
 
-// accessLists finds lists where they may be, in this order: with an image snapshot of the very disk, and in the node's own directory.
+// accessLists finds lists where they may be, in this order: with an image snapshot of the very disk, in the node's own directory, and
+// beside the catalog.
 type accessLists struct {
 	// snapshots is nil if this node keeps none.
 	snapshots store.AccessLists
 	directory *listdir.Dir
+	// catalog is nil without one.
+	catalog *listdir.Dir
 }
 
 func (n *node) accessLists(c config.Config) accessLists {
 	lists := accessLists{directory: listdir.Open(cmp.Or(c.Hydration.ListsDirectory, filepath.Join(c.Root, "access-lists")))}
 	if n.snapshots != nil {
-		lists.snapshots = n.snapshots.store
+		lists.snapshots = n.snapshots
+	}
+	if c.Catalog.Directory != "" {
+		lists.catalog = listdir.Open(directory.AccessLists(c.Catalog.Directory))
 	}
 	return lists
 }
@@ -105,7 +113,16 @@ func (a accessLists) find(ctx context.Context, disk layerdisk.Identity, image st
 			return kept[0], nil
 		}
 	}
-	lists, problems, err := a.directory.Lists(ctx, image)
+	l, err := choose(ctx, a.directory, disk, image)
+	if errdefs.IsNotFound(err) && a.catalog != nil {
+		return choose(ctx, a.catalog, disk, image)
+	}
+	return l, err
+}
+
+// choose a list of the image from a directory.
+func choose(ctx context.Context, from *listdir.Dir, disk layerdisk.Identity, image string) (*accesslist.List, error) {
+	lists, problems, err := from.Lists(ctx, image)
 	if problems != nil {
 		log.G(ctx).WithError(problems).Warn("some access lists cannot be used")
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/accesslist"
 	"berth.dev/berth/catalog"
 	"berth.dev/berth/catalog/directory"
 	"berth.dev/berth/catalog/mirror"
@@ -79,7 +80,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 		return nil, fmt.Errorf("image snapshots: %w", err)
 	}
 	s.fleet = fleet.New(s.store, s.store, func() map[digest.Digest]bool { return attachedIndexes(st) })
-	s.service = control.NewImageSnapshots(s.engine, s.store, s.fleet, control.Matching{Dialects: dialect.Builtin()}).WithAccessLists(s.store)
+	s.service = control.NewImageSnapshots(s.engine, s.store, s.fleet, control.Matching{Dialects: dialect.Builtin()}).WithAccessLists(s)
 	return s, ctx.Err()
 }
 
@@ -93,7 +94,7 @@ func (s *imageSnapshots) publisher(c config.Config) (*mirror.Mirror, error) {
 		return nil, err
 	}
 	return mirror.New(mirror.Config{
-		From: s.catalog(), To: to, Target: c.ImageSnapshots.PublishDirectory, Records: publishedDir(c.Root),
+		From: s.catalog(), To: to, Lists: s.store.AccessLists, ListsTo: to, Target: c.ImageSnapshots.PublishDirectory, Records: publishedDir(c.Root),
 		Useful: func(e *catalog.Entry) bool { return e.Source.Driver != config.LoopDriver },
 	}), nil
 }
@@ -101,6 +102,27 @@ func (s *imageSnapshots) publisher(c config.Config) (*mirror.Mirror, error) {
 // catalog lists what there is for nodes.
 func (s *imageSnapshots) catalog() catalog.Lister {
 	return stored.New(stored.Config{Store: s.store, Watcher: s.store, Indexes: s.store, Unnamed: config.LoopDriver})
+}
+
+// PutAccessList keeps a list, and tells other nodes.
+func (s *imageSnapshots) PutAccessList(ctx context.Context, id string, l *accesslist.List) error {
+	if err := s.store.PutAccessList(ctx, id, l); err != nil {
+		return err
+	}
+	if s.publish != nil {
+		s.publish.TouchLists(id)
+	}
+	return nil
+}
+
+// AccessLists of an image snapshot.
+func (s *imageSnapshots) AccessLists(ctx context.Context, id string) ([]*accesslist.List, error) {
+	return s.store.AccessLists(ctx, id)
+}
+
+// AccessListsOn are those of the image snapshots that have this disk.
+func (s *imageSnapshots) AccessListsOn(ctx context.Context, disk digest.Digest, image string) ([]*accesslist.List, []string, error) {
+	return s.store.AccessListsOn(ctx, disk, image)
 }
 
 // openBuilder wants the berth program beside berthd where none is named.
