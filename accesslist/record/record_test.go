@@ -205,8 +205,23 @@ func TestListIsAllThatIsNeeded(t *testing.T) {
 	list, _, err := r.Stop(t.Context())
 	require.NoError(t, err)
 
-	again := d.mount(t)
-	dev, err := os.Open(again.Device)
+	// Somebody else on the machine may have all caches dropped in between, as benchmarks do.
+	const attempts = 5
+	for i := range attempts {
+		missed, sectors := d.readAheadThen(t, list, work)
+		if len(missed.Files) == 0 && sectors <= 20*4096/512 {
+			return
+		}
+		require.Less(t, i, attempts-1, "%d sectors were read besides what the list says: %v", sectors, missed.Files)
+	}
+}
+
+// readAheadThen does the work on a mount for which everything of the list was read, and tells what it read besides. A directory's block is
+// read once more: it was brought to the volume, not into the directory's own cache.
+func (d *disk) readAheadThen(t *testing.T, list *accesslist.List, work func(record.Target)) (missed *accesslist.List, sectors int64) {
+	t.Helper()
+	target := d.mount(t)
+	dev, err := os.Open(target.Device)
 	require.NoError(t, err)
 	defer dev.Close()
 	for _, m := range list.Metadata {
@@ -214,27 +229,23 @@ func TestListIsAllThatIsNeeded(t *testing.T) {
 		require.NoError(t, err)
 	}
 	layers := map[string]string{}
-	for _, l := range again.Layers {
+	for _, l := range target.Layers {
 		layers[l.DiffID.String()] = l.Path
 	}
 	for _, part := range list.Files {
-		f, err := os.Open(filepath.Join(again.MountPoint, layers[part.DiffID.String()], part.Path))
+		f, err := os.Open(filepath.Join(target.MountPoint, layers[part.DiffID.String()], part.Path))
 		require.NoError(t, err)
 		_, err = f.ReadAt(make([]byte, part.Length), part.Offset)
 		require.True(t, err == nil || errors.Is(err, io.EOF))
 		require.NoError(t, f.Close())
 	}
-	before := sectorsRead(t, again.Device)
-	r, err = record.Start(t.Context(), again, record.MethodTrace)
+	r, err := record.Start(t.Context(), target, record.MethodTrace)
 	require.NoError(t, err)
-	calibrated := sectorsRead(t, again.Device) - before
-	require.LessOrEqual(t, calibrated, int64(os.Getpagesize()/512), "starting to record reads one page that is not cached")
-	work(again)
-	rest, _, err := r.Stop(t.Context())
+	before := sectorsRead(t, target.Device)
+	work(target)
+	missed, _, err = r.Stop(t.Context())
 	require.NoError(t, err)
-	require.Empty(t, rest.Files)
-	// Only the directory's block is read once more: it was brought to the volume, not into the directory's own cache.
-	require.LessOrEqual(t, sectorsRead(t, again.Device)-before-calibrated, int64(20*4096/512))
+	return missed, sectorsRead(t, target.Device) - before
 }
 
 // sectorsRead of a block device, from its statistics (Documentation/block/stat.rst of the kernel, third field).
