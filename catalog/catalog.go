@@ -39,7 +39,13 @@ type Entry struct {
 	Source  Source
 	// Index is the layer disk's encoded index. It is shared by all who have the entry and must not be changed.
 	Index []byte
+	// Images, in place of Source and Index, are the normalised references of one that has no disk, because it is still being made or
+	// taken down. Nobody can use it, but nodes can say why (C-3).
+	Images []string
 }
+
+// HasDisk says whether the entry has a layer disk, whatever its state.
+func (e *Entry) HasDisk() bool { return len(e.Images) == 0 }
 
 // StateAvailable is the state of entries that may be used.
 const StateAvailable = "Available"
@@ -95,12 +101,18 @@ const (
 	maxNameBytes = 253
 	// maxTextBytes bounds the words of a driver; volume IDs of clouds have some hundred bytes, paths at most PATH_MAX.
 	maxTextBytes = 4096
+	// maxReferenceBytes is the matcher's; references are far shorter.
+	maxReferenceBytes = 1024
 )
 
-// Parse checks the entry, its index included, and gives the index. Errors are errdefs.ErrInvalidArgument.
+// Parse checks the entry, its index included, and gives the index, nil for an entry without a disk. Errors are
+// errdefs.ErrInvalidArgument.
 func (e *Entry) Parse() (*layerdisk.Index, layerdisk.Identity, error) {
 	if err := e.check(); err != nil {
 		return nil, layerdisk.Identity{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if !e.HasDisk() {
+		return nil, layerdisk.Identity{}, nil
 	}
 	ix, identity, err := layerdisk.ParseIdentified(e.Index)
 	if err != nil {
@@ -117,22 +129,50 @@ func (e *Entry) check() error {
 		field, value string
 		most         int
 	}{
-		{"name", e.Name, maxNameBytes}, {"state", e.State, maxNameBytes}, {"driver", e.Source.Driver, maxNameBytes},
+		{"name", e.Name, maxNameBytes}, {"state", e.State, maxNameBytes},
 	} {
-		if t.value == "" || len(t.value) > t.most {
-			return fmt.Errorf("%s %.80q: want 1 to %d bytes", t.field, t.value, t.most)
+		if err := checkText(t.field, t.value, t.most); err != nil {
+			return err
 		}
 	}
-	if (e.Source.SnapshotID == "") == (e.Source.VolumeID == "") {
+	if e.HasDisk() {
+		return e.Source.check()
+	}
+	return e.checkImages()
+}
+
+// checkImages of an entry without a disk.
+func (e *Entry) checkImages() error {
+	if e.State == StateAvailable || e.Source != (Source{}) || len(e.Index) > 0 {
+		return fmt.Errorf("images are named for entries without a disk, and this one has a disk, or the state %q that needs one", StateAvailable)
+	}
+	if len(e.Images) > layerdisk.MaxImages {
+		return fmt.Errorf("%d images, at most %d are allowed", len(e.Images), layerdisk.MaxImages)
+	}
+	for _, ref := range e.Images {
+		if err := checkText("image", ref, maxReferenceBytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s Source) check() error {
+	if err := checkText("driver", s.Driver, maxNameBytes); err != nil {
+		return err
+	}
+	if (s.SnapshotID == "") == (s.VolumeID == "") {
 		return errors.New("name either a volume or a volume snapshot")
 	}
-	if n := len(e.Source.SnapshotID) + len(e.Source.VolumeID); n > maxTextBytes {
-		return fmt.Errorf("the ID of the volume or volume snapshot has %d bytes, at most %d are allowed", n, maxTextBytes)
+	return checkText("ID of the volume or volume snapshot", s.SnapshotID+s.VolumeID, maxTextBytes)
+}
+
+func checkText(field, value string, most int) error {
+	if value == "" || len(value) > most {
+		return fmt.Errorf("%s %.80q: want 1 to %d bytes", field, value, most)
 	}
-	for _, s := range []string{e.Name, e.State, e.Source.Driver, e.Source.SnapshotID, e.Source.VolumeID} {
-		if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-			return fmt.Errorf("%.80q has control characters", s)
-		}
+	if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return fmt.Errorf("%s %.80q has control characters", field, value)
 	}
 	return nil
 }

@@ -25,10 +25,12 @@ type encoded struct {
 	State   string    `json:"state"`
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires,omitzero"`
-	Source  source    `json:"source"`
+	Source  source    `json:"source,omitzero"`
 	// IndexDigest finds out what was damaged on the way.
-	IndexDigest digest.Digest `json:"indexDigest"`
-	Index       []byte        `json:"index"`
+	IndexDigest digest.Digest `json:"indexDigest,omitempty"`
+	Index       []byte        `json:"index,omitempty"`
+	// Images are there if there is no disk.
+	Images []string `json:"images,omitempty"`
 }
 
 type source struct {
@@ -46,6 +48,7 @@ func Encode(e Entry) ([]byte, error) {
 	data, err := json.Marshal(encoded{
 		Format: formatVersion, Name: e.Name, ID: e.ID, State: e.State, Created: e.Created.UTC(), Expires: e.Expires.UTC(),
 		Source: source(e.Source), IndexDigest: identity.IndexDigest, Index: e.Index,
+		Images: e.Images,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode catalog entry %s: %w", e.ID, err)
@@ -66,8 +69,18 @@ func Decode(data []byte) (Entry, error) {
 	if in.Format != formatVersion {
 		return Entry{}, fmt.Errorf("decode catalog entry: format %d is not known here, only %d: %w", in.Format, formatVersion, errdefs.ErrInvalidArgument)
 	}
-	e := Entry{Name: in.Name, ID: in.ID, State: in.State, Created: in.Created, Expires: in.Expires, Source: Source(in.Source), Index: in.Index}
-	if got := digest.FromBytes(in.Index); got != in.IndexDigest {
+	e := Entry{Name: in.Name, ID: in.ID, State: in.State, Created: in.Created, Expires: in.Expires, Source: Source(in.Source)}
+	// What is empty is nil, as it was when it was written.
+	if len(in.Index) > 0 {
+		e.Index = in.Index
+	}
+	if len(in.Images) > 0 {
+		e.Images = in.Images
+	}
+	if !e.HasDisk() && in.IndexDigest != "" {
+		return Entry{}, fmt.Errorf("decode catalog entry: it names images, as one without a disk, and the index %.80q: %w", in.IndexDigest, errdefs.ErrInvalidArgument)
+	}
+	if got := digest.FromBytes(in.Index); e.HasDisk() && got != in.IndexDigest {
 		return Entry{}, fmt.Errorf("decode catalog entry: its index has digest %s and not %.80q: %w", got, in.IndexDigest, errdefs.ErrDataLoss)
 	}
 	if _, _, err := e.Parse(); err != nil {

@@ -3,7 +3,10 @@ package catalog_test
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -11,6 +14,7 @@ import (
 
 	"berth.dev/berth/catalog"
 	"berth.dev/berth/catalog/catalogtest"
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/layerdisktest"
 )
 
@@ -18,6 +22,37 @@ func sample(t testing.TB) []byte {
 	data, err := catalog.Encode(catalogtest.Entry(t, "a", layerdisktest.Image{Reference: "docker.io/library/nginx:1", Layers: []string{"base"}}))
 	require.NoError(t, err)
 	return data
+}
+
+// C-3: one that has no disk is told of too, so that nodes can say why it is not used; it cannot be taken for one that has.
+func TestEntryWithoutDisk(t *testing.T) {
+	making := catalog.Entry{Name: "a", ID: "a", State: "Creating", Created: time.Unix(1700000000, 0).UTC(), Images: []string{"docker.io/library/nginx:1"}}
+	data, err := catalog.Encode(making)
+	require.NoError(t, err)
+	back, err := catalog.Decode(data)
+	require.NoError(t, err)
+	require.Equal(t, making, back)
+	require.False(t, back.HasDisk())
+
+	whole := catalogtest.Entry(t, "a", layerdisktest.Image{Reference: "docker.io/library/nginx:1", Layers: []string{"base"}})
+	for name, change := range map[string]func(*catalog.Entry){
+		"available":    func(e *catalog.Entry) { e.State = catalog.StateAvailable },
+		"a source":     func(e *catalog.Entry) { e.Source = whole.Source },
+		"an index":     func(e *catalog.Entry) { e.Index = whole.Index },
+		"no image":     func(e *catalog.Entry) { e.Images = []string{""} },
+		"a long image": func(e *catalog.Entry) { e.Images = []string{strings.Repeat("x", 1025)} },
+		"control":      func(e *catalog.Entry) { e.Images = []string{"a\nb"} },
+		"nothing":      func(e *catalog.Entry) { e.Images = nil },
+		"too many":     func(e *catalog.Entry) { e.Images = slices.Repeat(e.Images, layerdisk.MaxImages+1) },
+	} {
+		bad := making
+		change(&bad)
+		_, err := catalog.Encode(bad)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, name)
+	}
+	damaged := bytes.Replace(data, []byte(`"images"`), []byte(`"indexDigest":"sha256:1","images"`), 1)
+	_, err = catalog.Decode(damaged)
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 }
 
 // Every part of an entry that is cut off anywhere is refused.
@@ -59,6 +94,7 @@ func TestDecodeRefuses(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add(sample(f))
 	f.Add([]byte(`{"format":1}`))
+	f.Add([]byte(`{"format":1,"name":"a","id":"a","state":"Creating","created":"2026-01-01T00:00:00Z","images":["docker.io/library/nginx:1"],"index":""}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		roundTrip(t, data)
 		roundTrip(t, withRightDigest(data))

@@ -73,14 +73,16 @@ func Run(t *testing.T, open func(t *testing.T) Catalog) {
 		c := open(t)
 		a, b := Entry(t, "a", nginx), Entry(t, "b", redis)
 		b.Expires, b.State, b.Source = b.Created.Add(time.Hour), "Unavailable", catalog.Source{Driver: "loop", VolumeID: "/srv/b.img"}
-		require.NoError(t, c.Publish(t.Context(), a))
-		require.NoError(t, c.Publish(t.Context(), b))
+		making := catalog.Entry{Name: "making", ID: "m", State: "Creating", Created: a.Created, Images: []string{nginx.Reference}}
+		for _, e := range []catalog.Entry{a, b, making} {
+			require.NoError(t, c.Publish(t.Context(), e))
+		}
 		for range 2 { // every watch begins from the start
 			changes, err := c.Watch(t.Context())
 			require.NoError(t, err)
 			entries, problems := Until(t, changes)
 			require.Empty(t, problems)
-			require.Equal(t, map[string]catalog.Entry{"a": a, "b": b}, entries)
+			require.Equal(t, map[string]catalog.Entry{"a": a, "b": b, "m": making}, entries)
 		}
 	})
 	t.Run("changes follow", func(t *testing.T) {

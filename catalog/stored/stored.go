@@ -1,11 +1,12 @@
-// Package stored is the catalog of a store of image snapshots: each that has content is an entry. It changes as the store does, and
-// nobody else publishes in it.
+// Package stored is the catalog of a store of image snapshots: each is an entry, without a disk as long as it has none that nodes may
+// attach. It changes as the store does, and nobody else publishes in it.
 package stored
 
 import (
 	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"berth.dev/berth/catalog"
@@ -60,6 +61,8 @@ type summary struct {
 	created, expires time.Time
 	source           catalog.Source
 	identity         layerdisk.Identity
+	// images are joined by newlines; empty if there is a disk.
+	images string
 	// broken says that it could not be sent for want of its index.
 	broken bool
 }
@@ -101,18 +104,24 @@ func (w *watch) send(ctx context.Context, c catalog.Change) bool {
 func (w *watch) tell(ctx context.Context, s *imagesnapshot.ImageSnapshot, deleted bool) bool {
 	last, known := w.sent[s.Name]
 	now := w.summaryOf(s)
-	exists := !deleted && s.Status.Identity.UUID != "" && (now.source.SnapshotID != "" || now.source.VolumeID != "")
-	if known && (!exists || last.id != now.id) {
+	if known && (deleted || last.id != now.id) {
 		delete(w.sent, s.Name)
 		if !last.broken && !w.send(ctx, catalog.Change{Entry: &catalog.Entry{ID: last.id}, Deleted: true}) {
 			return false
 		}
 		known = false
 	}
-	if !exists || known && !last.broken && last == now {
+	if deleted || known && !last.broken && last == now {
 		return true
 	}
-	index, err := w.Indexes.GetIndex(ctx, now.identity.IndexDigest)
+	e := &catalog.Entry{Name: now.name, ID: now.id, State: now.state, Created: now.created, Expires: now.expires, Source: now.source}
+	if now.images != "" {
+		e.Images = strings.Split(now.images, "\n")
+		w.sent[s.Name] = now
+		return w.send(ctx, catalog.Change{Entry: e})
+	}
+	var err error
+	e.Index, err = w.Indexes.GetIndex(ctx, now.identity.IndexDigest)
 	if err != nil {
 		if !w.forget(ctx, last, known) {
 			return false
@@ -122,9 +131,7 @@ func (w *watch) tell(ctx context.Context, s *imagesnapshot.ImageSnapshot, delete
 		return w.send(ctx, catalog.Change{Problem: fmt.Errorf("image snapshot %s is left out: %w", s.Name, err)})
 	}
 	w.sent[s.Name] = now
-	return w.send(ctx, catalog.Change{Entry: &catalog.Entry{
-		Name: now.name, ID: now.id, State: now.state, Created: now.created, Expires: now.expires, Source: now.source, Index: index,
-	}})
+	return w.send(ctx, catalog.Change{Entry: e})
 }
 
 // forget withdraws what was sent before of something that cannot be sent now.
@@ -133,10 +140,13 @@ func (w *watch) forget(ctx context.Context, last summary, known bool) bool {
 }
 
 func (w *watch) summaryOf(s *imagesnapshot.ImageSnapshot) summary {
-	now := summary{
-		id: s.ID, name: s.Name, state: string(s.Status.Phase), created: s.Status.Ready, expires: s.Status.Expires,
-		source: catalog.Source{Driver: cmp.Or(s.Status.Driver, w.Unnamed), SnapshotID: s.Status.SnapshotID}, identity: s.Status.Identity,
+	now := summary{id: s.ID, name: s.Name, state: string(s.Status.Phase), created: s.Status.Ready, expires: s.Status.Expires}
+	// Nodes let go of what is being deleted: the storage may not delete a volume that is attached.
+	if s.Status.Identity.UUID == "" || s.Status.SnapshotID == "" && s.Status.VolumeID == "" || s.Status.Phase == imagesnapshot.PhaseDeleting {
+		now.images = strings.Join(s.Spec.Images, "\n")
+		return now
 	}
+	now.identity, now.source = s.Status.Identity, catalog.Source{Driver: cmp.Or(s.Status.Driver, w.Unnamed), SnapshotID: s.Status.SnapshotID}
 	if now.source.SnapshotID == "" {
 		now.source.VolumeID = s.Status.VolumeID
 	}

@@ -17,6 +17,8 @@ import (
 	"berth.dev/berth/layerdisk/layerdisktest"
 )
 
+const nginx = "docker.io/library/nginx:1"
+
 // world is a store with its catalog.
 type world struct {
 	*testing.T
@@ -34,12 +36,13 @@ func newWorld(t *testing.T, old bool) *world {
 // built image snapshot that is Available, with the entry that it should be.
 func (w *world) built(name string, layers ...string) (*imagesnapshot.ImageSnapshot, catalog.Entry) {
 	w.Helper()
-	e := catalogtest.Entry(w, uuid.NewString(), layerdisktest.Image{Reference: "docker.io/library/nginx:1", Layers: layers})
+	e := catalogtest.Entry(w, uuid.NewString(), layerdisktest.Image{Reference: nginx, Layers: layers})
 	_, identity, err := e.Parse()
 	require.NoError(w, err)
 	e.Name = name
 	require.NoError(w, w.store.PutIndex(w.Context(), identity.IndexDigest, e.Index))
 	s := &imagesnapshot.ImageSnapshot{Metadata: imagesnapshot.Metadata{Name: name, ID: e.ID, Generation: 1, Created: e.Created}}
+	s.Spec.Images = []string{nginx}
 	s.Status.Phase, s.Status.Ready, s.Status.Identity, s.Status.SnapshotID = imagesnapshot.PhaseAvailable, e.Created, identity, e.Source.SnapshotID
 	s, err = w.store.Create(w.Context(), s)
 	require.NoError(w, err)
@@ -67,12 +70,13 @@ func TestLifeOfAnEntry(t *testing.T) {
 	w := newWorld(t, false)
 	s, e := w.built("nightly", "base", "nginx")
 	pending := &imagesnapshot.ImageSnapshot{Metadata: imagesnapshot.Metadata{Name: "pending", ID: uuid.NewString(), Generation: 1}}
-	pending.Status.Phase = imagesnapshot.PhaseCreating
+	pending.Status.Phase, pending.Spec.Images = imagesnapshot.PhaseCreating, []string{nginx, "docker.io/library/redis:7"}
 	_, err := w.store.Create(t.Context(), pending)
 	require.NoError(t, err)
 
 	changes, entries := w.watch()
-	require.Equal(t, map[string]catalog.Entry{e.ID: e}, entries, "what has no content is no entry")
+	making := catalog.Entry{Name: "pending", ID: pending.ID, State: "Creating", Images: pending.Spec.Images}
+	require.Equal(t, map[string]catalog.Entry{e.ID: e, making.ID: making}, entries, "one without content has no disk (C-3)")
 
 	s = w.update(s, func(s *imagesnapshot.ImageSnapshot) { s.Status.MatchCount++ })
 	s = w.update(s, func(s *imagesnapshot.ImageSnapshot) { s.Status.Expires = e.Created.Add(time.Hour) })
@@ -86,6 +90,9 @@ func TestLifeOfAnEntry(t *testing.T) {
 	})
 	e.State, e.Source = catalog.StateAvailable, catalog.Source{Driver: "loop", VolumeID: "volume"}
 	require.Equal(t, catalog.Change{Entry: &e}, catalogtest.Next(t, changes))
+	s = w.update(s, func(s *imagesnapshot.ImageSnapshot) { s.Status.Phase = imagesnapshot.PhaseDeleting })
+	e = catalog.Entry{Name: e.Name, ID: e.ID, State: "Deleting", Created: e.Created, Expires: e.Expires, Images: []string{nginx}}
+	require.Equal(t, catalog.Change{Entry: &e}, catalogtest.Next(t, changes), "nodes let go of the volume before it is deleted")
 	require.NoError(t, w.store.Delete(t.Context(), s.Name, s.ResourceVersion))
 	require.Equal(t, catalog.Change{Entry: &catalog.Entry{ID: e.ID}, Deleted: true}, catalogtest.Next(t, changes))
 }
