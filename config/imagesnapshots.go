@@ -31,6 +31,8 @@ type ImageSnapshots struct {
 	ExpiredGrace Duration `toml:"expired_grace"`
 	// UnusedAutomatic is how long an automatic one may go unused.
 	UnusedAutomatic Duration `toml:"unused_automatic"`
+	// ServeOldDuringUpdate lets nodes use the old content while an image snapshot is built anew, and after that failed.
+	ServeOldDuringUpdate bool `toml:"serve_old_during_update"`
 	// SweepInterval is the time between two searches for what crashes left in the storage.
 	SweepInterval Duration `toml:"sweep_interval"`
 	// Builds at once.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"berth.dev/berth/dialect"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store"
@@ -38,7 +39,7 @@ type SnapshotReader interface {
 	Watch(ctx context.Context) (<-chan store.Change, error)
 }
 
-// Fleet finds the best image snapshots for images; *matcher.Index is one.
+// Fleet finds the best image snapshots for images, by what this node knows and what attaching costs it.
 type Fleet interface {
 	Match(r matcher.Request) (matcher.Decision, error)
 }
@@ -48,7 +49,7 @@ type ImageSnapshots struct {
 	lifecycle Lifecycle
 	reader    SnapshotReader
 	fleet     Fleet
-	matching  Matching
+	dialects  dialect.Table
 	// lists is nil if no access lists are kept.
 	lists AccessLists
 	// closed ends all watches.
@@ -56,9 +57,9 @@ type ImageSnapshots struct {
 	once   sync.Once
 }
 
-// NewImageSnapshots serves the image snapshots of one store.
-func NewImageSnapshots(l Lifecycle, r SnapshotReader, f Fleet, m Matching) *ImageSnapshots {
-	return &ImageSnapshots{lifecycle: l, reader: r, fleet: f, matching: m, closed: make(chan struct{})}
+// NewImageSnapshots serves the image snapshots of one store. Annotations are read in the dialects.
+func NewImageSnapshots(l Lifecycle, r SnapshotReader, f Fleet, dialects dialect.Table) *ImageSnapshots {
+	return &ImageSnapshots{lifecycle: l, reader: r, fleet: f, dialects: dialects, closed: make(chan struct{})}
 }
 
 // Close ends all watches, now and later; everything else goes on.

@@ -47,7 +47,7 @@ func newSnapshotWorld(t *testing.T) *snapshotWorld {
 	l, err := net.Listen("unix", path)
 	require.NoError(t, err)
 	server := grpc.NewServer()
-	control.RegisterImageSnapshots(server, control.NewImageSnapshots(engine, s, w.fleet, control.Matching{Dialects: dialect.Builtin()}).WithAccessLists(s))
+	control.RegisterImageSnapshots(server, control.NewImageSnapshots(engine, s, w.fleet, dialect.Builtin()).WithAccessLists(s))
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))

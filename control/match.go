@@ -14,15 +14,6 @@ import (
 	"berth.dev/berth/matcher"
 )
 
-// Matching is how a node matches where requests do not say.
-type Matching struct {
-	// Dialects that annotations are read in.
-	Dialects dialect.Table
-	// MaxAttach and AttachCostBytes are matcher.Rules'.
-	MaxAttach       int
-	AttachCostBytes int64
-}
-
 // MatchRequest asks what would be chosen for a set of images.
 type MatchRequest struct {
 	// Images with references that need not be normalised. The zero platform is this node's.
@@ -46,14 +37,13 @@ type MatchAnswer struct {
 // Match tells what would be chosen, and changes nothing. Errors are of the class errdefs.ErrInvalidArgument; those about
 // annotations have a dialect.Error for each.
 func (s *ImageSnapshots) Match(_ context.Context, req MatchRequest) (MatchAnswer, error) {
-	asked, warnings, err := s.matching.Dialects.Parse(dialect.Input{Annotations: req.Annotations, Labels: req.Labels, AutoMatch: req.AutoMatch})
+	asked, warnings, err := s.dialects.Parse(dialect.Input{Annotations: req.Annotations, Labels: req.Labels, AutoMatch: req.AutoMatch})
 	if err != nil {
 		return MatchAnswer{}, fmt.Errorf("match images: %w", err)
 	}
 	if req.Order != nil {
 		asked.Rules.Order = *req.Order
 	}
-	asked.Rules.MaxAttach, asked.Rules.AttachCostBytes = s.matching.MaxAttach, s.matching.AttachCostBytes
 	images := make([]matcher.Image, len(req.Images))
 	for i, img := range req.Images {
 		if img.Reference != "" {

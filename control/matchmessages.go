@@ -33,6 +33,7 @@ func matchRequestOf(m *controlv1.MatchImagesRequest) (MatchRequest, error) {
 		for _, l := range img.GetLayers() {
 			out.Layers = append(out.Layers, matcher.Layer{
 				DiffID: digest.Digest(l.GetDiffId()), Blob: digest.Digest(l.GetBlobDigest()), CompressedBytes: l.GetBlobBytes(),
+				Present: l.GetPresent(),
 			})
 		}
 		r.Images = append(r.Images, out)

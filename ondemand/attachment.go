@@ -131,34 +131,42 @@ func (c *Chooser) room(a *attachment, tried map[string]bool, now time.Time) (vic
 	disks := c.Stage.Disks()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	there := make(map[string]bool, len(disks))
-	for i := range disks {
-		there[disks[i].Name] = true
-	}
 	for name := range c.fresh {
-		if !there[name] {
+		if !slices.ContainsFunc(disks, func(d stage.DiskStatus) bool { return d.Name == name }) {
 			delete(c.fresh, name)
 		}
 	}
-	count := len(there)
-	for name, other := range c.pending {
-		if other.room && !there[name] {
-			count++
-		}
-	}
-	if c.MaxDisks == 0 || count < c.MaxDisks || there[a.item.disk] {
+	count, idle := c.census(disks, tried, now)
+	if c.MaxDisks == 0 || count < c.MaxDisks || slices.ContainsFunc(disks, func(d stage.DiskStatus) bool { return d.Name == a.item.disk }) {
 		a.room = true
 		return "", true
 	}
-	idle := slices.DeleteFunc(disks, func(d stage.DiskStatus) bool {
-		return d.State != stage.StateIdle || d.Keep || tried[d.Name] || c.awaited(&d, now)
-	})
 	if len(idle) == 0 {
 		return "", false
 	}
 	return slices.MinFunc(idle, func(x, y stage.DiskStatus) int {
 		return cmp.Or(x.IdleSince.Compare(y.IdleSince), cmp.Compare(x.Name, y.Name))
 	}).Name, false
+}
+
+// census counts the disks that are attached or have a place, and gives those that could make room, but for those that were tried. The
+// caller holds mu.
+func (c *Chooser) census(disks []stage.DiskStatus, tried map[string]bool, now time.Time) (count int, idle []stage.DiskStatus) {
+	there := make(map[string]bool, len(disks))
+	for i := range disks {
+		there[disks[i].Name] = true
+		d := &disks[i]
+		if d.State == stage.StateIdle && !d.Keep && !tried[d.Name] && !c.awaited(d, now) {
+			idle = append(idle, *d)
+		}
+	}
+	count = len(there)
+	for name, other := range c.pending {
+		if other.room && !there[name] {
+			count++
+		}
+	}
+	return count, idle
 }
 
 // awaited says that the pull for which the disk was attached may be about to use it. The caller holds mu.

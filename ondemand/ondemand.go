@@ -172,8 +172,7 @@ func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 		return
 	}
 	now := time.Now()
-	c.refresh(now)
-	d, err := c.index.Match(c.request(w, now))
+	d, err := c.decide(c.request(w, now), now)
 	r := Record{Time: now, ImageRef: w.ImageRef, ChainID: w.ChainID, Decision: d}
 	if err != nil {
 		c.Observer.Chosen(OutcomeError, d)
@@ -309,6 +308,9 @@ func (c *Chooser) put(e *catalog.Entry) error {
 	if err != nil {
 		return err
 	}
+	if !e.HasDisk() {
+		return c.putWithoutDisk(e)
+	}
 	it := &item{id: e.ID, name: e.Name, source: e.Source, identity: identity}
 	it.disk = it.diskName()
 	if !slices.Contains(c.Drivers, e.Source.Driver) {
@@ -326,6 +328,23 @@ func (c *Chooser) put(e *catalog.Entry) error {
 	}
 	c.items[it.id] = it
 	c.byUUID[identity.UUID] = append(c.byUUID[identity.UUID], it)
+	return nil
+}
+
+// putWithoutDisk makes one known that cannot be used, so that an explanation can say why.
+func (c *Chooser) putWithoutDisk(e *catalog.Entry) error {
+	candidate := matcher.Candidate{Name: e.Name, ID: e.ID, Created: e.Created, State: e.State, Expires: e.Expires}
+	for _, ref := range e.Images {
+		candidate.Images = append(candidate.Images, matcher.CandidateImage{Reference: ref})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.index.Put(candidate); err != nil {
+		return err
+	}
+	if old := c.items[e.ID]; old != nil {
+		c.drop(old, true)
+	}
 	return nil
 }
 

@@ -93,7 +93,7 @@ func (f *fakeStage) Locate(q stage.Query) (stage.Held, error) {
 	defer f.mu.Unlock()
 	for name, l := range f.serves {
 		if _, _, ok := l.Chain(q.ChainID); ok {
-			return stage.Held{DiskName: name}, nil
+			return stage.Held{DiskName: name, DiskUUID: f.disks[name].UUID}, nil
 		}
 	}
 	return stage.Held{}, fmt.Errorf("not here: %w", errdefs.ErrNotFound)

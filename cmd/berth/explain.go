@@ -45,7 +45,7 @@ manifest and the config are read, and nothing is changed.`,
 					return err
 				}
 				e.Image = args[0]
-				if err := r.snapshots(ctx, snapshotter, e); err != nil {
+				if err := e.inContainerd(ctx, &r, snapshotter, image); err != nil {
 					e.ContainerdError = err.Error()
 				}
 				if asJSON {
@@ -130,31 +130,42 @@ func explain(ctx context.Context, c controlv1.ControlServiceClient, image *image
 	return e, nil
 }
 
-// snapshots asks containerd which layers it has snapshots of, in any of the namespaces.
-func (r *resolver) snapshots(ctx context.Context, snapshotter string, e *explanation) error {
-	conn, err := r.dial()
+// inContainerd notes which layers containerd has snapshots of.
+func (e *explanation) inContainerd(ctx context.Context, r *resolver, snapshotter string, image *imageLayers) error {
+	has, err := r.snapshots(ctx, snapshotter, image)
 	if err != nil {
 		return err
+	}
+	for i := range e.Layers {
+		e.Layers[i].InContainerd = &has[i]
+	}
+	return nil
+}
+
+// snapshots asks containerd which layers it has snapshots of, in any of the namespaces.
+func (r *resolver) snapshots(ctx context.Context, snapshotter string, image *imageLayers) ([]bool, error) {
+	conn, err := r.dial()
+	if err != nil {
+		return nil, err
 	}
 	defer conn.Close()
 	spaces, err := r.namespaces(ctx, conn)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	client := snapshotsapi.NewSnapshotsClient(conn)
-	for i := range e.Layers {
-		has := false
+	has := make([]bool, len(image.DiffIDs))
+	for i := range has {
 		for _, ns := range spaces {
-			_, err := client.Stat(namespaces.WithNamespace(ctx, ns), &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: e.Layers[i].ChainID})
+			_, err := client.Stat(namespaces.WithNamespace(ctx, ns), &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: image.chainID(i).String()})
 			err = answered(err)
 			if err != nil && !errdefs.IsNotFound(err) {
-				return fmt.Errorf("look for snapshots of %s: %w", snapshotter, err)
+				return nil, fmt.Errorf("look for snapshots of %s: %w", snapshotter, err)
 			}
-			has = has || err == nil
+			has[i] = has[i] || err == nil
 		}
-		e.Layers[i].InContainerd = &has
 	}
-	return nil
+	return has, nil
 }
 
 func (e *explanation) print(w io.Writer) error {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
@@ -16,9 +17,8 @@ import (
 func newMatch() *cobra.Command {
 	var (
 		daemon      daemonFlags
-		r           resolver
+		m           wantedImages
 		req         controlv1.MatchImagesRequest
-		namesOnly   bool
 		noAutoMatch bool
 		asJSON      bool
 	)
@@ -31,6 +31,9 @@ nothing.
 Annotations are those of a pod, in any dialect that berthd knows (berth.dev/…, and those of the clouds). Without any that
 speak of it, automatic matching is asked for; --no-auto-match leaves it off, as nodes do.
 
+What berthd answers is what it would choose for a pull, by all its catalogs and the disks that are attached. Layers that
+containerd has already count as if it had not, unless --present is given: a pull does not ask for them.
+
 The images' layers are looked up on the attached disks, in containerd, and at the registry. With --names-only, or for an image
 that is not found, only names and tags are compared.`,
 		Example: "  berth match nginx:1.27 redis:7\n" +
@@ -41,13 +44,9 @@ that is not found, only names and tags are compared.`,
 			req.AutoMatch = !noAutoMatch
 			return daemon.dial(cmd.Context(), func(ctx context.Context, conn connection) error {
 				for _, ref := range args {
-					img := &controlv1.MatchImage{Reference: ref, Platform: r.platform}
-					if !namesOnly {
-						found, err := r.find(ctx, ref, controlv1.NewControlServiceClient(conn))
-						if err != nil {
-							cmd.PrintErrf("%s: only its name is compared: %s\n", ref, strings.ReplaceAll(err.Error(), "\n", "; "))
-						}
-						img.Layers = matchLayers(found)
+					img, err := m.image(ctx, cmd, ref, controlv1.NewControlServiceClient(conn))
+					if err != nil {
+						return err
 					}
 					req.Images = append(req.Images, img)
 				}
@@ -63,22 +62,58 @@ that is not found, only names and tags are compared.`,
 		},
 	}
 	daemon.register(cmd)
-	r.register(cmd.Flags())
 	f := cmd.Flags()
+	m.register(f)
 	f.StringToStringVar(&req.Annotations, "annotation", nil, "`key=value` of the pod; may be repeated")
 	f.StringToStringVar(&req.Labels, "pod-label", nil, "label of the pod, `key=value`; may be repeated")
 	f.StringVar(&req.Order, "order", "", "compare by saved, size, quantity or degree, whatever the annotations say")
 	f.Int32Var(&req.Explain, "explain", 0, "`number` of candidates to explain (default 20); -1 for the chosen ones only")
 	f.BoolVar(&noAutoMatch, "no-auto-match", false, "leave automatic matching off unless an annotation asks for it")
-	f.BoolVar(&namesOnly, "names-only", false, "do not look up the images' layers")
+	cmd.MarkFlagsMutuallyExclusive("names-only", "present")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-func matchLayers(l *imageLayers) []*controlv1.MatchLayer {
-	if l == nil {
-		return nil
+// wantedImages are looked up before they are matched.
+type wantedImages struct {
+	resolver
+	namesOnly, present bool
+	snapshotter        string
+}
+
+func (w *wantedImages) register(f *pflag.FlagSet) {
+	w.resolver.register(f)
+	f.BoolVar(&w.namesOnly, "names-only", false, "do not look up the images' layers")
+	f.BoolVar(&w.present, "present", false, "leave out what containerd has unpacked already, as a pull does")
+	f.StringVar(&w.snapshotter, "snapshotter", "berth", "`name` of the proxy plugin in containerd, for --present")
+}
+
+// image is what is known of one; only its name if it is not found.
+func (w *wantedImages) image(ctx context.Context, cmd *cobra.Command, ref string, c controlv1.ControlServiceClient) (*controlv1.MatchImage, error) {
+	img := &controlv1.MatchImage{Reference: ref, Platform: w.platform}
+	if w.namesOnly {
+		return img, nil
 	}
+	found, err := w.find(ctx, ref, c)
+	if err != nil {
+		cmd.PrintErrf("%s: only its name is compared: %s\n", ref, strings.ReplaceAll(err.Error(), "\n", "; "))
+		return img, nil
+	}
+	img.ManifestDigest, img.Layers = found.Manifest.String(), matchLayers(found)
+	if !w.present {
+		return img, nil
+	}
+	has, err := w.snapshots(ctx, w.snapshotter, found)
+	if err != nil {
+		return nil, fmt.Errorf("ask containerd what it has of %s: %w", ref, err)
+	}
+	for i := range has {
+		img.Layers[i].Present = has[i]
+	}
+	return img, nil
+}
+
+func matchLayers(l *imageLayers) []*controlv1.MatchLayer {
 	var layers []*controlv1.MatchLayer
 	for i, d := range l.DiffIDs {
 		layers = append(layers, &controlv1.MatchLayer{DiffId: d.String(), BlobDigest: l.Blobs[i].Digest.String(), BlobBytes: l.Blobs[i].Size})

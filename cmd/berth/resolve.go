@@ -37,9 +37,11 @@ import (
 // imageLayers are an image's layers, lowest first, as its manifest and config name them.
 type imageLayers struct {
 	// Source says where the manifest was found.
-	Source  string
-	DiffIDs []digest.Digest
-	Blobs   []ocispec.Descriptor
+	Source string
+	// Manifest is its digest.
+	Manifest digest.Digest
+	DiffIDs  []digest.Digest
+	Blobs    []ocispec.Descriptor
 }
 
 // chainID of the stack that ends with layer i.
@@ -111,7 +113,7 @@ func parseImage(source string, rawManifest, rawConfig []byte) (*imageLayers, err
 	if err := json.Unmarshal(rawConfig, &config); err != nil {
 		return nil, fmt.Errorf("parse config from %s: %w", source, err)
 	}
-	l := &imageLayers{Source: source, DiffIDs: config.RootFS.DiffIDs, Blobs: manifest.Layers}
+	l := &imageLayers{Source: source, Manifest: digest.FromBytes(rawManifest), DiffIDs: config.RootFS.DiffIDs, Blobs: manifest.Layers}
 	if len(l.DiffIDs) != len(l.Blobs) {
 		return nil, fmt.Errorf("image from %s: its config names %d layers, its manifest %d", source, len(l.DiffIDs), len(l.Blobs))
 	}
@@ -178,11 +180,37 @@ func inNamespace(ctx context.Context, conn *grpc.ClientConn, ref string, p ocisp
 	if err != nil {
 		return nil, fmt.Errorf("read config: %w", err)
 	}
-	rawManifest, err := json.Marshal(manifest)
+	rawManifest, err := rawManifestOf(ctx, store, target, manifest.Config.Digest)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read manifest: %w", err)
 	}
 	return parseImage("containerd", rawManifest, rawConfig)
+}
+
+// rawManifestOf finds the bytes of the manifest with this config, of which images.Manifest gives only the meaning.
+func rawManifestOf(ctx context.Context, store content.Provider, target ocispec.Descriptor, config digest.Digest) ([]byte, error) {
+	raw, err := content.ReadBlob(ctx, store, target)
+	if err != nil || !images.IsIndexType(target.MediaType) {
+		return raw, err
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, err
+	}
+	for _, desc := range index.Manifests {
+		raw, err := content.ReadBlob(ctx, store, desc)
+		if errdefs.IsNotFound(err) {
+			continue // of another platform
+		}
+		if err != nil {
+			return nil, err
+		}
+		var m ocispec.Manifest
+		if json.Unmarshal(raw, &m) == nil && m.Config.Digest == config {
+			return raw, nil
+		}
+	}
+	return nil, fmt.Errorf("no manifest with config %s: %w", config, errdefs.ErrNotFound)
 }
 
 // dial fails at once if there is no socket, so that a node without containerd is not waited for.

@@ -24,27 +24,27 @@ import (
 	"berth.dev/berth/dialect"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/buildproc"
-	"berth.dev/berth/imagesnapshot/fleet"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
-	"berth.dev/berth/stage"
 )
 
-// imageSnapshots is all that makes, keeps and matches image snapshots.
+// imageSnapshots is all that makes and keeps image snapshots.
 type imageSnapshots struct {
-	store   *boltstore.Store
-	engine  *lifecycle.Engine
-	fleet   *fleet.Fleet
+	store  *boltstore.Store
+	engine *lifecycle.Engine
+	// service is there after serveWith.
 	service *control.ImageSnapshots
+	// oldDuringUpdate is stored.Config's.
+	oldDuringUpdate bool
 	// publish, if not nil, tells other nodes. published is where it notes that, and publishDirectory where it does it.
 	publish                     *mirror.Mirror
 	published, publishDirectory string
 }
 
 // openImageSnapshots does nothing outside the store yet; run does.
-func openImageSnapshots(ctx context.Context, c config.Config, backends map[string]lifecycle.Backend, st *stage.Stager) (_ *imageSnapshots, err error) {
+func openImageSnapshots(ctx context.Context, c config.Config, backends map[string]lifecycle.Backend) (_ *imageSnapshots, err error) {
 	cfg := c.ImageSnapshots
-	s := &imageSnapshots{}
+	s := &imageSnapshots{oldDuringUpdate: cfg.ServeOldDuringUpdate}
 	others := maps.Clone(backends)
 	delete(others, cfg.Driver)
 	if s.store, err = boltstore.Open(cmp.Or(cfg.Store, filepath.Join(c.Root, "imagesnapshots.db"))); err != nil {
@@ -79,8 +79,6 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 	if err != nil {
 		return nil, fmt.Errorf("image snapshots: %w", err)
 	}
-	s.fleet = fleet.New(s.store, s.store, func() map[digest.Digest]bool { return attachedIndexes(st) })
-	s.service = control.NewImageSnapshots(s.engine, s.store, s.fleet, control.Matching{Dialects: dialect.Builtin()}).WithAccessLists(s)
 	return s, ctx.Err()
 }
 
@@ -95,13 +93,20 @@ func (s *imageSnapshots) publisher(c config.Config) (*mirror.Mirror, error) {
 	}
 	return mirror.New(mirror.Config{
 		From: s.catalog(), To: to, Lists: s.store.AccessLists, ListsTo: to, Target: c.ImageSnapshots.PublishDirectory, Records: publishedDir(c.Root),
-		Useful: func(e *catalog.Entry) bool { return e.Source.Driver != config.LoopDriver },
+		Useful: func(e *catalog.Entry) bool { return e.HasDisk() && e.Source.Driver != config.LoopDriver },
 	}), nil
 }
 
 // catalog lists what there is for nodes.
 func (s *imageSnapshots) catalog() catalog.Lister {
-	return stored.New(stored.Config{Store: s.store, Watcher: s.store, Indexes: s.store, Unnamed: config.LoopDriver})
+	return stored.New(stored.Config{
+		Store: s.store, Watcher: s.store, Indexes: s.store, Unnamed: config.LoopDriver, OldDuringUpdate: s.oldDuringUpdate,
+	})
+}
+
+// serveWith makes the service. What matches is fleet, which knows other catalogs too.
+func (s *imageSnapshots) serveWith(fleet control.Fleet) {
+	s.service = control.NewImageSnapshots(s.engine, s.store, fleet, dialect.Builtin()).WithAccessLists(s)
 }
 
 // PutAccessList keeps a list, and tells other nodes.
@@ -155,24 +160,13 @@ func openBuilder(ctx context.Context, c config.Config) (*buildproc.Builder, erro
 	return buildproc.Open(bc)
 }
 
-func attachedIndexes(st *stage.Stager) map[digest.Digest]bool {
-	attached := make(map[digest.Digest]bool)
-	for _, d := range st.Disks() {
-		if d.Serving {
-			attached[d.IndexDigest] = true
-		}
-	}
-	return attached
-}
-
 // run works until ctx ends. A store that fails stops only image snapshots: no container may fail to start for want of them.
 func (s *imageSnapshots) run(ctx context.Context) {
 	type part struct {
 		name string
 		run  func(context.Context) error
 	}
-	parts := []part{{"life cycle", s.engine.Run}, {"matching", s.fleet.Run}}
-	parts = append(parts, part{"publishing", s.runPublishing})
+	parts := []part{{"life cycle", s.engine.Run}, {"publishing", s.runPublishing}}
 	var wg sync.WaitGroup
 	for _, part := range parts {
 		wg.Go(func() {

@@ -32,16 +32,20 @@ func (n *node) catalogDir() string { return filepath.Join(n.dir, "catalog") }
 // publish a disk as an image snapshot. It is there when this returns, and known to a berthd that starts later.
 func (n *node) publish(name, disk string, source catalog.Source) {
 	n.Helper()
+	n.publishEntry(disk, catalog.Entry{Name: name, ID: name, State: catalog.StateAvailable, Created: time.Now(), Source: source})
+}
+
+// publishEntry fills in the index of the disk.
+func (n *node) publishEntry(disk string, e catalog.Entry) {
+	n.Helper()
 	f, err := os.Open(disk)
 	require.NoError(n, err)
 	defer f.Close()
-	index, err := catalog.ReadIndex(f)
+	e.Index, err = catalog.ReadIndex(f)
 	require.NoError(n, err)
 	dir, err := directory.Open(n.catalogDir(), 0)
 	require.NoError(n, err)
-	require.NoError(n, dir.Publish(n.Context(), catalog.Entry{
-		Name: name, ID: name, State: catalog.StateAvailable, Created: time.Now(), Source: source, Index: index,
-	}))
+	require.NoError(n, dir.Publish(n.Context(), e))
 }
 
 func byPath(disk string) catalog.Source { return catalog.Source{Driver: "loop", VolumeID: disk} }

@@ -2560,7 +2560,9 @@ type MatchLayer struct {
 	// Digest of the compressed blob.
 	BlobDigest string `protobuf:"bytes,2,opt,name=blob_digest,json=blobDigest,proto3" json:"blob_digest,omitempty"`
 	// Bytes of the blob.
-	BlobBytes     int64 `protobuf:"varint,3,opt,name=blob_bytes,json=blobBytes,proto3" json:"blob_bytes,omitempty"`
+	BlobBytes int64 `protobuf:"varint,3,opt,name=blob_bytes,json=blobBytes,proto3" json:"blob_bytes,omitempty"`
+	// Whether the node has it unpacked already, so that a pull does not ask for it.
+	Present       bool `protobuf:"varint,4,opt,name=present,proto3" json:"present,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2614,6 +2616,13 @@ func (x *MatchLayer) GetBlobBytes() int64 {
 		return x.BlobBytes
 	}
 	return 0
+}
+
+func (x *MatchLayer) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
 }
 
 // MatchImagesResponse of ImageSnapshotService.MatchImages.
@@ -3649,14 +3658,15 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x1a\n" +
 	"\bplatform\x18\x02 \x01(\tR\bplatform\x12'\n" +
 	"\x0fmanifest_digest\x18\x03 \x01(\tR\x0emanifestDigest\x124\n" +
-	"\x06layers\x18\x04 \x03(\v2\x1c.berth.control.v1.MatchLayerR\x06layers\"e\n" +
+	"\x06layers\x18\x04 \x03(\v2\x1c.berth.control.v1.MatchLayerR\x06layers\"\x7f\n" +
 	"\n" +
 	"MatchLayer\x12\x17\n" +
 	"\adiff_id\x18\x01 \x01(\tR\x06diffId\x12\x1f\n" +
 	"\vblob_digest\x18\x02 \x01(\tR\n" +
 	"blobDigest\x12\x1d\n" +
 	"\n" +
-	"blob_bytes\x18\x03 \x01(\x03R\tblobBytes\"\xa4\x04\n" +
+	"blob_bytes\x18\x03 \x01(\x03R\tblobBytes\x12\x18\n" +
+	"\apresent\x18\x04 \x01(\bR\apresent\"\xa4\x04\n" +
 	"\x13MatchImagesResponse\x128\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x1e.berth.control.v1.MatchOutcomeR\aoutcome\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1f\n" +
