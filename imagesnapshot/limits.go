@@ -16,6 +16,8 @@ type Limits struct {
 	DefaultSizeGiB int
 	// MaxPerOwner is the quota, not counting those that are being deleted; 0 is no quota.
 	MaxPerOwner int
+	// MaxAutomatic is how many of those may be automatic ones, which make room for one another; 0 is no quota of their own.
+	MaxAutomatic int
 	// DefaultTimeoutMinutes is for a spec that says nothing (C-39).
 	DefaultTimeoutMinutes int
 }
@@ -70,6 +72,8 @@ func (l Limits) Check() error {
 		return refuse("default size is %d GiB, allowed are %d to %d", l.DefaultSizeGiB, l.MinSizeGiB, l.MaxSizeGiB)
 	case l.MaxPerOwner < 0:
 		return refuse("quota is %d, allowed are 0 (none) and more", l.MaxPerOwner)
+	case l.MaxAutomatic < 0:
+		return refuse("quota of automatic ones is %d, allowed are 0 (none) and more", l.MaxAutomatic)
 	case l.DefaultTimeoutMinutes < MinTimeoutMinutes || l.DefaultTimeoutMinutes > MaxTimeoutMinutes:
 		return refuse("default build timeout is %d minutes, allowed are %d to %d", l.DefaultTimeoutMinutes, MinTimeoutMinutes, MaxTimeoutMinutes)
 	}

@@ -42,6 +42,10 @@ type AutomaticRequest struct {
 	Owner             string
 	Images, Platforms []string
 	Registries        []imagesnapshot.Registry
+	// Labels and Annotations are those of the first who asks.
+	Labels, Annotations map[string]string
+	// DryRun checks everything and does nothing.
+	DryRun bool
 }
 
 // EnsureAutomatic creates the one automatic image snapshot of an owner for a set of images (E-5), or finds it: however many ask,
@@ -49,6 +53,7 @@ type AutomaticRequest struct {
 func (e *Engine) EnsureAutomatic(ctx context.Context, req AutomaticRequest) (CreateResult, error) {
 	return e.create(ctx, CreateRequest{
 		Name: imagesnapshot.AutomaticName(req.Owner, req.Images, req.Platforms), Owner: req.Owner,
+		Labels: req.Labels, Annotations: req.Annotations, DryRun: req.DryRun,
 		Spec: imagesnapshot.Spec{
 			Images: req.Images, Platforms: req.Platforms, Registries: req.Registries,
 			Size: imagesnapshot.Size{AsNeeded: true}, ReuseLayers: true, Elimination: imagesnapshot.EliminationLRU,
@@ -134,23 +139,55 @@ func counts(s *imagesnapshot.ImageSnapshot) bool {
 	return s.Status.Phase != imagesnapshot.PhaseDeleting
 }
 
+// quota is how many image snapshots of a kind an owner may have; most is 0 for as many as they like.
+type quota struct {
+	most int
+	of   func(*imagesnapshot.ImageSnapshot) bool
+	what string
+}
+
+// quotas that an image snapshot counts for. That of automatic ones comes first: they make room for one another, before anything else
+// has to.
+func (e *Engine) quotas(s *imagesnapshot.ImageSnapshot) []quota {
+	all := quota{e.Limits.MaxPerOwner, func(*imagesnapshot.ImageSnapshot) bool { return true }, "image snapshots"}
+	if s.Origin != imagesnapshot.OriginAutomatic {
+		return []quota{all}
+	}
+	return []quota{{e.Limits.MaxAutomatic, func(o *imagesnapshot.ImageSnapshot) bool { return o.Origin == imagesnapshot.OriginAutomatic }, "automatic image snapshots"}, all}
+}
+
+// excess is by how many these are too many, and those that count.
+func (q quota) excess(list []*imagesnapshot.ImageSnapshot) (int, []*imagesnapshot.ImageSnapshot) {
+	var counted []*imagesnapshot.ImageSnapshot
+	for _, o := range list {
+		if counts(o) && q.of(o) {
+			counted = append(counted, o)
+		}
+	}
+	if q.most == 0 {
+		return 0, counted
+	}
+	return len(counted) - q.most, counted
+}
+
+func (q quota) refusal() error {
+	return fmt.Errorf("%d %s are allowed for each owner, and none of them may be eliminated; delete one first: %w", q.most, q.what, errdefs.ErrResourceExhausted)
+}
+
 // checkQuota wants room for one more of the owner's, or somebody who can make room.
 func (e *Engine) checkQuota(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
-	if e.Limits.MaxPerOwner == 0 {
-		return nil
-	}
 	list, err := e.Store.List(ctx, store.Filter{Owner: &s.Owner})
 	if err != nil {
 		return err
 	}
-	list = slices.DeleteFunc(list, func(o *imagesnapshot.ImageSnapshot) bool { return !counts(o) || o.ID == s.ID })
-	excess := len(list) + 1 - e.Limits.MaxPerOwner
-	// Those accepted before, that are still waiting for room, come first.
-	if excess <= 0 || len(victims(list)) >= excess {
-		return nil
+	list = append(list, s)
+	for _, q := range e.quotas(s) {
+		// Those accepted before, that are still waiting for room, come first.
+		if excess, counted := q.excess(list); excess > 0 && len(victims(counted)) < excess {
+			return q.refusal()
+		}
 	}
-	return fmt.Errorf("%d image snapshots are allowed for each owner, and none of them may be eliminated; delete one first: %w",
-		e.Limits.MaxPerOwner, errdefs.ErrResourceExhausted)
+	return nil
 }
 
 // victims are those that may go to make room, the least recently used first. One that is being built may not.
@@ -188,18 +225,24 @@ func lastUse(s *imagesnapshot.ImageSnapshot) time.Time {
 // makeRoom eliminates as many as are too many for s to start, or says that there is no room. It is called when s begins, so it
 // is repeated after a crash.
 func (e *Engine) makeRoom(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
-	if e.Limits.MaxPerOwner == 0 {
-		return nil
-	}
 	e.admit.Lock()
 	defer e.admit.Unlock()
+	for _, q := range e.quotas(s) {
+		if err := e.makeRoomWithin(ctx, s, q); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeRoomWithin one quota. admit is locked.
+func (e *Engine) makeRoomWithin(ctx context.Context, s *imagesnapshot.ImageSnapshot, q quota) error {
 	list, err := e.Store.List(ctx, store.Filter{Owner: &s.Owner})
 	if err != nil {
 		return err
 	}
-	list = slices.DeleteFunc(list, func(o *imagesnapshot.ImageSnapshot) bool { return !counts(o) })
-	excess := len(list) - e.Limits.MaxPerOwner
-	for _, v := range victims(list) {
+	excess, counted := q.excess(list)
+	for _, v := range victims(counted) {
 		if excess <= 0 {
 			break
 		}
@@ -212,7 +255,7 @@ func (e *Engine) makeRoom(ctx context.Context, s *imagesnapshot.ImageSnapshot) e
 		excess--
 	}
 	if excess > 0 {
-		return fmt.Errorf("%d image snapshots are allowed for each owner, and none of them may be eliminated: %w", e.Limits.MaxPerOwner, errdefs.ErrResourceExhausted)
+		return q.refusal()
 	}
 	return nil
 }
