@@ -106,3 +106,13 @@ const (
 	ReasonLayersReused      Reason = "LayersReused"
 	ReasonWarning           Reason = "SpecWarning"
 )
+
+// Reasons lists all.
+func Reasons() []Reason {
+	return []Reason{
+		ReasonAccepted, ReasonBuilding, ReasonReady, ReasonFlashReady, ReasonUpdateStarted, ReasonUpdated, ReasonChanged,
+		ReasonBuildFailed, ReasonBuildTimeout, ReasonImageUnavailable, ReasonTooSmall, ReasonStorageFailed, ReasonRetrying,
+		ReasonParametersIgnored, ReasonQuotaExceeded, ReasonEliminated, ReasonExpired, ReasonUnused, ReasonSnapshotLost,
+		ReasonDeleteRequested, ReasonKeptLongEnough, ReasonLayersReused, ReasonWarning,
+	}
+}

@@ -60,7 +60,11 @@ func (r *run) retire(ctx context.Context, s *imagesnapshot.ImageSnapshot, reason
 	}
 	s.Status.Expires = now.Add(r.Times.ExpiredGrace)
 	s.AddEvent(now, imagesnapshot.EventNormal, reason, message)
-	return r.put(ctx, s)
+	if err := r.put(ctx, s); err != nil {
+		return err
+	}
+	r.Observer.Ended(EndingExpired, reason)
+	return nil
 }
 
 // lastUse knows of matches that are not written yet.

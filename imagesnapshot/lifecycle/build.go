@@ -90,7 +90,11 @@ func (r *run) plan(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	if w.Deadline.IsZero() {
 		w.Deadline = time.Now().UTC().Add(time.Duration(s.Spec.Build.TimeoutMinutes) * time.Minute)
 		r.noteIgnored(s, b)
-		return r.put(ctx, s)
+		if err := r.put(ctx, s); err != nil {
+			return err
+		}
+		r.Observer.BuildStarted()
+		return nil
 	}
 	if b.Check != nil {
 		if err := b.Check(ctx); err != nil {

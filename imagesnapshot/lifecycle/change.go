@@ -175,6 +175,7 @@ type matchCount struct {
 
 // RecordMatch notes that an image snapshot was chosen for a pull, in its status a little later.
 func (e *Engine) RecordMatch(name, id string) {
+	e.Observer.Matched()
 	e.matches.mu.Lock()
 	defer e.matches.mu.Unlock()
 	m := e.matches.counts[name]

@@ -47,6 +47,7 @@ func (r *run) takeDown(ctx context.Context, s *imagesnapshot.ImageSnapshot) (tim
 	if err := r.Store.Delete(ctx, s.Name, s.ResourceVersion); err != nil {
 		return time.Time{}, true, err
 	}
+	r.Observer.Ended(EndingDeleted, s.Status.Reason)
 	return time.Time{}, true, r.dropIndexes(ctx)
 }
 

@@ -175,7 +175,21 @@ func (r *run) complete(ctx context.Context, s *imagesnapshot.ImageSnapshot) erro
 	}
 	s.Status.Progress = 100
 	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepCleanup, Attempt: w.Attempt, Generation: w.Generation, Garbage: garbage}
-	return r.put(ctx, s)
+	if err := r.put(ctx, s); err != nil {
+		return err
+	}
+	r.Observer.BuildEnded(outcomeOf(s, w, reason))
+	return nil
+}
+
+// outcomeOf the work w, which has just ended.
+func outcomeOf(s *imagesnapshot.ImageSnapshot, w *imagesnapshot.Work, reason imagesnapshot.Reason) BuildOutcome {
+	begun := w.Deadline.Add(-time.Duration(s.Spec.Build.TimeoutMinutes) * time.Minute)
+	o := BuildOutcome{Reason: reason, Took: s.Status.LastUpdated.Sub(begun)}
+	if w.Built != nil {
+		o.FetchedBytes, o.ReusedBytes = w.Built.FetchedBytes, w.Built.ReusedBytes
+	}
+	return o
 }
 
 // leftovers are the volume snapshots of a content that is given up. The volume that served it is the work's.
@@ -226,6 +240,7 @@ func (r *run) fail(ctx context.Context, s *imagesnapshot.ImageSnapshot, reason i
 	message = imagesnapshot.Shorten(message)
 	now := time.Now().UTC()
 	next := imagesnapshot.PhaseFailed
+	ended := s.Status.Work
 	if w := s.Status.Work; w != nil {
 		garbage := w.Garbage
 		if w.VolumeName != "" {
@@ -259,7 +274,13 @@ func (r *run) fail(ctx context.Context, s *imagesnapshot.ImageSnapshot, reason i
 	if err := s.SetPhase(next, reason, message); err != nil {
 		return err
 	}
-	return r.put(ctx, s)
+	if err := r.put(ctx, s); err != nil {
+		return err
+	}
+	if ended != nil && !ended.Deadline.IsZero() {
+		r.Observer.BuildEnded(outcomeOf(s, ended, reason))
+	}
+	return nil
 }
 
 // withFlash adds flash copies that may have been made and are not recorded.

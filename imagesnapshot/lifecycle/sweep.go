@@ -217,6 +217,7 @@ func (e *Engine) dropSnapshots(s *imagesnapshot.ImageSnapshot, gone map[string]b
 // sweepAndLog is the sweep that Run does now and then, the first time of all drivers.
 func (e *Engine) sweepAndLog(ctx context.Context, first bool) {
 	report, err := e.sweep(ctx, true, first)
+	e.Observer.Swept(report)
 	if err != nil && ctx.Err() == nil {
 		log.G(ctx).WithError(err).Warn("sweep did not come to its end")
 	}
