@@ -32,6 +32,7 @@ type Config struct {
 	Disks       []Disk      `toml:"disk"`
 	// ImageSnapshots that this berthd makes and keeps.
 	ImageSnapshots ImageSnapshots `toml:"image_snapshots"`
+	Automatic      Automatic      `toml:"automatic"`
 }
 
 // Log says what is written to standard error.
@@ -148,6 +149,7 @@ func Default() Config {
 		Hydration:      defaultHydration(),
 		Import:         defaultImport(),
 		ImageSnapshots: defaultImageSnapshots(),
+		Automatic:      defaultAutomatic(),
 		Catalog:        Catalog{Interval: Duration(2 * time.Second), MaxDisks: 16},
 	}
 }

@@ -87,7 +87,7 @@ func (c *Config) Validate() error {
 	errs = append(errs, checkDiscover(c.Discover)...)
 	errs = append(errs, slices.Concat(c.Import.check(), c.Drivers.check())...)
 	errs = append(errs, checkDisks(c.Disks, c.Drivers)...)
-	errs = append(errs, c.ImageSnapshots.check(c.Drivers)...)
+	errs = append(append(errs, c.ImageSnapshots.check(c.Drivers)...), c.Automatic.check()...)
 	if len(errs) > 0 {
 		return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}

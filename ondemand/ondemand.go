@@ -52,6 +52,8 @@ type Observer interface {
 	// Chosen is told the decision too; it is empty with OutcomeError, and shared: it must not be changed.
 	Chosen(o Outcome, d matcher.Decision)
 	Attached(r Result, took time.Duration)
+	// Unmatched is told of each layer that no attached disk has, of an image that no image snapshot has which may be used.
+	Unmatched(w Wanted)
 }
 
 // Outcome of one question to the matcher.
@@ -148,6 +150,7 @@ type noObserver struct{}
 
 func (noObserver) Chosen(Outcome, matcher.Decision) {}
 func (noObserver) Attached(Result, time.Duration)   {}
+func (noObserver) Unmatched(Wanted)                 {}
 
 // Close gives up what is being attached and waits for that.
 func (c *Chooser) Close() error {
@@ -165,10 +168,11 @@ func (c *Chooser) Entries() int { return c.index.Len() }
 // Ready returns when everything is done so that the layer can be had from a disk, if it can: at once if an attached disk has it or
 // no image snapshot has, otherwise when the chosen disks are attached, did not get so, or were waited for long enough.
 func (c *Chooser) Ready(ctx context.Context, w Wanted) {
-	if c.index.Len() == 0 {
+	if _, err := c.Stage.Locate(w.Query); err == nil || !errdefs.IsNotFound(err) {
 		return
 	}
-	if _, err := c.Stage.Locate(w.Query); err == nil || !errdefs.IsNotFound(err) {
+	if c.index.Len() == 0 {
+		c.Observer.Unmatched(w)
 		return
 	}
 	now := time.Now()
@@ -182,6 +186,9 @@ func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 	}
 	attachments, outcome := c.attach(d.Chosen)
 	c.Observer.Chosen(outcome, d)
+	if d.NothingMatched {
+		c.Observer.Unmatched(w)
+	}
 	if outcome == OutcomeAttach {
 		log.G(ctx).WithField("image", w.ImageRef).WithField("reason", d.Reason).Info("attaching layer disks for a pull")
 	}

@@ -62,6 +62,30 @@ func TestLayersAboveDecide(t *testing.T) {
 	})
 }
 
+// E-5: what no image snapshot has is told, also while there is none at all; sharing a base with one is not having it, and what an
+// attached disk serves needs none.
+func TestUnmatchedImagesAreTold(t *testing.T) {
+	inBubble(t, nil, func(r *rig) {
+		r.pull(want("app", "base", "app"))
+		require.Equal(r, []string{ref("app")}, r.unmatched)
+		r.unmatched = nil
+		r.add("app", "base", "app")
+		r.pull(want("app", "base", "app"))
+		require.Empty(r, r.unmatched)
+		r.pull(want("other", "base", "other"))
+		require.Empty(r, r.unmatched, "the disk is attached and has the layer")
+		r.pull(want("other", "other"))
+		require.Equal(r, []string{ref("other")}, r.unmatched)
+	})
+	inBubble(t, nil, func(r *rig) {
+		r.add("app", "base", "app")
+		r.pull(want("other", "base", "other"))
+		require.Equal(r, []string{ref("other")}, r.unmatched, "its disk is attached for the base all the same")
+		staged, _, _ := r.stage.names()
+		require.Len(r, staged, 1)
+	})
+}
+
 func TestManyPullsMakeOneAttachment(t *testing.T) {
 	inBubble(t, nil, func(r *rig) {
 		r.add("app", "base", "app")

@@ -122,6 +122,14 @@ type counts struct {
 	mu       sync.Mutex
 	outcomes map[ondemand.Outcome]int
 	results  map[ondemand.Result]int
+	// unmatched are the images.
+	unmatched []string
+}
+
+func (c *counts) Unmatched(w ondemand.Wanted) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unmatched = append(c.unmatched, w.ImageRef)
 }
 
 func (c *counts) Chosen(o ondemand.Outcome, _ matcher.Decision) {
