@@ -28,6 +28,7 @@ const (
 // Lifecycle makes image snapshots happen. *lifecycle.Engine says which errors there are.
 type Lifecycle interface {
 	Create(ctx context.Context, req lifecycle.CreateRequest) (lifecycle.CreateResult, error)
+	EnsureAutomatic(ctx context.Context, req lifecycle.AutomaticRequest) (lifecycle.CreateResult, error)
 	Find(ctx context.Context, nameOrID string) (*imagesnapshot.ImageSnapshot, error)
 	Update(ctx context.Context, req lifecycle.UpdateRequest) (lifecycle.CreateResult, error)
 	Delete(ctx context.Context, req lifecycle.DeleteRequest) (*imagesnapshot.ImageSnapshot, error)
@@ -79,6 +80,11 @@ func (f SnapshotFilter) store() store.Filter { return store.Filter{Owner: f.Owne
 // Create accepts an image snapshot.
 func (s *ImageSnapshots) Create(ctx context.Context, req lifecycle.CreateRequest) (lifecycle.CreateResult, error) {
 	return s.lifecycle.Create(ctx, req)
+}
+
+// EnsureAutomatic finds the automatic image snapshot for a set of images, or accepts it.
+func (s *ImageSnapshots) EnsureAutomatic(ctx context.Context, req lifecycle.AutomaticRequest) (lifecycle.CreateResult, error) {
+	return s.lifecycle.EnsureAutomatic(ctx, req)
 }
 
 // Get finds by name or ID; errdefs.ErrNotFound.

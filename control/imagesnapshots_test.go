@@ -141,6 +141,61 @@ func TestImageSnapshotOverTheWire(t *testing.T) {
 	}
 }
 
+// E-5, E-20: what annotations of a dialect ask for leads to one automatic image snapshot, whoever asks and in whatever order.
+func TestEnsureAutomaticOverTheWire(t *testing.T) {
+	w := newSnapshotWorld(t)
+	ctx := t.Context()
+	for annotation, want := range map[string]bool{"k8s.aliyun.com/eci-auto-imc": true, "berth.dev/create-if-missing": true, "cci.io/image-snapshot-auto-match": false} {
+		m, err := w.MatchImages(ctx, &controlv1.MatchImagesRequest{
+			AutoMatch: true, Images: []*controlv1.MatchImage{{Reference: "nginx"}, {Reference: "redis"}},
+			Annotations: map[string]string{annotation: "true"},
+		})
+		require.NoError(t, err)
+		require.True(t, m.GetNothingMatched())
+		require.Equal(t, want, m.GetCreateIfMissing(), annotation)
+	}
+	ensure := func(change func(*controlv1.EnsureAutomaticImageSnapshotRequest)) (*controlv1.EnsureAutomaticImageSnapshotResponse, error) {
+		req := &controlv1.EnsureAutomaticImageSnapshotRequest{
+			Owner: "team-a", Images: []string{"nginx", "redis"}, Platforms: []string{"linux/arm64"}, Labels: map[string]string{"a": "1"},
+			Annotations: map[string]string{"note": "n"}, Registries: []*controlv1.RegistryAccess{{Server: "registry.example", Secret: "pull"}},
+		}
+		change(req)
+		return w.EnsureAutomaticImageSnapshot(ctx, req)
+	}
+	dry, err := ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) { r.DryRun = true })
+	require.NoError(t, err)
+	_, err = w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: dry.GetImageSnapshot().GetName()})
+	require.Equal(t, codes.NotFound, status.Code(err))
+
+	first, err := ensure(func(*controlv1.EnsureAutomaticImageSnapshotRequest) {})
+	require.NoError(t, err)
+	require.False(t, first.GetExisting())
+	s := first.GetImageSnapshot()
+	require.Equal(t, controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_AUTOMATIC, s.GetOrigin())
+	require.Equal(t, "team-a", s.GetOwner())
+	require.Equal(t, map[string]string{"a": "1"}, s.GetLabels())
+	require.Equal(t, map[string]string{"note": "n"}, s.GetAnnotations())
+	require.Equal(t, []string{"linux/arm64"}, s.GetSpec().GetPlatforms())
+	require.Equal(t, "pull", s.GetSpec().GetRegistries()[0].GetSecret())
+	require.True(t, s.GetSpec().GetSizeAsNeeded(), "Q15")
+	require.True(t, s.GetSpec().GetReuseLayers())
+
+	again, err := ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) {
+		r.Images = []string{"docker.io/library/redis:latest", "docker.io/library/nginx"}
+	})
+	require.NoError(t, err)
+	require.True(t, again.GetExisting())
+	require.Equal(t, s.GetId(), again.GetImageSnapshot().GetId())
+	other, err := ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) { r.Owner = "team-b" })
+	require.NoError(t, err)
+	require.False(t, other.GetExisting(), "owners share nothing")
+
+	_, err = ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) { r.Images = []string{"UPPER"} })
+	require.Contains(t, violations(t, err), "spec.images[0]")
+	_, err = ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) { r.Images = nil })
+	require.Contains(t, violations(t, err), "spec.images")
+}
+
 // C-22: preconditions and dry run; E-28: the phases in which an update is taken; C-25: delete works in every phase.
 func TestChangeImageSnapshot(t *testing.T) {
 	w := newSnapshotWorld(t)

@@ -48,6 +48,18 @@ func (s *snapshotServer) CreateImageSnapshot(ctx context.Context, req *controlv1
 	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: snapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
 }
 
+// EnsureAutomaticImageSnapshot finds or accepts one.
+func (s *snapshotServer) EnsureAutomaticImageSnapshot(ctx context.Context, req *controlv1.EnsureAutomaticImageSnapshotRequest) (*controlv1.EnsureAutomaticImageSnapshotResponse, error) {
+	r, err := s.snapshots.EnsureAutomatic(ctx, lifecycle.AutomaticRequest{
+		Owner: req.GetOwner(), Images: req.GetImages(), Platforms: req.GetPlatforms(), Registries: registriesOf(req.GetRegistries()),
+		Labels: req.GetLabels(), Annotations: req.GetAnnotations(), DryRun: req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &controlv1.EnsureAutomaticImageSnapshotResponse{ImageSnapshot: snapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
+}
+
 // GetImageSnapshot gives one.
 func (s *snapshotServer) GetImageSnapshot(ctx context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
 	o, err := s.snapshots.Get(ctx, req.GetNameOrId())

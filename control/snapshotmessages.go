@@ -49,11 +49,7 @@ func specOf(m *controlv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
 		ReuseLayers: m.GetReuseLayers(), Flash: m.GetFlash(),
 		Copies: imagesnapshot.Copies{Standard: int(m.GetStandardCopies()), Flash: int(m.GetFlashCopies())},
 	}
-	for _, r := range m.GetRegistries() {
-		sp.Registries = append(sp.Registries, imagesnapshot.Registry{
-			Server: r.GetServer(), Secret: r.GetSecret(), PlainHTTP: r.GetPlainHttp(), InsecureSkipVerify: r.GetInsecureSkipVerify(),
-		})
-	}
+	sp.Registries = registriesOf(m.GetRegistries())
 	switch m.GetElimination() {
 	case controlv1.EliminationStrategy_ELIMINATION_STRATEGY_UNSPECIFIED:
 	case controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU:
@@ -62,6 +58,16 @@ func specOf(m *controlv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
 		return sp, &imagesnapshot.FieldError{Field: "spec.elimination", Detail: fmt.Sprintf("%d is unknown here; allowed are 0 (none) and 1 (LRU)", m.GetElimination())}
 	}
 	return sp, nil
+}
+
+func registriesOf(list []*controlv1.RegistryAccess) []imagesnapshot.Registry {
+	var registries []imagesnapshot.Registry
+	for _, r := range list {
+		registries = append(registries, imagesnapshot.Registry{
+			Server: r.GetServer(), Secret: r.GetSecret(), PlainHTTP: r.GetPlainHttp(), InsecureSkipVerify: r.GetInsecureSkipVerify(),
+		})
+	}
+	return registries
 }
 
 // snapshotMessage shares the maps and lists of o, which is the caller's.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,17 +17,15 @@ import (
 
 func newMatch() *cobra.Command {
 	var (
-		daemon      daemonFlags
-		m           wantedImages
-		req         controlv1.MatchImagesRequest
-		noAutoMatch bool
-		asJSON      bool
+		daemon daemonFlags
+		q      matchQuery
 	)
 	cmd := &cobra.Command{
 		Use:   "match IMAGE...",
 		Short: "Show which image snapshots would be chosen for images, and why",
 		Long: `match shows which image snapshots would be used for a pod with these images, and why, candidate by candidate. It changes
-nothing.
+nothing, except with --create-if-missing: then the automatic image snapshot of all the images is asked for if nothing matches, as
+annotations can ask for it (berth.dev/create-if-missing). It is made once, whoever asks.
 
 Annotations are those of a pod, in any dialect that berthd knows (berth.dev/…, and those of the clouds). Without any that
 speak of it, automatic matching is asked for; --no-auto-match leaves it off, as nodes do.
@@ -41,37 +40,89 @@ that is not found, only names and tags are compared.`,
 			"  berth match nginx:1.27 --annotation cci.io/image-snapshot-auto-match=true --order quantity",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req.AutoMatch = !noAutoMatch
-			return daemon.dial(cmd.Context(), func(ctx context.Context, conn connection) error {
-				for _, ref := range args {
-					img, err := m.image(ctx, cmd, ref, controlv1.NewControlServiceClient(conn))
-					if err != nil {
-						return err
-					}
-					req.Images = append(req.Images, img)
-				}
-				resp, err := controlv1.NewImageSnapshotServiceClient(conn).MatchImages(ctx, &req)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return writeMessage(cmd.OutOrStdout(), resp)
-				}
-				return writeMatch(cmd.OutOrStdout(), resp)
-			})
+			return daemon.dial(cmd.Context(), func(ctx context.Context, conn connection) error { return q.ask(ctx, cmd, conn, args) })
 		},
 	}
 	daemon.register(cmd)
 	f := cmd.Flags()
-	m.register(f)
-	f.StringToStringVar(&req.Annotations, "annotation", nil, "`key=value` of the pod; may be repeated")
-	f.StringToStringVar(&req.Labels, "pod-label", nil, "label of the pod, `key=value`; may be repeated")
-	f.StringVar(&req.Order, "order", "", "compare by saved, size, quantity or degree, whatever the annotations say")
-	f.Int32Var(&req.Explain, "explain", 0, "`number` of candidates to explain (default 20); -1 for the chosen ones only")
-	f.BoolVar(&noAutoMatch, "no-auto-match", false, "leave automatic matching off unless an annotation asks for it")
+	q.images.register(f)
+	q.create.register(f)
+	f.StringToStringVar(&q.req.Annotations, "annotation", nil, "`key=value` of the pod; may be repeated")
+	f.StringToStringVar(&q.req.Labels, "pod-label", nil, "label of the pod, `key=value`; may be repeated")
+	f.StringVar(&q.req.Order, "order", "", "compare by saved, size, quantity or degree, whatever the annotations say")
+	f.Int32Var(&q.req.Explain, "explain", 0, "`number` of candidates to explain (default 20); -1 for the chosen ones only")
+	f.BoolVar(&q.noAutoMatch, "no-auto-match", false, "leave automatic matching off unless an annotation asks for it")
 	cmd.MarkFlagsMutuallyExclusive("names-only", "present")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.BoolVar(&q.asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// matchQuery is one question, and what to do with the answer.
+type matchQuery struct {
+	images      wantedImages
+	req         controlv1.MatchImagesRequest
+	create      creation
+	noAutoMatch bool
+	asJSON      bool
+}
+
+func (q *matchQuery) ask(ctx context.Context, cmd *cobra.Command, conn connection, refs []string) error {
+	q.req.AutoMatch = !q.noAutoMatch
+	for _, ref := range refs {
+		img, err := q.images.image(ctx, cmd, ref, controlv1.NewControlServiceClient(conn))
+		if err != nil {
+			return err
+		}
+		q.req.Images = append(q.req.Images, img)
+	}
+	client := controlv1.NewImageSnapshotServiceClient(conn)
+	resp, err := client.MatchImages(ctx, &q.req)
+	if err != nil {
+		return err
+	}
+	write := writeMatch
+	if q.asJSON {
+		write = func(w io.Writer, m *controlv1.MatchImagesResponse) error { return writeMessage(w, m) }
+	}
+	if err := write(cmd.OutOrStdout(), resp); err != nil || !q.create.wanted || !resp.GetNothingMatched() {
+		return err
+	}
+	return q.create.ensure(ctx, cmd, client, refs, &q.images.resolver)
+}
+
+// creation of what nothing matches.
+type creation struct {
+	wanted  bool
+	owner   string
+	secrets map[string]string
+}
+
+func (c *creation) register(f *pflag.FlagSet) {
+	f.BoolVar(&c.wanted, "create-if-missing", false, "ask for an automatic image snapshot of the images if nothing matches")
+	f.StringVar(&c.owner, "owner", "", "`tenant` that the automatic image snapshot belongs to")
+	f.StringToStringVar(&c.secrets, "registry-secret", nil, "`registry=name` of credentials for the automatic image snapshot; may be repeated")
+}
+
+// ensure asks for it, and says so on standard error, because standard output has the answer to the match.
+func (c *creation) ensure(ctx context.Context, cmd *cobra.Command, client snapshots, images []string, r *resolver) error {
+	every := func(host string) bool { return host == "*" }
+	access := specFlags{
+		plainHTTP: slices.DeleteFunc(slices.Clone(r.plainHTTP), every), skipVerify: slices.DeleteFunc(slices.Clone(r.skipVerify), every), secrets: c.secrets,
+	}
+	req := &controlv1.EnsureAutomaticImageSnapshotRequest{Owner: c.owner, Images: images, Registries: access.registries()}
+	if r.platform != "" {
+		req.Platforms = []string{r.platform}
+	}
+	resp, err := client.EnsureAutomaticImageSnapshot(ctx, req)
+	if err != nil {
+		return err
+	}
+	s, word := resp.GetImageSnapshot(), "is being made"
+	if resp.GetExisting() {
+		word = "is there already, " + phaseWord(s.GetStatus().GetPhase())
+	}
+	cmd.PrintErrf("%s: the automatic image snapshot of these images %s\n", s.GetName(), word)
+	return nil
 }
 
 // wantedImages are looked up before they are matched.
@@ -139,7 +190,7 @@ func writeMatch(w io.Writer, m *controlv1.MatchImagesResponse) error {
 		fmt.Fprintf(&b, "saves %s of download and %s more of unpacking\n", units.BytesSize(float64(m.GetSavedDownloadBytes())), units.BytesSize(float64(m.GetSavedUnpackBytes())))
 	}
 	if m.GetNothingMatched() && m.GetCreateIfMissing() {
-		b.WriteString("an image snapshot of these images would be made\n")
+		b.WriteString("an image snapshot of these images would be made (--create-if-missing does it)\n")
 	}
 	for _, warning := range m.GetWarnings() {
 		fmt.Fprintf(&b, "warning: %s\n", warning)

@@ -2625,6 +2625,171 @@ func (x *MatchLayer) GetPresent() bool {
 	return false
 }
 
+// EnsureAutomaticImageSnapshotRequest of ImageSnapshotService.EnsureAutomaticImageSnapshot.
+type EnsureAutomaticImageSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tenant that it belongs to, whose secrets the registries name. Owners share nothing.
+	Owner string `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	// All images of the pod, init containers included. References with a digest make an image snapshot of just that; a moved tag
+	// is another set then.
+	Images []string `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"`
+	// Platforms of each image; none is that of the building machine.
+	Platforms []string `protobuf:"bytes,3,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	// How to speak to registries.
+	Registries []*RegistryAccess `protobuf:"bytes,4,rep,name=registries,proto3" json:"registries,omitempty"`
+	// Tags of the one that is made; one that is there keeps its own.
+	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Likewise.
+	Annotations map[string]string `protobuf:"bytes,6,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Check everything and do nothing.
+	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) Reset() {
+	*x = EnsureAutomaticImageSnapshotRequest{}
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnsureAutomaticImageSnapshotRequest) ProtoMessage() {}
+
+func (x *EnsureAutomaticImageSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnsureAutomaticImageSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*EnsureAutomaticImageSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) GetPlatforms() []string {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) GetRegistries() []*RegistryAccess {
+	if x != nil {
+		return x.Registries
+	}
+	return nil
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
+func (x *EnsureAutomaticImageSnapshotRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// EnsureAutomaticImageSnapshotResponse of ImageSnapshotService.EnsureAutomaticImageSnapshot.
+type EnsureAutomaticImageSnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was made or found.
+	ImageSnapshot *ImageSnapshot `protobuf:"bytes,1,opt,name=image_snapshot,json=imageSnapshot,proto3" json:"image_snapshot,omitempty"`
+	// Whether it was there already.
+	Existing bool `protobuf:"varint,2,opt,name=existing,proto3" json:"existing,omitempty"`
+	// Remarks for the user.
+	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnsureAutomaticImageSnapshotResponse) Reset() {
+	*x = EnsureAutomaticImageSnapshotResponse{}
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnsureAutomaticImageSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnsureAutomaticImageSnapshotResponse) ProtoMessage() {}
+
+func (x *EnsureAutomaticImageSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnsureAutomaticImageSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*EnsureAutomaticImageSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *EnsureAutomaticImageSnapshotResponse) GetImageSnapshot() *ImageSnapshot {
+	if x != nil {
+		return x.ImageSnapshot
+	}
+	return nil
+}
+
+func (x *EnsureAutomaticImageSnapshotResponse) GetExisting() bool {
+	if x != nil {
+		return x.Existing
+	}
+	return false
+}
+
+func (x *EnsureAutomaticImageSnapshotResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 // MatchImagesResponse of ImageSnapshotService.MatchImages.
 type MatchImagesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2660,7 +2825,7 @@ type MatchImagesResponse struct {
 
 func (x *MatchImagesResponse) Reset() {
 	*x = MatchImagesResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[30]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2672,7 +2837,7 @@ func (x *MatchImagesResponse) String() string {
 func (*MatchImagesResponse) ProtoMessage() {}
 
 func (x *MatchImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[30]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2685,7 +2850,7 @@ func (x *MatchImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchImagesResponse.ProtoReflect.Descriptor instead.
 func (*MatchImagesResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{30}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MatchImagesResponse) GetOutcome() MatchOutcome {
@@ -2796,7 +2961,7 @@ type MatchChoice struct {
 
 func (x *MatchChoice) Reset() {
 	*x = MatchChoice{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[31]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +2973,7 @@ func (x *MatchChoice) String() string {
 func (*MatchChoice) ProtoMessage() {}
 
 func (x *MatchChoice) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[31]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +2986,7 @@ func (x *MatchChoice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchChoice.ProtoReflect.Descriptor instead.
 func (*MatchChoice) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{31}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MatchChoice) GetName() string {
@@ -2882,7 +3047,7 @@ type MatchCandidate struct {
 
 func (x *MatchCandidate) Reset() {
 	*x = MatchCandidate{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[32]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +3059,7 @@ func (x *MatchCandidate) String() string {
 func (*MatchCandidate) ProtoMessage() {}
 
 func (x *MatchCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[32]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3072,7 @@ func (x *MatchCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchCandidate.ProtoReflect.Descriptor instead.
 func (*MatchCandidate) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{32}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MatchCandidate) GetName() string {
@@ -2993,7 +3158,7 @@ type MatchKey struct {
 
 func (x *MatchKey) Reset() {
 	*x = MatchKey{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[33]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3170,7 @@ func (x *MatchKey) String() string {
 func (*MatchKey) ProtoMessage() {}
 
 func (x *MatchKey) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[33]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3183,7 @@ func (x *MatchKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchKey.ProtoReflect.Descriptor instead.
 func (*MatchKey) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{33}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MatchKey) GetName() string {
@@ -3056,7 +3221,7 @@ type MatchedImage struct {
 
 func (x *MatchedImage) Reset() {
 	*x = MatchedImage{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[34]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3233,7 @@ func (x *MatchedImage) String() string {
 func (*MatchedImage) ProtoMessage() {}
 
 func (x *MatchedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[34]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3246,7 @@ func (x *MatchedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchedImage.ProtoReflect.Descriptor instead.
 func (*MatchedImage) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{34}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MatchedImage) GetReference() string {
@@ -3140,7 +3305,7 @@ type PutAccessListRequest struct {
 
 func (x *PutAccessListRequest) Reset() {
 	*x = PutAccessListRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[35]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3317,7 @@ func (x *PutAccessListRequest) String() string {
 func (*PutAccessListRequest) ProtoMessage() {}
 
 func (x *PutAccessListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[35]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3330,7 @@ func (x *PutAccessListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAccessListRequest.ProtoReflect.Descriptor instead.
 func (*PutAccessListRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{35}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PutAccessListRequest) GetNameOrId() string {
@@ -3193,7 +3358,7 @@ type PutAccessListResponse struct {
 
 func (x *PutAccessListResponse) Reset() {
 	*x = PutAccessListResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[36]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3205,7 +3370,7 @@ func (x *PutAccessListResponse) String() string {
 func (*PutAccessListResponse) ProtoMessage() {}
 
 func (x *PutAccessListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[36]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3218,7 +3383,7 @@ func (x *PutAccessListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAccessListResponse.ProtoReflect.Descriptor instead.
 func (*PutAccessListResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{36}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PutAccessListResponse) GetAccessList() *AccessList {
@@ -3243,7 +3408,7 @@ type ListAccessListsRequest struct {
 
 func (x *ListAccessListsRequest) Reset() {
 	*x = ListAccessListsRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[37]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3420,7 @@ func (x *ListAccessListsRequest) String() string {
 func (*ListAccessListsRequest) ProtoMessage() {}
 
 func (x *ListAccessListsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[37]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3433,7 @@ func (x *ListAccessListsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAccessListsRequest.ProtoReflect.Descriptor instead.
 func (*ListAccessListsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{37}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListAccessListsRequest) GetNameOrId() string {
@@ -3303,7 +3468,7 @@ type ListAccessListsResponse struct {
 
 func (x *ListAccessListsResponse) Reset() {
 	*x = ListAccessListsResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[38]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3315,7 +3480,7 @@ func (x *ListAccessListsResponse) String() string {
 func (*ListAccessListsResponse) ProtoMessage() {}
 
 func (x *ListAccessListsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[38]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3328,7 +3493,7 @@ func (x *ListAccessListsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAccessListsResponse.ProtoReflect.Descriptor instead.
 func (*ListAccessListsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{38}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListAccessListsResponse) GetAccessLists() []*AccessList {
@@ -3363,7 +3528,7 @@ type AccessList struct {
 
 func (x *AccessList) Reset() {
 	*x = AccessList{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[39]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3375,7 +3540,7 @@ func (x *AccessList) String() string {
 func (*AccessList) ProtoMessage() {}
 
 func (x *AccessList) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[39]
+	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3388,7 +3553,7 @@ func (x *AccessList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessList.ProtoReflect.Descriptor instead.
 func (*AccessList) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{39}
+	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AccessList) GetImage() string {
@@ -3666,7 +3831,27 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"blobDigest\x12\x1d\n" +
 	"\n" +
 	"blob_bytes\x18\x03 \x01(\x03R\tblobBytes\x12\x18\n" +
-	"\apresent\x18\x04 \x01(\bR\apresent\"\xa4\x04\n" +
+	"\apresent\x18\x04 \x01(\bR\apresent\"\x8c\x04\n" +
+	"#EnsureAutomaticImageSnapshotRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06images\x18\x02 \x03(\tR\x06images\x12\x1c\n" +
+	"\tplatforms\x18\x03 \x03(\tR\tplatforms\x12@\n" +
+	"\n" +
+	"registries\x18\x04 \x03(\v2 .berth.control.v1.RegistryAccessR\n" +
+	"registries\x12Y\n" +
+	"\x06labels\x18\x05 \x03(\v2A.berth.control.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntryR\x06labels\x12h\n" +
+	"\vannotations\x18\x06 \x03(\v2F.berth.control.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntryR\vannotations\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa6\x01\n" +
+	"$EnsureAutomaticImageSnapshotResponse\x12F\n" +
+	"\x0eimage_snapshot\x18\x01 \x01(\v2\x1f.berth.control.v1.ImageSnapshotR\rimageSnapshot\x12\x1a\n" +
+	"\bexisting\x18\x02 \x01(\bR\bexisting\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\xa4\x04\n" +
 	"\x13MatchImagesResponse\x128\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x1e.berth.control.v1.MatchOutcomeR\aoutcome\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1f\n" +
@@ -3765,7 +3950,7 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x19MATCH_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12MATCH_OUTCOME_PULL\x10\x01\x12\x15\n" +
 	"\x11MATCH_OUTCOME_USE\x10\x02\x12\x18\n" +
-	"\x14MATCH_OUTCOME_REJECT\x10\x032\xf0\t\n" +
+	"\x14MATCH_OUTCOME_REJECT\x10\x032\x80\v\n" +
 	"\x14ImageSnapshotService\x12r\n" +
 	"\x13CreateImageSnapshot\x12,.berth.control.v1.CreateImageSnapshotRequest\x1a-.berth.control.v1.CreateImageSnapshotResponse\x12i\n" +
 	"\x10GetImageSnapshot\x12).berth.control.v1.GetImageSnapshotRequest\x1a*.berth.control.v1.GetImageSnapshotResponse\x12o\n" +
@@ -3777,7 +3962,8 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x18WatchImageSnapshotEvents\x121.berth.control.v1.WatchImageSnapshotEventsRequest\x1a2.berth.control.v1.WatchImageSnapshotEventsResponse0\x01\x12Z\n" +
 	"\vMatchImages\x12$.berth.control.v1.MatchImagesRequest\x1a%.berth.control.v1.MatchImagesResponse\x12`\n" +
 	"\rPutAccessList\x12&.berth.control.v1.PutAccessListRequest\x1a'.berth.control.v1.PutAccessListResponse\x12f\n" +
-	"\x0fListAccessLists\x12(.berth.control.v1.ListAccessListsRequest\x1a).berth.control.v1.ListAccessListsResponseB2Z0berth.dev/berth/proto/berth/control/v1;controlv1b\x06proto3"
+	"\x0fListAccessLists\x12(.berth.control.v1.ListAccessListsRequest\x1a).berth.control.v1.ListAccessListsResponse\x12\x8d\x01\n" +
+	"\x1cEnsureAutomaticImageSnapshot\x125.berth.control.v1.EnsureAutomaticImageSnapshotRequest\x1a6.berth.control.v1.EnsureAutomaticImageSnapshotResponseB2Z0berth.dev/berth/proto/berth/control/v1;controlv1b\x06proto3"
 
 var (
 	file_berth_control_v1_imagesnapshot_proto_rawDescOnce sync.Once
@@ -3792,101 +3978,105 @@ func file_berth_control_v1_imagesnapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_berth_control_v1_imagesnapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_berth_control_v1_imagesnapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_berth_control_v1_imagesnapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_berth_control_v1_imagesnapshot_proto_goTypes = []any{
-	(ImageSnapshotOrigin)(0),                 // 0: berth.control.v1.ImageSnapshotOrigin
-	(EliminationStrategy)(0),                 // 1: berth.control.v1.EliminationStrategy
-	(ImageSnapshotPhase)(0),                  // 2: berth.control.v1.ImageSnapshotPhase
-	(ImageSnapshotEventType)(0),              // 3: berth.control.v1.ImageSnapshotEventType
-	(MatchOutcome)(0),                        // 4: berth.control.v1.MatchOutcome
-	(*ImageSnapshot)(nil),                    // 5: berth.control.v1.ImageSnapshot
-	(*ImageSnapshotSpec)(nil),                // 6: berth.control.v1.ImageSnapshotSpec
-	(*RegistryAccess)(nil),                   // 7: berth.control.v1.RegistryAccess
-	(*BuildSpec)(nil),                        // 8: berth.control.v1.BuildSpec
-	(*ImageSnapshotStatus)(nil),              // 9: berth.control.v1.ImageSnapshotStatus
-	(*SnapshottedImage)(nil),                 // 10: berth.control.v1.SnapshottedImage
-	(*VolumeSnapshot)(nil),                   // 11: berth.control.v1.VolumeSnapshot
-	(*ImageSnapshotEvent)(nil),               // 12: berth.control.v1.ImageSnapshotEvent
-	(*Preconditions)(nil),                    // 13: berth.control.v1.Preconditions
-	(*CreateImageSnapshotRequest)(nil),       // 14: berth.control.v1.CreateImageSnapshotRequest
-	(*CreateImageSnapshotResponse)(nil),      // 15: berth.control.v1.CreateImageSnapshotResponse
-	(*GetImageSnapshotRequest)(nil),          // 16: berth.control.v1.GetImageSnapshotRequest
-	(*GetImageSnapshotResponse)(nil),         // 17: berth.control.v1.GetImageSnapshotResponse
-	(*ImageSnapshotFilter)(nil),              // 18: berth.control.v1.ImageSnapshotFilter
-	(*ListImageSnapshotsRequest)(nil),        // 19: berth.control.v1.ListImageSnapshotsRequest
-	(*ListImageSnapshotsResponse)(nil),       // 20: berth.control.v1.ListImageSnapshotsResponse
-	(*UpdateImageSnapshotRequest)(nil),       // 21: berth.control.v1.UpdateImageSnapshotRequest
-	(*StringMap)(nil),                        // 22: berth.control.v1.StringMap
-	(*UpdateImageSnapshotResponse)(nil),      // 23: berth.control.v1.UpdateImageSnapshotResponse
-	(*DeleteImageSnapshotRequest)(nil),       // 24: berth.control.v1.DeleteImageSnapshotRequest
-	(*DeleteImageSnapshotResponse)(nil),      // 25: berth.control.v1.DeleteImageSnapshotResponse
-	(*ListImageSnapshotEventsRequest)(nil),   // 26: berth.control.v1.ListImageSnapshotEventsRequest
-	(*ListImageSnapshotEventsResponse)(nil),  // 27: berth.control.v1.ListImageSnapshotEventsResponse
-	(*WatchImageSnapshotsRequest)(nil),       // 28: berth.control.v1.WatchImageSnapshotsRequest
-	(*WatchImageSnapshotsResponse)(nil),      // 29: berth.control.v1.WatchImageSnapshotsResponse
-	(*WatchImageSnapshotEventsRequest)(nil),  // 30: berth.control.v1.WatchImageSnapshotEventsRequest
-	(*WatchImageSnapshotEventsResponse)(nil), // 31: berth.control.v1.WatchImageSnapshotEventsResponse
-	(*MatchImagesRequest)(nil),               // 32: berth.control.v1.MatchImagesRequest
-	(*MatchImage)(nil),                       // 33: berth.control.v1.MatchImage
-	(*MatchLayer)(nil),                       // 34: berth.control.v1.MatchLayer
-	(*MatchImagesResponse)(nil),              // 35: berth.control.v1.MatchImagesResponse
-	(*MatchChoice)(nil),                      // 36: berth.control.v1.MatchChoice
-	(*MatchCandidate)(nil),                   // 37: berth.control.v1.MatchCandidate
-	(*MatchKey)(nil),                         // 38: berth.control.v1.MatchKey
-	(*MatchedImage)(nil),                     // 39: berth.control.v1.MatchedImage
-	(*PutAccessListRequest)(nil),             // 40: berth.control.v1.PutAccessListRequest
-	(*PutAccessListResponse)(nil),            // 41: berth.control.v1.PutAccessListResponse
-	(*ListAccessListsRequest)(nil),           // 42: berth.control.v1.ListAccessListsRequest
-	(*ListAccessListsResponse)(nil),          // 43: berth.control.v1.ListAccessListsResponse
-	(*AccessList)(nil),                       // 44: berth.control.v1.AccessList
-	nil,                                      // 45: berth.control.v1.ImageSnapshot.LabelsEntry
-	nil,                                      // 46: berth.control.v1.ImageSnapshot.AnnotationsEntry
-	nil,                                      // 47: berth.control.v1.BuildSpec.ParametersEntry
-	nil,                                      // 48: berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
-	nil,                                      // 49: berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
-	nil,                                      // 50: berth.control.v1.ImageSnapshotFilter.LabelsEntry
-	nil,                                      // 51: berth.control.v1.StringMap.EntriesEntry
-	nil,                                      // 52: berth.control.v1.MatchImagesRequest.AnnotationsEntry
-	nil,                                      // 53: berth.control.v1.MatchImagesRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),            // 54: google.protobuf.Timestamp
+	(ImageSnapshotOrigin)(0),                     // 0: berth.control.v1.ImageSnapshotOrigin
+	(EliminationStrategy)(0),                     // 1: berth.control.v1.EliminationStrategy
+	(ImageSnapshotPhase)(0),                      // 2: berth.control.v1.ImageSnapshotPhase
+	(ImageSnapshotEventType)(0),                  // 3: berth.control.v1.ImageSnapshotEventType
+	(MatchOutcome)(0),                            // 4: berth.control.v1.MatchOutcome
+	(*ImageSnapshot)(nil),                        // 5: berth.control.v1.ImageSnapshot
+	(*ImageSnapshotSpec)(nil),                    // 6: berth.control.v1.ImageSnapshotSpec
+	(*RegistryAccess)(nil),                       // 7: berth.control.v1.RegistryAccess
+	(*BuildSpec)(nil),                            // 8: berth.control.v1.BuildSpec
+	(*ImageSnapshotStatus)(nil),                  // 9: berth.control.v1.ImageSnapshotStatus
+	(*SnapshottedImage)(nil),                     // 10: berth.control.v1.SnapshottedImage
+	(*VolumeSnapshot)(nil),                       // 11: berth.control.v1.VolumeSnapshot
+	(*ImageSnapshotEvent)(nil),                   // 12: berth.control.v1.ImageSnapshotEvent
+	(*Preconditions)(nil),                        // 13: berth.control.v1.Preconditions
+	(*CreateImageSnapshotRequest)(nil),           // 14: berth.control.v1.CreateImageSnapshotRequest
+	(*CreateImageSnapshotResponse)(nil),          // 15: berth.control.v1.CreateImageSnapshotResponse
+	(*GetImageSnapshotRequest)(nil),              // 16: berth.control.v1.GetImageSnapshotRequest
+	(*GetImageSnapshotResponse)(nil),             // 17: berth.control.v1.GetImageSnapshotResponse
+	(*ImageSnapshotFilter)(nil),                  // 18: berth.control.v1.ImageSnapshotFilter
+	(*ListImageSnapshotsRequest)(nil),            // 19: berth.control.v1.ListImageSnapshotsRequest
+	(*ListImageSnapshotsResponse)(nil),           // 20: berth.control.v1.ListImageSnapshotsResponse
+	(*UpdateImageSnapshotRequest)(nil),           // 21: berth.control.v1.UpdateImageSnapshotRequest
+	(*StringMap)(nil),                            // 22: berth.control.v1.StringMap
+	(*UpdateImageSnapshotResponse)(nil),          // 23: berth.control.v1.UpdateImageSnapshotResponse
+	(*DeleteImageSnapshotRequest)(nil),           // 24: berth.control.v1.DeleteImageSnapshotRequest
+	(*DeleteImageSnapshotResponse)(nil),          // 25: berth.control.v1.DeleteImageSnapshotResponse
+	(*ListImageSnapshotEventsRequest)(nil),       // 26: berth.control.v1.ListImageSnapshotEventsRequest
+	(*ListImageSnapshotEventsResponse)(nil),      // 27: berth.control.v1.ListImageSnapshotEventsResponse
+	(*WatchImageSnapshotsRequest)(nil),           // 28: berth.control.v1.WatchImageSnapshotsRequest
+	(*WatchImageSnapshotsResponse)(nil),          // 29: berth.control.v1.WatchImageSnapshotsResponse
+	(*WatchImageSnapshotEventsRequest)(nil),      // 30: berth.control.v1.WatchImageSnapshotEventsRequest
+	(*WatchImageSnapshotEventsResponse)(nil),     // 31: berth.control.v1.WatchImageSnapshotEventsResponse
+	(*MatchImagesRequest)(nil),                   // 32: berth.control.v1.MatchImagesRequest
+	(*MatchImage)(nil),                           // 33: berth.control.v1.MatchImage
+	(*MatchLayer)(nil),                           // 34: berth.control.v1.MatchLayer
+	(*EnsureAutomaticImageSnapshotRequest)(nil),  // 35: berth.control.v1.EnsureAutomaticImageSnapshotRequest
+	(*EnsureAutomaticImageSnapshotResponse)(nil), // 36: berth.control.v1.EnsureAutomaticImageSnapshotResponse
+	(*MatchImagesResponse)(nil),                  // 37: berth.control.v1.MatchImagesResponse
+	(*MatchChoice)(nil),                          // 38: berth.control.v1.MatchChoice
+	(*MatchCandidate)(nil),                       // 39: berth.control.v1.MatchCandidate
+	(*MatchKey)(nil),                             // 40: berth.control.v1.MatchKey
+	(*MatchedImage)(nil),                         // 41: berth.control.v1.MatchedImage
+	(*PutAccessListRequest)(nil),                 // 42: berth.control.v1.PutAccessListRequest
+	(*PutAccessListResponse)(nil),                // 43: berth.control.v1.PutAccessListResponse
+	(*ListAccessListsRequest)(nil),               // 44: berth.control.v1.ListAccessListsRequest
+	(*ListAccessListsResponse)(nil),              // 45: berth.control.v1.ListAccessListsResponse
+	(*AccessList)(nil),                           // 46: berth.control.v1.AccessList
+	nil,                                          // 47: berth.control.v1.ImageSnapshot.LabelsEntry
+	nil,                                          // 48: berth.control.v1.ImageSnapshot.AnnotationsEntry
+	nil,                                          // 49: berth.control.v1.BuildSpec.ParametersEntry
+	nil,                                          // 50: berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
+	nil,                                          // 51: berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
+	nil,                                          // 52: berth.control.v1.ImageSnapshotFilter.LabelsEntry
+	nil,                                          // 53: berth.control.v1.StringMap.EntriesEntry
+	nil,                                          // 54: berth.control.v1.MatchImagesRequest.AnnotationsEntry
+	nil,                                          // 55: berth.control.v1.MatchImagesRequest.LabelsEntry
+	nil,                                          // 56: berth.control.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntry
+	nil,                                          // 57: berth.control.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil),                // 58: google.protobuf.Timestamp
 }
 var file_berth_control_v1_imagesnapshot_proto_depIdxs = []int32{
-	54, // 0: berth.control.v1.ImageSnapshot.created:type_name -> google.protobuf.Timestamp
-	54, // 1: berth.control.v1.ImageSnapshot.deletion_requested:type_name -> google.protobuf.Timestamp
+	58, // 0: berth.control.v1.ImageSnapshot.created:type_name -> google.protobuf.Timestamp
+	58, // 1: berth.control.v1.ImageSnapshot.deletion_requested:type_name -> google.protobuf.Timestamp
 	0,  // 2: berth.control.v1.ImageSnapshot.origin:type_name -> berth.control.v1.ImageSnapshotOrigin
-	45, // 3: berth.control.v1.ImageSnapshot.labels:type_name -> berth.control.v1.ImageSnapshot.LabelsEntry
-	46, // 4: berth.control.v1.ImageSnapshot.annotations:type_name -> berth.control.v1.ImageSnapshot.AnnotationsEntry
+	47, // 3: berth.control.v1.ImageSnapshot.labels:type_name -> berth.control.v1.ImageSnapshot.LabelsEntry
+	48, // 4: berth.control.v1.ImageSnapshot.annotations:type_name -> berth.control.v1.ImageSnapshot.AnnotationsEntry
 	6,  // 5: berth.control.v1.ImageSnapshot.spec:type_name -> berth.control.v1.ImageSnapshotSpec
 	9,  // 6: berth.control.v1.ImageSnapshot.status:type_name -> berth.control.v1.ImageSnapshotStatus
 	7,  // 7: berth.control.v1.ImageSnapshotSpec.registries:type_name -> berth.control.v1.RegistryAccess
 	8,  // 8: berth.control.v1.ImageSnapshotSpec.build:type_name -> berth.control.v1.BuildSpec
 	1,  // 9: berth.control.v1.ImageSnapshotSpec.elimination:type_name -> berth.control.v1.EliminationStrategy
-	47, // 10: berth.control.v1.BuildSpec.parameters:type_name -> berth.control.v1.BuildSpec.ParametersEntry
+	49, // 10: berth.control.v1.BuildSpec.parameters:type_name -> berth.control.v1.BuildSpec.ParametersEntry
 	2,  // 11: berth.control.v1.ImageSnapshotStatus.phase:type_name -> berth.control.v1.ImageSnapshotPhase
 	10, // 12: berth.control.v1.ImageSnapshotStatus.images:type_name -> berth.control.v1.SnapshottedImage
 	11, // 13: berth.control.v1.ImageSnapshotStatus.volume_snapshots:type_name -> berth.control.v1.VolumeSnapshot
-	54, // 14: berth.control.v1.ImageSnapshotStatus.started:type_name -> google.protobuf.Timestamp
-	54, // 15: berth.control.v1.ImageSnapshotStatus.ready:type_name -> google.protobuf.Timestamp
-	54, // 16: berth.control.v1.ImageSnapshotStatus.expires:type_name -> google.protobuf.Timestamp
-	54, // 17: berth.control.v1.ImageSnapshotStatus.last_updated:type_name -> google.protobuf.Timestamp
-	54, // 18: berth.control.v1.ImageSnapshotStatus.last_matched:type_name -> google.protobuf.Timestamp
+	58, // 14: berth.control.v1.ImageSnapshotStatus.started:type_name -> google.protobuf.Timestamp
+	58, // 15: berth.control.v1.ImageSnapshotStatus.ready:type_name -> google.protobuf.Timestamp
+	58, // 16: berth.control.v1.ImageSnapshotStatus.expires:type_name -> google.protobuf.Timestamp
+	58, // 17: berth.control.v1.ImageSnapshotStatus.last_updated:type_name -> google.protobuf.Timestamp
+	58, // 18: berth.control.v1.ImageSnapshotStatus.last_matched:type_name -> google.protobuf.Timestamp
 	12, // 19: berth.control.v1.ImageSnapshotStatus.events:type_name -> berth.control.v1.ImageSnapshotEvent
 	3,  // 20: berth.control.v1.ImageSnapshotEvent.type:type_name -> berth.control.v1.ImageSnapshotEventType
-	54, // 21: berth.control.v1.ImageSnapshotEvent.first:type_name -> google.protobuf.Timestamp
-	54, // 22: berth.control.v1.ImageSnapshotEvent.last:type_name -> google.protobuf.Timestamp
-	48, // 23: berth.control.v1.CreateImageSnapshotRequest.labels:type_name -> berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
-	49, // 24: berth.control.v1.CreateImageSnapshotRequest.annotations:type_name -> berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
+	58, // 21: berth.control.v1.ImageSnapshotEvent.first:type_name -> google.protobuf.Timestamp
+	58, // 22: berth.control.v1.ImageSnapshotEvent.last:type_name -> google.protobuf.Timestamp
+	50, // 23: berth.control.v1.CreateImageSnapshotRequest.labels:type_name -> berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
+	51, // 24: berth.control.v1.CreateImageSnapshotRequest.annotations:type_name -> berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
 	6,  // 25: berth.control.v1.CreateImageSnapshotRequest.spec:type_name -> berth.control.v1.ImageSnapshotSpec
 	5,  // 26: berth.control.v1.CreateImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
 	5,  // 27: berth.control.v1.GetImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
-	50, // 28: berth.control.v1.ImageSnapshotFilter.labels:type_name -> berth.control.v1.ImageSnapshotFilter.LabelsEntry
+	52, // 28: berth.control.v1.ImageSnapshotFilter.labels:type_name -> berth.control.v1.ImageSnapshotFilter.LabelsEntry
 	18, // 29: berth.control.v1.ListImageSnapshotsRequest.filter:type_name -> berth.control.v1.ImageSnapshotFilter
 	5,  // 30: berth.control.v1.ListImageSnapshotsResponse.image_snapshots:type_name -> berth.control.v1.ImageSnapshot
 	6,  // 31: berth.control.v1.UpdateImageSnapshotRequest.spec:type_name -> berth.control.v1.ImageSnapshotSpec
 	22, // 32: berth.control.v1.UpdateImageSnapshotRequest.labels:type_name -> berth.control.v1.StringMap
 	22, // 33: berth.control.v1.UpdateImageSnapshotRequest.annotations:type_name -> berth.control.v1.StringMap
 	13, // 34: berth.control.v1.UpdateImageSnapshotRequest.preconditions:type_name -> berth.control.v1.Preconditions
-	51, // 35: berth.control.v1.StringMap.entries:type_name -> berth.control.v1.StringMap.EntriesEntry
+	53, // 35: berth.control.v1.StringMap.entries:type_name -> berth.control.v1.StringMap.EntriesEntry
 	5,  // 36: berth.control.v1.UpdateImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
 	13, // 37: berth.control.v1.DeleteImageSnapshotRequest.preconditions:type_name -> berth.control.v1.Preconditions
 	5,  // 38: berth.control.v1.DeleteImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
@@ -3897,44 +4087,50 @@ var file_berth_control_v1_imagesnapshot_proto_depIdxs = []int32{
 	18, // 43: berth.control.v1.WatchImageSnapshotEventsRequest.filter:type_name -> berth.control.v1.ImageSnapshotFilter
 	12, // 44: berth.control.v1.WatchImageSnapshotEventsResponse.event:type_name -> berth.control.v1.ImageSnapshotEvent
 	33, // 45: berth.control.v1.MatchImagesRequest.images:type_name -> berth.control.v1.MatchImage
-	52, // 46: berth.control.v1.MatchImagesRequest.annotations:type_name -> berth.control.v1.MatchImagesRequest.AnnotationsEntry
-	53, // 47: berth.control.v1.MatchImagesRequest.labels:type_name -> berth.control.v1.MatchImagesRequest.LabelsEntry
+	54, // 46: berth.control.v1.MatchImagesRequest.annotations:type_name -> berth.control.v1.MatchImagesRequest.AnnotationsEntry
+	55, // 47: berth.control.v1.MatchImagesRequest.labels:type_name -> berth.control.v1.MatchImagesRequest.LabelsEntry
 	34, // 48: berth.control.v1.MatchImage.layers:type_name -> berth.control.v1.MatchLayer
-	4,  // 49: berth.control.v1.MatchImagesResponse.outcome:type_name -> berth.control.v1.MatchOutcome
-	36, // 50: berth.control.v1.MatchImagesResponse.chosen:type_name -> berth.control.v1.MatchChoice
-	37, // 51: berth.control.v1.MatchImagesResponse.candidates:type_name -> berth.control.v1.MatchCandidate
-	38, // 52: berth.control.v1.MatchCandidate.score:type_name -> berth.control.v1.MatchKey
-	39, // 53: berth.control.v1.MatchCandidate.images:type_name -> berth.control.v1.MatchedImage
-	44, // 54: berth.control.v1.PutAccessListResponse.access_list:type_name -> berth.control.v1.AccessList
-	44, // 55: berth.control.v1.ListAccessListsResponse.access_lists:type_name -> berth.control.v1.AccessList
-	54, // 56: berth.control.v1.AccessList.recorded:type_name -> google.protobuf.Timestamp
-	14, // 57: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:input_type -> berth.control.v1.CreateImageSnapshotRequest
-	16, // 58: berth.control.v1.ImageSnapshotService.GetImageSnapshot:input_type -> berth.control.v1.GetImageSnapshotRequest
-	19, // 59: berth.control.v1.ImageSnapshotService.ListImageSnapshots:input_type -> berth.control.v1.ListImageSnapshotsRequest
-	21, // 60: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:input_type -> berth.control.v1.UpdateImageSnapshotRequest
-	24, // 61: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:input_type -> berth.control.v1.DeleteImageSnapshotRequest
-	26, // 62: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:input_type -> berth.control.v1.ListImageSnapshotEventsRequest
-	28, // 63: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:input_type -> berth.control.v1.WatchImageSnapshotsRequest
-	30, // 64: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:input_type -> berth.control.v1.WatchImageSnapshotEventsRequest
-	32, // 65: berth.control.v1.ImageSnapshotService.MatchImages:input_type -> berth.control.v1.MatchImagesRequest
-	40, // 66: berth.control.v1.ImageSnapshotService.PutAccessList:input_type -> berth.control.v1.PutAccessListRequest
-	42, // 67: berth.control.v1.ImageSnapshotService.ListAccessLists:input_type -> berth.control.v1.ListAccessListsRequest
-	15, // 68: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:output_type -> berth.control.v1.CreateImageSnapshotResponse
-	17, // 69: berth.control.v1.ImageSnapshotService.GetImageSnapshot:output_type -> berth.control.v1.GetImageSnapshotResponse
-	20, // 70: berth.control.v1.ImageSnapshotService.ListImageSnapshots:output_type -> berth.control.v1.ListImageSnapshotsResponse
-	23, // 71: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:output_type -> berth.control.v1.UpdateImageSnapshotResponse
-	25, // 72: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:output_type -> berth.control.v1.DeleteImageSnapshotResponse
-	27, // 73: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:output_type -> berth.control.v1.ListImageSnapshotEventsResponse
-	29, // 74: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:output_type -> berth.control.v1.WatchImageSnapshotsResponse
-	31, // 75: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:output_type -> berth.control.v1.WatchImageSnapshotEventsResponse
-	35, // 76: berth.control.v1.ImageSnapshotService.MatchImages:output_type -> berth.control.v1.MatchImagesResponse
-	41, // 77: berth.control.v1.ImageSnapshotService.PutAccessList:output_type -> berth.control.v1.PutAccessListResponse
-	43, // 78: berth.control.v1.ImageSnapshotService.ListAccessLists:output_type -> berth.control.v1.ListAccessListsResponse
-	68, // [68:79] is the sub-list for method output_type
-	57, // [57:68] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	7,  // 49: berth.control.v1.EnsureAutomaticImageSnapshotRequest.registries:type_name -> berth.control.v1.RegistryAccess
+	56, // 50: berth.control.v1.EnsureAutomaticImageSnapshotRequest.labels:type_name -> berth.control.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntry
+	57, // 51: berth.control.v1.EnsureAutomaticImageSnapshotRequest.annotations:type_name -> berth.control.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntry
+	5,  // 52: berth.control.v1.EnsureAutomaticImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
+	4,  // 53: berth.control.v1.MatchImagesResponse.outcome:type_name -> berth.control.v1.MatchOutcome
+	38, // 54: berth.control.v1.MatchImagesResponse.chosen:type_name -> berth.control.v1.MatchChoice
+	39, // 55: berth.control.v1.MatchImagesResponse.candidates:type_name -> berth.control.v1.MatchCandidate
+	40, // 56: berth.control.v1.MatchCandidate.score:type_name -> berth.control.v1.MatchKey
+	41, // 57: berth.control.v1.MatchCandidate.images:type_name -> berth.control.v1.MatchedImage
+	46, // 58: berth.control.v1.PutAccessListResponse.access_list:type_name -> berth.control.v1.AccessList
+	46, // 59: berth.control.v1.ListAccessListsResponse.access_lists:type_name -> berth.control.v1.AccessList
+	58, // 60: berth.control.v1.AccessList.recorded:type_name -> google.protobuf.Timestamp
+	14, // 61: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:input_type -> berth.control.v1.CreateImageSnapshotRequest
+	16, // 62: berth.control.v1.ImageSnapshotService.GetImageSnapshot:input_type -> berth.control.v1.GetImageSnapshotRequest
+	19, // 63: berth.control.v1.ImageSnapshotService.ListImageSnapshots:input_type -> berth.control.v1.ListImageSnapshotsRequest
+	21, // 64: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:input_type -> berth.control.v1.UpdateImageSnapshotRequest
+	24, // 65: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:input_type -> berth.control.v1.DeleteImageSnapshotRequest
+	26, // 66: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:input_type -> berth.control.v1.ListImageSnapshotEventsRequest
+	28, // 67: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:input_type -> berth.control.v1.WatchImageSnapshotsRequest
+	30, // 68: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:input_type -> berth.control.v1.WatchImageSnapshotEventsRequest
+	32, // 69: berth.control.v1.ImageSnapshotService.MatchImages:input_type -> berth.control.v1.MatchImagesRequest
+	42, // 70: berth.control.v1.ImageSnapshotService.PutAccessList:input_type -> berth.control.v1.PutAccessListRequest
+	44, // 71: berth.control.v1.ImageSnapshotService.ListAccessLists:input_type -> berth.control.v1.ListAccessListsRequest
+	35, // 72: berth.control.v1.ImageSnapshotService.EnsureAutomaticImageSnapshot:input_type -> berth.control.v1.EnsureAutomaticImageSnapshotRequest
+	15, // 73: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:output_type -> berth.control.v1.CreateImageSnapshotResponse
+	17, // 74: berth.control.v1.ImageSnapshotService.GetImageSnapshot:output_type -> berth.control.v1.GetImageSnapshotResponse
+	20, // 75: berth.control.v1.ImageSnapshotService.ListImageSnapshots:output_type -> berth.control.v1.ListImageSnapshotsResponse
+	23, // 76: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:output_type -> berth.control.v1.UpdateImageSnapshotResponse
+	25, // 77: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:output_type -> berth.control.v1.DeleteImageSnapshotResponse
+	27, // 78: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:output_type -> berth.control.v1.ListImageSnapshotEventsResponse
+	29, // 79: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:output_type -> berth.control.v1.WatchImageSnapshotsResponse
+	31, // 80: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:output_type -> berth.control.v1.WatchImageSnapshotEventsResponse
+	37, // 81: berth.control.v1.ImageSnapshotService.MatchImages:output_type -> berth.control.v1.MatchImagesResponse
+	43, // 82: berth.control.v1.ImageSnapshotService.PutAccessList:output_type -> berth.control.v1.PutAccessListResponse
+	45, // 83: berth.control.v1.ImageSnapshotService.ListAccessLists:output_type -> berth.control.v1.ListAccessListsResponse
+	36, // 84: berth.control.v1.ImageSnapshotService.EnsureAutomaticImageSnapshot:output_type -> berth.control.v1.EnsureAutomaticImageSnapshotResponse
+	73, // [73:85] is the sub-list for method output_type
+	61, // [61:73] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_berth_control_v1_imagesnapshot_proto_init() }
@@ -3949,7 +4145,7 @@ func file_berth_control_v1_imagesnapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_control_v1_imagesnapshot_proto_rawDesc), len(file_berth_control_v1_imagesnapshot_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   49,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

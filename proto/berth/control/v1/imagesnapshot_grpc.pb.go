@@ -35,17 +35,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ImageSnapshotService_CreateImageSnapshot_FullMethodName      = "/berth.control.v1.ImageSnapshotService/CreateImageSnapshot"
-	ImageSnapshotService_GetImageSnapshot_FullMethodName         = "/berth.control.v1.ImageSnapshotService/GetImageSnapshot"
-	ImageSnapshotService_ListImageSnapshots_FullMethodName       = "/berth.control.v1.ImageSnapshotService/ListImageSnapshots"
-	ImageSnapshotService_UpdateImageSnapshot_FullMethodName      = "/berth.control.v1.ImageSnapshotService/UpdateImageSnapshot"
-	ImageSnapshotService_DeleteImageSnapshot_FullMethodName      = "/berth.control.v1.ImageSnapshotService/DeleteImageSnapshot"
-	ImageSnapshotService_ListImageSnapshotEvents_FullMethodName  = "/berth.control.v1.ImageSnapshotService/ListImageSnapshotEvents"
-	ImageSnapshotService_WatchImageSnapshots_FullMethodName      = "/berth.control.v1.ImageSnapshotService/WatchImageSnapshots"
-	ImageSnapshotService_WatchImageSnapshotEvents_FullMethodName = "/berth.control.v1.ImageSnapshotService/WatchImageSnapshotEvents"
-	ImageSnapshotService_MatchImages_FullMethodName              = "/berth.control.v1.ImageSnapshotService/MatchImages"
-	ImageSnapshotService_PutAccessList_FullMethodName            = "/berth.control.v1.ImageSnapshotService/PutAccessList"
-	ImageSnapshotService_ListAccessLists_FullMethodName          = "/berth.control.v1.ImageSnapshotService/ListAccessLists"
+	ImageSnapshotService_CreateImageSnapshot_FullMethodName          = "/berth.control.v1.ImageSnapshotService/CreateImageSnapshot"
+	ImageSnapshotService_GetImageSnapshot_FullMethodName             = "/berth.control.v1.ImageSnapshotService/GetImageSnapshot"
+	ImageSnapshotService_ListImageSnapshots_FullMethodName           = "/berth.control.v1.ImageSnapshotService/ListImageSnapshots"
+	ImageSnapshotService_UpdateImageSnapshot_FullMethodName          = "/berth.control.v1.ImageSnapshotService/UpdateImageSnapshot"
+	ImageSnapshotService_DeleteImageSnapshot_FullMethodName          = "/berth.control.v1.ImageSnapshotService/DeleteImageSnapshot"
+	ImageSnapshotService_ListImageSnapshotEvents_FullMethodName      = "/berth.control.v1.ImageSnapshotService/ListImageSnapshotEvents"
+	ImageSnapshotService_WatchImageSnapshots_FullMethodName          = "/berth.control.v1.ImageSnapshotService/WatchImageSnapshots"
+	ImageSnapshotService_WatchImageSnapshotEvents_FullMethodName     = "/berth.control.v1.ImageSnapshotService/WatchImageSnapshotEvents"
+	ImageSnapshotService_MatchImages_FullMethodName                  = "/berth.control.v1.ImageSnapshotService/MatchImages"
+	ImageSnapshotService_PutAccessList_FullMethodName                = "/berth.control.v1.ImageSnapshotService/PutAccessList"
+	ImageSnapshotService_ListAccessLists_FullMethodName              = "/berth.control.v1.ImageSnapshotService/ListAccessLists"
+	ImageSnapshotService_EnsureAutomaticImageSnapshot_FullMethodName = "/berth.control.v1.ImageSnapshotService/EnsureAutomaticImageSnapshot"
 )
 
 // ImageSnapshotServiceClient is the client API for ImageSnapshotService service.
@@ -83,6 +84,11 @@ type ImageSnapshotServiceClient interface {
 	PutAccessList(ctx context.Context, in *PutAccessListRequest, opts ...grpc.CallOption) (*PutAccessListResponse, error)
 	// ListAccessLists gives the lists that an image snapshot has.
 	ListAccessLists(ctx context.Context, in *ListAccessListsRequest, opts ...grpc.CallOption) (*ListAccessListsResponse, error)
+	// EnsureAutomaticImageSnapshot asks for the automatic image snapshot of an owner for a set of images: what a front end does when
+	// MatchImages answers with nothing_matched and create_if_missing. However many ask, one is made, and in whatever order they name the
+	// images. It is as large as needed, reuses layers, makes room for others when the quota is used up, and is deleted when nothing
+	// uses it for three days. One that failed is returned as it is, and made again only after it is gone.
+	EnsureAutomaticImageSnapshot(ctx context.Context, in *EnsureAutomaticImageSnapshotRequest, opts ...grpc.CallOption) (*EnsureAutomaticImageSnapshotResponse, error)
 }
 
 type imageSnapshotServiceClient struct {
@@ -221,6 +227,16 @@ func (c *imageSnapshotServiceClient) ListAccessLists(ctx context.Context, in *Li
 	return out, nil
 }
 
+func (c *imageSnapshotServiceClient) EnsureAutomaticImageSnapshot(ctx context.Context, in *EnsureAutomaticImageSnapshotRequest, opts ...grpc.CallOption) (*EnsureAutomaticImageSnapshotResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnsureAutomaticImageSnapshotResponse)
+	err := c.cc.Invoke(ctx, ImageSnapshotService_EnsureAutomaticImageSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ImageSnapshotServiceServer is the server API for ImageSnapshotService service.
 // All implementations must embed UnimplementedImageSnapshotServiceServer
 // for forward compatibility.
@@ -256,6 +272,11 @@ type ImageSnapshotServiceServer interface {
 	PutAccessList(context.Context, *PutAccessListRequest) (*PutAccessListResponse, error)
 	// ListAccessLists gives the lists that an image snapshot has.
 	ListAccessLists(context.Context, *ListAccessListsRequest) (*ListAccessListsResponse, error)
+	// EnsureAutomaticImageSnapshot asks for the automatic image snapshot of an owner for a set of images: what a front end does when
+	// MatchImages answers with nothing_matched and create_if_missing. However many ask, one is made, and in whatever order they name the
+	// images. It is as large as needed, reuses layers, makes room for others when the quota is used up, and is deleted when nothing
+	// uses it for three days. One that failed is returned as it is, and made again only after it is gone.
+	EnsureAutomaticImageSnapshot(context.Context, *EnsureAutomaticImageSnapshotRequest) (*EnsureAutomaticImageSnapshotResponse, error)
 	mustEmbedUnimplementedImageSnapshotServiceServer()
 }
 
@@ -298,6 +319,9 @@ func (UnimplementedImageSnapshotServiceServer) PutAccessList(context.Context, *P
 }
 func (UnimplementedImageSnapshotServiceServer) ListAccessLists(context.Context, *ListAccessListsRequest) (*ListAccessListsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAccessLists not implemented")
+}
+func (UnimplementedImageSnapshotServiceServer) EnsureAutomaticImageSnapshot(context.Context, *EnsureAutomaticImageSnapshotRequest) (*EnsureAutomaticImageSnapshotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EnsureAutomaticImageSnapshot not implemented")
 }
 func (UnimplementedImageSnapshotServiceServer) mustEmbedUnimplementedImageSnapshotServiceServer() {}
 func (UnimplementedImageSnapshotServiceServer) testEmbeddedByValue()                              {}
@@ -504,6 +528,24 @@ func _ImageSnapshotService_ListAccessLists_Handler(srv interface{}, ctx context.
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ImageSnapshotService_EnsureAutomaticImageSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnsureAutomaticImageSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImageSnapshotServiceServer).EnsureAutomaticImageSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ImageSnapshotService_EnsureAutomaticImageSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImageSnapshotServiceServer).EnsureAutomaticImageSnapshot(ctx, req.(*EnsureAutomaticImageSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ImageSnapshotService_ServiceDesc is the grpc.ServiceDesc for ImageSnapshotService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -546,6 +588,10 @@ var ImageSnapshotService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAccessLists",
 			Handler:    _ImageSnapshotService_ListAccessLists_Handler,
+		},
+		{
+			MethodName: "EnsureAutomaticImageSnapshot",
+			Handler:    _ImageSnapshotService_EnsureAutomaticImageSnapshot_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
