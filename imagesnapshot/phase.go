@@ -113,6 +113,6 @@ func Reasons() []Reason {
 		ReasonAccepted, ReasonBuilding, ReasonReady, ReasonFlashReady, ReasonUpdateStarted, ReasonUpdated, ReasonChanged,
 		ReasonBuildFailed, ReasonBuildTimeout, ReasonImageUnavailable, ReasonTooSmall, ReasonStorageFailed, ReasonRetrying,
 		ReasonParametersIgnored, ReasonQuotaExceeded, ReasonEliminated, ReasonExpired, ReasonUnused, ReasonSnapshotLost,
-		ReasonDeleteRequested, ReasonKeptLongEnough, ReasonLayersReused, ReasonWarning,
+		ReasonDiskFailed, ReasonDeleteRequested, ReasonKeptLongEnough, ReasonLayersReused, ReasonWarning,
 	}
 }

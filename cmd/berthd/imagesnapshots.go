@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"berth.dev/berth/accesslist"
 	"berth.dev/berth/catalog"
@@ -23,6 +24,7 @@ import (
 	"berth.dev/berth/control"
 	"berth.dev/berth/dialect"
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/buildproc"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
@@ -36,13 +38,15 @@ type imageSnapshots struct {
 	service *control.ImageSnapshots
 	// oldDuringUpdate is stored.Config's.
 	oldDuringUpdate bool
+	// automatic is nil if it is switched off.
+	automatic *automatic.Maker
 	// publish, if not nil, tells other nodes. published is where it notes that, and publishDirectory where it does it.
 	publish                     *mirror.Mirror
 	published, publishDirectory string
 }
 
 // openImageSnapshots does nothing outside the store yet; run does.
-func openImageSnapshots(ctx context.Context, c config.Config, backends map[string]lifecycle.Backend) (_ *imageSnapshots, err error) {
+func openImageSnapshots(ctx context.Context, c config.Config, backends map[string]lifecycle.Backend, registry prometheus.Registerer) (_ *imageSnapshots, err error) {
 	cfg := c.ImageSnapshots
 	s := &imageSnapshots{oldDuringUpdate: cfg.ServeOldDuringUpdate}
 	others := maps.Clone(backends)
@@ -63,22 +67,28 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 	if s.publish, err = s.publisher(c); err != nil {
 		return nil, err
 	}
+	life := registerLife(registry)
 	s.engine, err = lifecycle.New(lifecycle.Config{
 		Store: s.store, Watcher: s.store, Indexes: s.store, AccessLists: s.store, Builder: builder,
 		Backend: backends[cfg.Driver], Driver: cfg.Driver, Others: others, Unnamed: config.LoopDriver,
 		Installation: s.store.Installation(), MaxBuilds: cfg.Builds,
 		Limits: imagesnapshot.Limits{
 			MaxImages: cfg.MaxImages, MinSizeGiB: cfg.MinSizeGiB, MaxSizeGiB: cfg.MaxSizeGiB, DefaultSizeGiB: cfg.DefaultSizeGiB,
-			MaxPerOwner: cfg.Quota, DefaultTimeoutMinutes: int(cfg.BuildTimeout.Std() / time.Minute),
+			MaxPerOwner: cfg.Quota, MaxAutomatic: c.Automatic.Quota, DefaultTimeoutMinutes: int(cfg.BuildTimeout.Std() / time.Minute),
 		},
 		Times: lifecycle.Times{
 			KeepFailed: cfg.KeepFailed.Std(), ExpiredGrace: cfg.ExpiredGrace.Std(),
 			UnusedAutomatic: cfg.UnusedAutomatic.Std(), Sweep: cfg.SweepInterval.Std(),
 		},
+		Observer: lifeObserver{life},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image snapshots: %w", err)
 	}
+	if s.automatic, err = openAutomatic(c.Automatic, s.engine, builder, life.Automatic); err != nil {
+		return nil, err
+	}
+	registerTotals(context.WithoutCancel(ctx), registry, s.store, cfg.Quota)
 	return s, ctx.Err()
 }
 
@@ -167,6 +177,9 @@ func (s *imageSnapshots) run(ctx context.Context) {
 		run  func(context.Context) error
 	}
 	parts := []part{{"life cycle", s.engine.Run}, {"publishing", s.runPublishing}}
+	if s.automatic != nil {
+		parts = append(parts, part{"automatic creation", s.automatic.Run})
+	}
 	var wg sync.WaitGroup
 	for _, part := range parts {
 		wg.Go(func() {
@@ -196,6 +209,14 @@ func (s *imageSnapshots) noteDiskFailure(ctx context.Context, name, id, message 
 		return nil
 	}
 	return err
+}
+
+// maker of automatic ones, nil if there is none.
+func (s *imageSnapshots) maker() *automatic.Maker {
+	if s == nil {
+		return nil
+	}
+	return s.automatic
 }
 
 type noRecorder struct{}

@@ -15,6 +15,7 @@ import (
 	"berth.dev/berth/catalog/directory"
 	"berth.dev/berth/config"
 	"berth.dev/berth/control"
+	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/matcher"
 	"berth.dev/berth/metrics"
 	"berth.dev/berth/ondemand"
@@ -47,7 +48,7 @@ func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	platform := platforms.Normalize(platforms.DefaultSpec())
-	observer := &chooserObserver{matches: n.snapshots.recorder()}
+	observer := &chooserObserver{matches: n.snapshots.recorder(), automatic: n.snapshots.maker()}
 	n.chooser, err = ondemand.New(context.WithoutCancel(ctx), ondemand.Config{
 		Stage: n.stage, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
 		AttachCostBytes: c.Catalog.AttachCost, Observer: observer,
@@ -107,6 +108,15 @@ func (n *node) followCatalogs(ctx context.Context) (wait func()) {
 type chooserObserver struct {
 	metrics *metrics.OnDemand
 	matches matchRecorder
+	// automatic may be nil.
+	automatic *automatic.Maker
+}
+
+// Unmatched has an image snapshot made, if that is switched on.
+func (o *chooserObserver) Unmatched(w ondemand.Wanted) {
+	if o.automatic != nil {
+		o.automatic.Wanted(w.ImageRef, w.Manifest)
+	}
 }
 
 func (o *chooserObserver) Chosen(outcome ondemand.Outcome, d matcher.Decision) {

@@ -126,7 +126,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.restore(ctx, c.Stage.RestoreTimeout.Std()); err != nil {
 		return err
 	}
-	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backends); err != nil {
+	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backends, n.registry); err != nil {
 		// No container may fail to start because of them.
 		log.G(ctx).WithError(err).Error("serving without image snapshots of this node's own, repair their store and restart")
 		n.snapshots = nil

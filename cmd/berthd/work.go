@@ -85,7 +85,9 @@ func (n *node) serveMetrics(ctx context.Context, address string) {
 		return
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{
+		MaxRequestsInFlight: 4, Timeout: 10 * time.Second, ErrorHandling: promhttp.ContinueOnError, // one part that fails hides no other
+	}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 1 << 14}
 	stop := context.AfterFunc(ctx, func() {
 		if err := server.Close(); err != nil {
@@ -136,7 +138,7 @@ func needsRestart(old, c config.Config) bool {
 	}
 	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
 		old.Snapshotter != c.Snapshotter || old.Catalog != c.Catalog || old.Hydration != c.Hydration || old.Loop != c.Loop || needsRestartForImports(old.Import, c.Import) || !old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover) ||
-		old.ImageSnapshots != c.ImageSnapshots
+		old.ImageSnapshots != c.ImageSnapshots || !old.Automatic.Equal(c.Automatic)
 }
 
 func sameDiscover(a, b config.Discover) bool {

@@ -21,7 +21,10 @@ import (
 type snapshotView struct {
 	Name   string `json:"name"`
 	ID     string `json:"id"`
-	Status struct {
+	Origin string `json:"origin"`
+	// Annotations of it.
+	Annotations map[string]string `json:"annotations"`
+	Status      struct {
 		Phase  string `json:"phase"`
 		Reason string `json:"reason"`
 		Builds int    `json:"builds"`
@@ -29,7 +32,11 @@ type snapshotView struct {
 		MatchCount       json.Number `json:"match_count"`
 		VolumeSnapshotID string      `json:"volume_snapshot_id"`
 		Driver           string      `json:"driver"`
-		Images           []struct {
+		// FetchedBytes and ReusedBytes are likewise.
+		FetchedBytes json.Number `json:"fetched_bytes"`
+		ReusedBytes  json.Number `json:"reused_bytes"`
+		BaseName     string      `json:"base_name"`
+		Images       []struct {
 			Reference string `json:"reference"`
 			Digest    string `json:"digest"`
 		} `json:"images"`

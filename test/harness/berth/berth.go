@@ -58,8 +58,8 @@ type Config struct {
 	// Catalog is a directory of catalog entries, MaxDisks the limit of attached disks; empty and 0 are berthd's own.
 	Catalog  string
 	MaxDisks int
-	// ImageSnapshots is the text of their section of the configuration.
-	ImageSnapshots string
+	// ImageSnapshots and Automatic are the texts of these sections of the configuration.
+	ImageSnapshots, Automatic string
 	// Import has the images of all disks registered in a containerd; nil in none.
 	Import *Import
 	// HydrationRate in bytes a second that is read ahead at; 0 is no limit.
@@ -123,8 +123,10 @@ func (d *Daemon) writeConfig() error {
 	if d.cfg.MaxDisks > 0 {
 		fmt.Fprintf(&b, "max_disks = %d\n", d.cfg.MaxDisks)
 	}
-	if d.cfg.ImageSnapshots != "" {
-		fmt.Fprintf(&b, "[image_snapshots]\n%s\n", d.cfg.ImageSnapshots)
+	for section, text := range map[string]string{"image_snapshots": d.cfg.ImageSnapshots, "automatic": d.cfg.Automatic} {
+		if text != "" {
+			fmt.Fprintf(&b, "[%s]\n%s\n", section, text)
+		}
 	}
 	if im := d.cfg.Import; im != nil {
 		fmt.Fprintf(&b, "[import]\nenabled = true\ncontainerd = %q\npinned = %t\n", im.Containerd, im.Pinned)
