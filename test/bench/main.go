@@ -27,7 +27,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.json, "json", "", "`file` to write the results to")
 	flag.BoolVar(&o.quick, "quick", false, "without the large image and with fewer snapshots")
-	flag.StringVar(&o.parts, "parts", "", "comma-separated `names` of the parts to measure: builder, pulls, reads, snapshotter, memory, slow; all without it. pulls, reads and memory need builder")
+	flag.StringVar(&o.parts, "parts", "", "comma-separated `names` of the parts to measure: builder, pulls, reads, snapshotter, memory, slow, image-snapshots; all without it. pulls, reads and memory need builder")
 	flag.StringVar(&o.stock, "stock", "", "serve containerd's overlay snapshotter in a `directory`; for this command itself")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
@@ -96,7 +96,7 @@ func run(ctx context.Context, o options) (err error) {
 		measure func(context.Context, string) error
 	}{
 		{"builder", b.builder}, {"pulls", b.pulls}, {"reads", b.reads}, {"snapshotter", b.operations}, {"memory", b.memory},
-		{"slow", b.slow},
+		{"slow", b.slow}, {"image-snapshots", b.imageSnapshots},
 	} {
 		if !o.wants(part.name) {
 			continue
