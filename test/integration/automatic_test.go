@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,6 +16,7 @@ import (
 
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/test/harness/berth"
+	"berth.dev/berth/test/harness/containerd"
 )
 
 // withAutomatic switches automatic creation on, for images of any size and right after a pull's last question.
@@ -132,6 +135,52 @@ func TestNoAutomaticImageSnapshot(t *testing.T) {
 		return nil
 	})
 	require.Empty(t, n.snapshots())
+}
+
+// An image that was pulled with credentials which builds do not have is not made, and nothing tells of the credentials. With a secret that
+// the configuration names it is.
+func TestAutomaticImageSnapshotOfAPrivateImage(t *testing.T) {
+	n := newNode(t)
+	p := n.push("private", small("private"))
+	n.withAutomatic()
+	n.start()
+	const user, password = "somebody", "open-sesame"
+	n.registry.RequireLogin(user, password)
+	pull := func() {
+		t.Helper()
+		require.NoError(t, n.containerd.Pull(t.Context(), p.ref, containerd.PullOptions{
+			Snapshotter: berth.PluginName, PlainHTTP: n.registry.PlainHTTP(), User: user + ":" + password,
+		}))
+	}
+	pull()
+	require.Equal(t, len(p.blobs), n.fetched(p))
+	n.eventually("builds not to see it", func() error {
+		if !strings.Contains(n.berthd.Log(), "builds may not see the image") {
+			return errors.New("nothing was said of it")
+		}
+		return nil
+	})
+	require.Empty(t, n.snapshots())
+
+	secrets := filepath.Join(n.dir, "secrets")
+	require.NoError(t, os.MkdirAll(filepath.Join(secrets, "owner-automatic"), 0o700))
+	config := fmt.Sprintf(`{"auths": {%q: {"username": %q, "password": %q}}}`, n.registry.Host(), user, password)
+	require.NoError(t, os.WriteFile(filepath.Join(secrets, "owner-automatic", "pull.json"), []byte(config), 0o600))
+	require.NoError(t, n.berthd.Stop())
+	n.berthd.Configure(func(c *berth.Config) {
+		c.ImageSnapshots = fmt.Sprintf("secrets_directory = %q", secrets)
+		c.Automatic += "secret = \"pull\"\n"
+	})
+	n.startBerthd()
+	n.forgetImages(p)
+	pull()
+	require.Equal(t, len(p.blobs), n.fetched(p))
+	v := n.awaitSnapshot(automaticName(t, p), "AVAILABLE")
+	require.Equal(t, "IMAGE_SNAPSHOT_ORIGIN_AUTOMATIC", v.Origin)
+	n.forgetImages(p)
+	pull()
+	require.Zero(t, n.fetched(p), "layer blobs fetched: %v", n.registry.Blobs())
+	require.NotContains(t, n.berthd.Log()+n.cli("snapshot", "get", v.Name, "--json"), password)
 }
 
 // An automatic one that is being made survives a crash. The API makes it too: that is how front ends that know pods ask for it.

@@ -24,6 +24,8 @@ type PullOptions struct {
 	Snapshotter string
 	// PlainHTTP speaks to the registry without TLS.
 	PlainHTTP bool
+	// User is "name:password" for the registry; empty for none.
+	User string
 }
 
 // Ctr runs the ctr of the daemon's version in a namespace and returns what it printed; an error has its complaint.
@@ -56,6 +58,9 @@ func (d *Daemon) Pull(ctx context.Context, ref string, opts PullOptions) error {
 	}
 	if opts.Snapshotter != "" {
 		args = append(args, "--snapshotter", opts.Snapshotter)
+	}
+	if opts.User != "" {
+		args = append(args, "--user", opts.User)
 	}
 	_, err := d.Ctr(ctx, opts.Namespace, append(args, ref)...)
 	return err

@@ -59,6 +59,13 @@ func (p *Proxy) Resume() {
 	}
 }
 
+// RequireLogin refuses requests without these credentials from now on.
+func (p *Proxy) RequireLogin(user, password string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.user, p.password = user, password
+}
+
 // Reset forgets what has been counted.
 func (p *Proxy) Reset() {
 	p.mu.Lock()

@@ -41,10 +41,12 @@ type Proxy struct {
 	fault      Fault
 	blobFaults map[digest.Digest]Fault
 	// held requests for blobs wait until the channel is closed: for those in only, or all if that is empty.
-	hold  chan struct{}
-	only  map[digest.Digest]bool
-	blobs map[digest.Digest]Fetches
-	total int
+	hold chan struct{}
+	only map[digest.Digest]bool
+	// user and password that requests have to bring; empty for none.
+	user, password string
+	blobs          map[digest.Digest]Fetches
+	total          int
 }
 
 // Fetches of one blob.
@@ -97,7 +99,13 @@ func (p *Proxy) guard(next http.Handler) http.Handler {
 			hold = nil
 		}
 		p.total++
+		wantUser, wantPassword := p.user, p.password
 		p.mu.Unlock()
+		if user, password, _ := r.BasicAuth(); user != wantUser || password != wantPassword {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
 		if isBlob && hold != nil {
 			select {
 			case <-hold:
