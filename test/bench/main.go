@@ -130,7 +130,7 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	}
 	recipes := []debian.Image{debian.Busybox(), debian.Science(), debian.Everything()}
 	switch {
-	case !b.wants("builder", "pulls", "reads", "memory"):
+	case !b.wants("builder", "pulls", "reads", "memory", "image-snapshots"):
 		return nil
 	case b.quick:
 		recipes = recipes[:2]
