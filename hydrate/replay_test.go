@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -126,7 +127,7 @@ func (r *rig) replay(ctx context.Context, list *accesslist.List, workers int) (*
 	return done, rep.run(ctx)
 }
 
-// The page cache has what the list names, to the page, and nothing else of the files (M-hydrate).
+// The page cache has what the list names, to the page, and nothing else of the files.
 func TestReplayFillsPageCache(t *testing.T) {
 	r := newRig(t, false)
 	low, high := layerdisktest.DiffID("low"), layerdisktest.DiffID("high")
@@ -250,6 +251,26 @@ func TestMetadataOfForeignFileSystem(t *testing.T) {
 	r := newRig(t, false)
 	_, err := metadataOf(&r.disk, "app")
 	require.ErrorIs(t, err, errNothing, "mkfs.erofs keeps it elsewhere")
+}
+
+// Reads of workers have the lowest priority, and only theirs.
+func TestPriority(t *testing.T) {
+	get := func() uintptr {
+		prio, _, errno := unix.Syscall(unix.SYS_IOPRIO_GET, 1, 0, 0)
+		require.Zero(t, errno)
+		return prio
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := get()
+	worker := make(chan uintptr)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		lowerPriority()
+		worker <- get()
+	}()
+	require.EqualValues(t, lowestPriority, <-worker)
+	require.Equal(t, before, get())
 }
 
 func TestPiecesAreInOrder(t *testing.T) {
