@@ -39,7 +39,7 @@ func (n *node) slowAs(disk string, speed lazy.Speed) *slowdisk.Disk {
 	return s
 }
 
-// A disk that does not answer holds up a pull for the configured time and no longer: the registry serves. It serves the next pull, once
+// M-4: a disk that does not answer holds up a pull for the configured time and no longer: the registry serves. It serves the next pull, once
 // it has answered.
 func TestSlowDiskLosesTheRace(t *testing.T) {
 	n := newNode(t)
@@ -66,7 +66,7 @@ func TestSlowDiskLosesTheRace(t *testing.T) {
 	n.requireSameTree(p)
 }
 
-// A disk that brings less than a pull would is not used, and the pull says why.
+// M-4: a disk that brings less than a pull would is not used, and the pull says why.
 func TestTooSlowDiskIsNotUsed(t *testing.T) {
 	n := newNode(t)
 	p := n.largeImage("large")
