@@ -19,6 +19,7 @@ import (
 	"berth.dev/berth/layerdisk/layerdisktest"
 	"berth.dev/berth/test/harness/leak"
 	"berth.dev/berth/test/harness/loop"
+	"berth.dev/berth/test/harness/pagecache"
 	"berth.dev/berth/test/harness/slowdisk"
 	"berth.dev/berth/test/harness/slowdisk/lazy"
 	"berth.dev/berth/test/harness/wait"
@@ -107,12 +108,9 @@ func (r *rig) list() *accesslist.List {
 // cached is how many pages of a part of a file or device are in the page cache.
 func (r *rig) cached(path string, offset, length int64) int {
 	r.Helper()
-	f, err := os.Open(path)
+	pages, err := pagecache.Pages(path, offset, length)
 	require.NoError(r, err)
-	defer f.Close()
-	var st unix.Cachestat_t
-	require.NoError(r, unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Off: uint64(offset), Len: uint64(length)}, &st, 0))
-	return int(st.Cache)
+	return pages
 }
 
 func (r *rig) big(layer int) string {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/accesslist"
 	"berth.dev/berth/layerdisk"
@@ -20,6 +19,7 @@ import (
 	"berth.dev/berth/test/harness/image"
 	"berth.dev/berth/test/harness/loop"
 	"berth.dev/berth/test/harness/mounts"
+	"berth.dev/berth/test/harness/pagecache"
 	"berth.dev/berth/test/harness/slowdisk"
 	"berth.dev/berth/test/harness/slowdisk/lazy"
 )
@@ -158,12 +158,9 @@ func (n *node) list(p pushed, disk string, parts ...accesslist.Range) {
 // cachedPages of a part of the large file on the first disk.
 func (n *node) cachedPages(offset, length int64) int {
 	n.Helper()
-	f, err := os.Open(filepath.Join(n.status().Disks[0].MountPoint, "l/1/data/large"))
+	pages, err := pagecache.Pages(filepath.Join(n.status().Disks[0].MountPoint, "l/1/data/large"), offset, length)
 	require.NoError(n, err)
-	defer f.Close()
-	var st unix.Cachestat_t
-	require.NoError(n, unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Off: uint64(offset), Len: uint64(length)}, &st, 0))
-	return int(st.Cache)
+	return pages
 }
 
 // hydrated waits for a replay of the image that has ended, and gives all there were.
