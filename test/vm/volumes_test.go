@@ -87,24 +87,25 @@ func TestNamedVolumes(t *testing.T) {
 	n.nothingLeft()
 }
 
-// Two volumes whose serials have the same first 20 characters, which is all that virtio shows: neither is taken by that
-// name, and both by what is on them.
+// Two volumes whose serials have the same first 20 characters, which is all that virtio shows: each is found by the name and the
+// digest that is expected of it, and neither by the name alone.
 func TestSamePrefix(t *testing.T) {
 	n := newNode(t)
 	one, two := n.build("one", n.push("one", small("one"))), n.build("two", n.push("two", small("two")))
-	const volume = "openstack:0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
-	n.startBerthd(fmt.Sprintf("[[disk]]\nname = \"one\"\ndriver = \"attached\"\nvolume = \"index:%s\"\n", one.IndexDigest))
-	for _, d := range []layerDisk{one, two} {
-		n.plug(d, vm.DiskSpec{Kind: vm.Virtio, Serial: "0a1b2c3d-4e5f-6071-8"})
-	}
-	n.serves("one")
-	n.shell("while [ \"$(lsblk -dno SERIAL | grep -c 0a1b2c3d)\" != 2 ]; do sleep 0.1; done")
-	n.detach("one")
+	const prefix, volume, other = "0a1b2c3d-4e5f-6071-8", "openstack:0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9", "openstack:0a1b2c3d-4e5f-6071-8293-ffffffffffff"
+	n.startBerthd(fmt.Sprintf("[[disk]]\nname = \"two\"\ndriver = \"attached\"\nvolume = %q\nexpect = %q\n", other, two.IndexDigest))
+	n.plug(one, vm.DiskSpec{Kind: vm.Virtio, Serial: prefix})
+	n.shell("while [ \"$(cat /sys/block/vda/serial 2>/dev/null)\" != " + prefix + " ]; do sleep 0.1; done")
+	n.plug(two, vm.DiskSpec{Kind: vm.Virtio, Serial: prefix})
+	require.Equal(t, "/dev/vdb", n.serves("two").GetDevice(), "it waited for its own")
+	n.detach("two")
 	_, err := n.guest.Run(t.Context(), "berth", "attach", "--driver", "attached", "--volume", volume, "--name", "x")
 	require.ErrorContains(t, err, "fit equally well and hold 2 layer disks")
-	require.ErrorContains(t, err, "index:sha256:")
+	n.shell(fmt.Sprintf("berth attach --driver attached --volume %s --name one --expect %s", volume, one.IndexDigest))
+	require.Equal(t, one.UUID, n.serves("one").GetUuid())
 	n.shell(fmt.Sprintf("berth attach --driver attached --volume index:%s --name two", two.IndexDigest))
 	require.Equal(t, two.UUID, n.serves("two").GetUuid())
+	n.detach("one")
 	n.detach("two")
 	n.nothingLeft()
 }
