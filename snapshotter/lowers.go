@@ -102,7 +102,8 @@ func (s *Snapshotter) giveForm(ctx context.Context, below lowers) error {
 	}
 	info, err := os.Lstat(below.real[0])
 	if err != nil {
-		return fmt.Errorf("read layer %d of disk %s: %w", below.top.adopted.LayerNumber, below.top.adopted.DiskUUID, errors.Join(err, errdefs.ErrUnavailable))
+		return fmt.Errorf("read layer %d of disk %s, see berth status: %w: %w",
+			below.top.adopted.LayerNumber, below.top.adopted.DiskUUID, errdefs.ErrUnavailable, err)
 	}
 	// Cleanup looks for directories without a row while it locks out writers, so the lock keeps it from taking this one.
 	return s.store.exclusive(ctx, func(ctx context.Context) error {
