@@ -219,12 +219,16 @@ func (n *node) push(name string, layers ...image.Layer) pushed {
 	return pushed{ref: ref, hostRef: hostRef, blobs: blobs}
 }
 
-// app is a small image that runs, with a file s/NAME.
-func (n *node) app(name string) pushed {
+// app is a small image that runs, with a file s/NAME, and s/MORE each for more layers.
+func (n *node) app(name string, more ...string) pushed {
 	n.Helper()
 	busybox, err := image.Busybox()
 	require.NoError(n, err)
-	return n.push(name, busybox, small(name))
+	layers := []image.Layer{busybox}
+	for _, file := range append([]string{name}, more...) {
+		layers = append(layers, small(file))
+	}
+	return n.push(strings.Join(append([]string{name}, more...), "-"), layers...)
 }
 
 // small is a layer with one file of its own.
