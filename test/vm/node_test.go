@@ -124,7 +124,9 @@ func (n *node) logOnFailure() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	for _, command := range []string{"tail -n 60 " + berthdLog, "tail -n 20 " + containerdLog, "dmesg | tail -n 25", "lsblk -o NAME,SIZE,RO,SERIAL,MOUNTPOINT; ls -l /dev/disk/by-id"} {
+	// Whatever hangs says where, and berthd ends with it.
+	const stacks = "kill -QUIT $(pidof berthd); kill -USR1 $(pidof containerd); sleep 1; :"
+	for _, command := range []string{stacks, "tail -n 300 " + berthdLog, "tail -n 200 " + containerdLog, "dmesg | tail -n 25", "lsblk -o NAME,SIZE,RO,SERIAL,MOUNTPOINT; ls -l /dev/disk/by-id"} {
 		out, err := n.guest.Shell(ctx, command)
 		n.Logf("%s: %v\n%s", command, err, out)
 	}

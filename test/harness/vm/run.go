@@ -88,7 +88,12 @@ func (g *Guest) WriteFile(ctx context.Context, path, text string) error {
 	return err
 }
 
+// runTimeout is many times what the slowest program of a test needs: one that hangs shall be seen, and the guest asked why.
+const runTimeout = 5 * time.Minute
+
 func (g *Guest) run(ctx context.Context, req wire.Request) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, runTimeout)
+	defer cancel()
 	c, a, err := g.request(ctx, req)
 	if err != nil {
 		return "", fmt.Errorf("run %s in guest: %w", strings.Join(req.Args, " "), err)
