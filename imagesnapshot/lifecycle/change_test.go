@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/accesslist"
+	"berth.dev/berth/blockdev/blockdevtest"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
@@ -149,6 +150,8 @@ func TestUpdate(t *testing.T) {
 		w.requireStorage(s)
 		w.requireContent(s)
 
+		// Deleting takes time here; else it may be over before it is refused to update.
+		w.fake.Misbehave(blockdevtest.Misbehaviour{Latency: blockdevtest.Between{Least: time.Second, Most: time.Second}})
 		_, err := w.engine.Delete(t.Context(), lifecycle.DeleteRequest{NameOrID: "one"})
 		require.NoError(t, err)
 		require.True(t, errdefs.IsFailedPrecondition(update(spec(refC))), "Deleting")
