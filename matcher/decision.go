@@ -135,7 +135,7 @@ const (
 	KeyAttached KeyName = "attached"       // 1 if attached already
 	KeyImages   KeyName = "matched-images" // images matched exactly
 	KeyBytes    KeyName = "matched-bytes"  // sizes of images matched exactly and of single layers of the others
-	KeyCreated  KeyName = "created"        // nanoseconds since 1970
+	KeyCreated  KeyName = "created"        // microseconds since 1970
 )
 
 // Key is one key of a score with its value.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -198,12 +199,16 @@ func writeMatch(w io.Writer, m *controlv1.MatchImagesResponse) error {
 	if len(m.GetDialects()) > 0 {
 		fmt.Fprintf(&b, "annotations read as %s\n", strings.Join(m.GetDialects(), ", "))
 	}
-	fmt.Fprintf(&b, "\n%d candidates, compared by %s\n", m.GetConsidered(), m.GetOrder())
+	candidates := "candidates"
+	if m.GetConsidered() == 1 {
+		candidates = "candidate"
+	}
+	fmt.Fprintf(&b, "\n%d %s, compared by %s\n", m.GetConsidered(), candidates, m.GetOrder())
 	for i, c := range m.GetCandidates() {
 		fmt.Fprintf(&b, "\n%d. %s: %s, %s\n", i+1, c.GetName(), c.GetVerdict(), c.GetWhy())
 		var keys []string
 		for _, k := range c.GetScore() {
-			keys = append(keys, k.GetName()+" "+strconv.FormatInt(k.GetValue(), 10))
+			keys = append(keys, k.GetName()+" "+keyValue(k))
 		}
 		if len(keys) > 0 {
 			fmt.Fprintf(&b, "   %s\n", strings.Join(keys, ", "))
@@ -214,6 +219,14 @@ func writeMatch(w io.Writer, m *controlv1.MatchImagesResponse) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// keyValue of a candidate: numbers as they are compared, but a time as people read it.
+func keyValue(k *controlv1.MatchKey) string {
+	if k.GetName() == "created" {
+		return time.UnixMicro(k.GetValue()).UTC().Format(time.RFC3339Nano)
+	}
+	return strconv.FormatInt(k.GetValue(), 10)
 }
 
 // hasOf says what a candidate has of an image.

@@ -3150,7 +3150,7 @@ type MatchKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name, such as "saved-bytes".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Value.
+	// Value: bytes, a count, 0 or 1, or for "created" microseconds since 1970.
 	Value         int64 `protobuf:"varint,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
