@@ -28,7 +28,7 @@ type Config struct {
 	// It is called for each test and cleans up by t.Cleanup what it made.
 	New func(t *testing.T) blockdev.Attacher
 	// Reopen gives another driver for the same storage and node, as after a restart of the process; the old one is not
-	// used any more. Nil if there is no such thing.
+	// used any more, and is not closed by the suite. Nil if there is no such thing, and the test of it is skipped.
 	Reopen func(t *testing.T, old blockdev.Attacher) blockdev.Attacher
 	// Open opens an attached device. Nil opens Device.Path as a file.
 	Open func(dev blockdev.Device, write bool) (Content, error)
