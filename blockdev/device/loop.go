@@ -36,8 +36,9 @@ type Loop struct {
 	Dev, Inode uint64
 	// Tag is what AttachLoop was told; the kernel keeps it as long as the device. A device attached by others has
 	// another text there, mostly the file's name.
-	Tag      string
-	ReadOnly bool
+	Tag string
+	// ReadOnly says that the kernel refuses writes to the device now, BackingReadOnly that it cannot be made to take them.
+	ReadOnly, BackingReadOnly bool
 	// DirectIO says that reads bypass the page cache of the backing file, which would hold all data a second time.
 	DirectIO bool
 	// Whole says that the device shows the whole file, without offset or limit.
@@ -274,7 +275,7 @@ func status(dev *os.File) (Loop, bool, error) {
 		Dev:      info.Device,
 		Inode:    info.Inode,
 		Tag:      unix.ByteSliceToString(info.File_name[:]),
-		ReadOnly: ro,
+		ReadOnly: ro, BackingReadOnly: info.Flags&unix.LO_FLAGS_READ_ONLY != 0,
 		DirectIO: info.Flags&unix.LO_FLAGS_DIRECT_IO != 0,
 		Whole:    info.Offset == 0 && info.Sizelimit == 0,
 	}, true, nil

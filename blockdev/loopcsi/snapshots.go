@@ -30,7 +30,7 @@ func (s *controller) needSnapshots() error {
 	return nil
 }
 
-// CreateSnapshot copies a volume that is not attached for writing; the snapshot is ready at once.
+// CreateSnapshot freezes what a volume holds that is not attached for writing; the snapshot is ready at once.
 func (s *controller) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
 	if err := s.needSnapshots(); err != nil {
 		return nil, err

@@ -35,6 +35,10 @@ type attachment struct {
 // Attach attaches a volume of the driver, or a file or block device that the user brought if volumeID is an absolute path;
 // those only read-only. A block device becomes read-only for everybody until it is detached, so it must not be in use:
 // ErrInUse. A volume that is attached the other way is ErrExists.
+//
+// A volume that shares its file with a snapshot or another volume is attached read-only as it is. Attached for writing, it is
+// copied first, so that takes as long as copying; what ends with an error or by ctx leaves the volume as it was, and a storage
+// without room for the copy is ErrNoSpace.
 func (d *Driver) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	var dev blockdev.Device
 	err := d.keys.Do(ctx, volumeKey(volumeID), func() (err error) {
@@ -62,9 +66,19 @@ func (d *Driver) attach(ctx context.Context, volumeID string, opts blockdev.Atta
 	if err != nil {
 		return blockdev.Device{}, err
 	}
+	if !opts.ReadOnly {
+		if err := d.own(ctx, volumeID); err != nil {
+			return blockdev.Device{}, err
+		}
+		// It may be another file now.
+		if a, err = d.plan(volumeID, opts); err != nil {
+			return blockdev.Device{}, err
+		}
+	}
 	if err := d.writeAttachment(a); err != nil {
 		return blockdev.Device{}, err
 	}
+	d.crash("recorded")
 	if a.Block {
 		_, err = device.ClaimReadOnly(a.Path)
 		dev = blockdev.Device{Path: a.Path, ReadOnly: true}

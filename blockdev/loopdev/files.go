@@ -1,11 +1,9 @@
 package loopdev
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -63,9 +61,9 @@ func (d *Driver) names(kind string) ([]string, error) {
 	return names, nil
 }
 
-// make makes a volume or snapshot whose bytes fill writes. It is there whole or not at all: content first, then its
-// directory, then the name.
-func (d *Driver) make(kind, name string, m meta, fill func(*os.File) error) (err error) {
+// make makes a volume or snapshot whose bytes put leaves at a path, synced. It is there whole or not at all: content first,
+// then its directory, then the name.
+func (d *Driver) make(kind, name string, m meta, put func(path string) error) (err error) {
 	temp, err := os.MkdirTemp(filepath.Join(d.dir, kind), tempPrefix+"new-")
 	if err != nil {
 		return full(err)
@@ -85,15 +83,17 @@ func (d *Driver) make(kind, name string, m meta, fill func(*os.File) error) (err
 	}); err != nil {
 		return err
 	}
-	if err := writeSynced(filepath.Join(temp, diskFile), fill); err != nil {
+	if err := put(filepath.Join(temp, diskFile)); err != nil {
 		return err
 	}
+	d.crash("put")
 	if err := syncDir(temp); err != nil {
 		return err
 	}
 	if err := os.Rename(temp, d.path(kind, name)); err != nil {
 		return err
 	}
+	d.crash("named")
 	return syncDir(filepath.Join(d.dir, kind))
 }
 
@@ -113,6 +113,7 @@ func (d *Driver) remove(kind, name string) error {
 	return os.RemoveAll(temp)
 }
 
+// writeSynced makes a file. One that it could not fill is gone again.
 func writeSynced(path string, fill func(*os.File) error) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -122,7 +123,10 @@ func writeSynced(path string, fill func(*os.File) error) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
 }
 
 func syncDir(dir string) error {
@@ -138,65 +142,5 @@ func full(err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) {
 		return fmt.Errorf("%w: %w", err, blockdev.ErrNoSpace)
 	}
-	return err
-}
-
-// copyChunk is how much is copied between looks at the context.
-const copyChunk = 16 << 20
-
-// clone gives dst the bytes of the file at path, then the size, which is not smaller. File systems that can share blocks
-// (xfs, btrfs) do that in no time, others copy, holes left out.
-func clone(ctx context.Context, dst *os.File, path string, sizeBytes int64) error {
-	src, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer src.Close() //nolint:errcheck // opened for reading
-	err = unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
-	// ioctl_ficlone(2): what file systems without it answer, and what it answers for files on two of them.
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EINVAL) {
-		err = copySparse(ctx, dst, src)
-	}
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", path, err)
-	}
-	return dst.Truncate(sizeBytes)
-}
-
-// copySparse copies only what is not a hole.
-func copySparse(ctx context.Context, dst, src *os.File) error {
-	for offset := int64(0); ; {
-		data, err := unix.Seek(int(src.Fd()), offset, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // a hole up to the end
-		}
-		if err != nil {
-			return fmt.Errorf("look for data: %w", err)
-		}
-		hole, err := unix.Seek(int(src.Fd()), data, unix.SEEK_HOLE)
-		if err != nil {
-			return fmt.Errorf("look for hole: %w", err)
-		}
-		for at := data; at < hole; at += copyChunk {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if err := copyRange(dst, src, at, min(copyChunk, hole-at)); err != nil {
-				return err
-			}
-		}
-		offset = hole
-	}
-}
-
-// copyRange uses copy_file_range(2) where Go finds that it can.
-func copyRange(dst, src *os.File, offset, length int64) error {
-	if _, err := dst.Seek(offset, io.SeekStart); err != nil {
-		return err
-	}
-	if _, err := src.Seek(offset, io.SeekStart); err != nil {
-		return err
-	}
-	_, err := io.CopyN(dst, src, length)
 	return err
 }

@@ -6,7 +6,8 @@
 // Below the directory:
 //
 //	lock                       held by the one process that uses the directory
-//	volumes/<name>/disk        the bytes of a volume; the ID is the name
+//	volumes/<name>/disk        the bytes of a volume; the ID is the name. The file may be that of a volume snapshot and of
+//	                           other volumes too (a hard link): it has no other writer than an attached volume alone has
 //	volumes/<name>/meta.json   what else is to be known of it
 //	snapshots/<name>/…         the same for volume snapshots
 //	attachments/<hash>.json    what is attached, written before it is attached
@@ -41,6 +42,8 @@ type Driver struct {
 	lock *os.File
 	// keys of the volumes, snapshots and names that an operation is about now.
 	keys keylock.Set
+	// crash, in tests, is called between steps.
+	crash func(step string)
 }
 
 var (
@@ -90,7 +93,7 @@ func open(dir string) (*Driver, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256([]byte(dir))
-	d := &Driver{dir: dir, tag: "berth:" + hex.EncodeToString(sum[:8]), lock: lock}
+	d := &Driver{dir: dir, tag: "berth:" + hex.EncodeToString(sum[:8]), lock: lock, crash: func(string) {}}
 	if err := d.sweep(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}

@@ -60,30 +60,31 @@ func TestSuite(t *testing.T) {
 	suite(t, func(t *testing.T) string { return filepath.Join(t.TempDir(), "loop") })
 }
 
-// xfs makes an xfs file system, which can share blocks between files, and mounts it.
-func xfs(t *testing.T) string {
+// filesystem makes a file system with mkfs and mounts it.
+func filesystem(t *testing.T, kind string, sizeBytes int64, options ...string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
-		t.Skip("needs mkfs.xfs")
+	mkfs := "mkfs." + kind
+	if _, err := exec.LookPath(mkfs); err != nil {
+		t.Skip("needs " + mkfs)
 	}
-	image, dir := filepath.Join(t.TempDir(), "xfs.img"), t.TempDir()
+	image, dir := filepath.Join(t.TempDir(), kind+".img"), t.TempDir()
 	require.NoError(t, os.WriteFile(image, nil, 0o600))
-	require.NoError(t, os.Truncate(image, 512*mib))
-	out, err := exec.CommandContext(t.Context(), "mkfs.xfs", "-q", "-m", "reflink=1", image).CombinedOutput()
+	require.NoError(t, os.Truncate(image, sizeBytes))
+	out, err := exec.CommandContext(t.Context(), mkfs, append(append([]string{"-q"}, options...), image)...).CombinedOutput()
 	require.NoError(t, err, string(out))
 	loop, err := device.AttachLoop(t.Context(), image, device.LoopOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, device.DetachLoop(context.Background(), loop)) })
-	require.NoError(t, unix.Mount(loop.Path, dir, "xfs", 0, ""))
+	require.NoError(t, unix.Mount(loop.Path, dir, kind, 0, ""))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
 	return dir
 }
 
 func TestReflink(t *testing.T) {
-	dir := xfs(t)
+	dir := filesystem(t, "xfs", 512*mib, "-m", "reflink=1") // which can share blocks between files
 	d := open(t, filepath.Join(dir, "loop"))
 	v, err := d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "v", SizeBytes: 64 * mib})
 	require.NoError(t, err)
@@ -107,6 +108,9 @@ func TestReflink(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(data, got[:len(data)]))
 	require.EqualValues(t, 64*mib, copied.SizeBytes)
+	for _, other := range []string{"snapshots/s", "volumes/w"} {
+		require.False(t, sameFile(t, file, filepath.Join(dir, "loop", other, "disk")), "nobody has to wait for a copy at the first write")
+	}
 	t.Run("suite", func(t *testing.T) {
 		suite(t, func(t *testing.T) string {
 			at, err := os.MkdirTemp(dir, "suite")
@@ -130,11 +134,13 @@ func TestCopyKeepsHoles(t *testing.T) {
 	require.NoError(t, f.Close())
 	_, err = d.CreateSnapshot(t.Context(), "s", "v")
 	require.NoError(t, err)
+	_, err = d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "w", SourceSnapshotID: "s", SizeBytes: 2 << 30})
+	require.NoError(t, err)
 	var st unix.Stat_t
-	require.NoError(t, unix.Stat(filepath.Join(dir, "snapshots/s/disk"), &st))
-	require.EqualValues(t, 1<<30, st.Size)
+	require.NoError(t, unix.Stat(filepath.Join(dir, "volumes/w/disk"), &st))
+	require.EqualValues(t, 2<<30, st.Size)
 	require.Less(t, st.Blocks*512, int64(mib))
-	got, err := os.Open(filepath.Join(dir, "snapshots/s/disk"))
+	got, err := os.Open(filepath.Join(dir, "volumes/w/disk"))
 	require.NoError(t, err)
 	defer got.Close()
 	buf := make([]byte, 8192)
@@ -303,8 +309,8 @@ func TestNoSpace(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "loop/volumes/v/disk"), bytes.Repeat([]byte{1}, 1536<<10), 0o600))
 	_, err = d.CreateSnapshot(t.Context(), "s", "v")
-	require.ErrorIs(t, err, blockdev.ErrNoSpace)
-	entries, err := os.ReadDir(filepath.Join(dir, "loop/snapshots"))
 	require.NoError(t, err)
-	require.Empty(t, entries, "a copy that failed leaves nothing")
+	_, err = d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "w", SourceSnapshotID: "s", SizeBytes: 4 * mib})
+	require.ErrorIs(t, err, blockdev.ErrNoSpace)
+	require.Equal(t, []string{"v"}, names(t, filepath.Join(dir, "loop/volumes")), "a copy that failed leaves nothing")
 }

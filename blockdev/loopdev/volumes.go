@@ -14,7 +14,8 @@ import (
 // blockBytes divides the size of every volume: file systems use blocks of 4 KiB, and a loop device has whole sectors.
 const blockBytes = 4096
 
-// CreateVolume makes a sparse file, of zeros or with the content of a snapshot. A volume ID is the volume's name. It returns the
+// CreateVolume makes a sparse file of zeros, or a volume with the content of a snapshot, which it copies only if it has to: see
+// Attach. A volume ID is the volume's name. It returns the
 // volume that is there already if it has the same source and size; the size is rounded up to 4 KiB.
 func (d *Driver) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	var volume blockdev.Volume
@@ -47,7 +48,9 @@ func (d *Driver) createVolume(ctx context.Context, req blockdev.CreateVolumeRequ
 		return blockdev.Volume{}, err
 	}
 	if req.SourceSnapshotID == "" {
-		err = d.make(volumesDir, req.Name, meta{Created: time.Now().UTC()}, func(f *os.File) error { return f.Truncate(size) })
+		err = d.make(volumesDir, req.Name, meta{Created: time.Now().UTC()}, func(path string) error {
+			return writeSynced(path, func(f *os.File) error { return f.Truncate(size) })
+		})
 	} else {
 		err = d.keys.Do(ctx, snapshotKey(req.SourceSnapshotID), func() error {
 			return d.createFrom(ctx, req.Name, req.SourceSnapshotID, size)
@@ -75,8 +78,8 @@ func (d *Driver) createFrom(ctx context.Context, name, snapshotID string, size i
 	if size < source.sizeBytes {
 		return fmt.Errorf("%d bytes are less than the %d of snapshot %s: %w", size, source.sizeBytes, snapshotID, blockdev.ErrInvalid)
 	}
-	return d.make(volumesDir, name, meta{Source: snapshotID, Created: time.Now().UTC()}, func(f *os.File) error {
-		return clone(ctx, f, d.path(snapshotsDir, snapshotID, diskFile), size)
+	return d.make(volumesDir, name, meta{Source: snapshotID, Created: time.Now().UTC()}, func(path string) error {
+		return d.duplicate(ctx, path, d.path(snapshotsDir, snapshotID, diskFile), size)
 	})
 }
 
@@ -155,8 +158,8 @@ func (d *Driver) each(ctx context.Context, kind string, do func(string, object))
 	return nil
 }
 
-// CreateSnapshot copies a volume that is not attached for writing: what is written may be still on its way to the file. The
-// snapshot is ready when it returns. A snapshot ID is the snapshot's name.
+// CreateSnapshot freezes what a volume holds that is not attached for writing: what is written may be still on its way to
+// the file. The snapshot is ready when it returns, and changes no more when the volume is written to later: see Attach. A snapshot ID is the snapshot's name.
 func (d *Driver) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
 	var snapshot blockdev.VolumeSnapshot
 	err := checkName("snapshot", name)
@@ -199,8 +202,8 @@ func (d *Driver) createSnapshot(ctx context.Context, name, volumeID string) (blo
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, err
 	}
-	err = d.make(snapshotsDir, name, meta{Source: volumeID, Created: time.Now().UTC()}, func(f *os.File) error {
-		return clone(ctx, f, d.path(volumesDir, volumeID, diskFile), volume.sizeBytes)
+	err = d.make(snapshotsDir, name, meta{Source: volumeID, Created: time.Now().UTC()}, func(path string) error {
+		return d.duplicate(ctx, path, d.path(volumesDir, volumeID, diskFile), volume.sizeBytes)
 	})
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, err
@@ -213,7 +216,7 @@ func snapshotOf(name string, o object) blockdev.VolumeSnapshot {
 	return blockdev.VolumeSnapshot{ID: name, Name: name, SourceVolumeID: o.Source, SizeBytes: o.sizeBytes, Created: o.Created, ReadyToUse: true}
 }
 
-// DeleteSnapshot deletes a snapshot. Volumes made from it have their own copy.
+// DeleteSnapshot deletes a snapshot. Volumes made from it keep what they have.
 func (d *Driver) DeleteSnapshot(ctx context.Context, snapshotID string) error {
 	if checkName("snapshot", snapshotID) != nil {
 		return nil //nolint:nilerr // there can be none
