@@ -3,6 +3,7 @@ package device_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,6 +16,10 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
+	"berth.dev/berth/test/harness/leak"
+	"berth.dev/berth/test/harness/loop"
+	"berth.dev/berth/test/harness/slowdisk"
+	"berth.dev/berth/test/harness/slowdisk/lazy"
 )
 
 const mib = 1 << 20
@@ -195,6 +200,38 @@ func TestFindLoopsMissesNone(t *testing.T) {
 	close(stop)
 	group.Wait()
 	require.NoError(t, device.DetachLoop(t.Context(), loop))
+}
+
+// A loop device that somebody else made of a file whose file system has died is no reason not to attach others.
+func TestLoopDeviceOnDeadStorage(t *testing.T) {
+	file := backing(t, mib)
+	dir, err := os.MkdirTemp("/tmp", "dead") // the path of a socket is short
+	require.NoError(t, err)
+	slow, err := slowdisk.Start(t.Context(), slowdisk.Config{Dir: dir, File: file, Speed: lazy.Typical()})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, loop.DetachBelow(dir))
+		require.NoError(t, slow.Close())
+		require.NoError(t, leak.WaitNone(context.Background(), dir))
+		require.NoError(t, os.RemoveAll(dir))
+	})
+	dead, err := device.AttachLoop(t.Context(), slow.Path(), device.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+	require.NoError(t, slow.Kill())
+	require.Eventually(t, func() bool {
+		_, _, err := device.LoopAt(dead.Path)
+		return errors.Is(err, unix.ENOTCONN)
+	}, time.Minute, 10*time.Millisecond, "the kernel has forgotten the file's attributes and cannot tell of the device")
+
+	l, err := device.AttachLoop(t.Context(), file, device.LoopOptions{ReadOnly: true, Tag: "berth-test-dead"})
+	require.NoError(t, err)
+	found, err := device.FindLoops(file)
+	require.NoError(t, err)
+	require.Equal(t, []device.Loop{l}, found)
+	found, err = device.TaggedLoops("berth-test-dead")
+	require.NoError(t, err)
+	require.Equal(t, []device.Loop{l}, found)
+	require.NoError(t, device.DetachLoop(t.Context(), l))
 }
 
 func TestAttachLoopConcurrent(t *testing.T) {

@@ -222,7 +222,7 @@ func LoopAt(path string) (loop Loop, ok bool, err error) {
 }
 
 // loops asks the kernel only about devices whose backing file name may be meant: opening a device delays its clearing by
-// others for that moment.
+// others for that moment. A device on storage that does not answer is left out.
 func loops(mayBe func(backingName string) bool, match func(Loop) bool) ([]Loop, error) {
 	entries, err := os.ReadDir(sysBlock)
 	if err != nil {
@@ -245,7 +245,7 @@ func loops(mayBe func(backingName string) bool, match func(Loop) bool) ([]Loop, 
 		}
 		path := filepath.Join("/dev", e.Name())
 		loop, ok, err := LoopAt(path)
-		if errors.Is(err, blockdev.ErrNotFound) {
+		if errors.Is(err, blockdev.ErrNotFound) || unanswered(err) {
 			continue
 		}
 		if err != nil {
@@ -256,6 +256,17 @@ func loops(mayBe func(backingName string) bool, match func(Loop) bool) ([]Loop, 
 		}
 	}
 	return found, nil
+}
+
+// unanswered says that the kernel could not tell of a loop device because the file system of its file does not answer, such as
+// one of a FUSE process that died or of a server that is away. It is nobody's concern who looks for another file.
+func unanswered(err error) bool {
+	for _, e := range []error{unix.ENOTCONN, unix.ESTALE, unix.EIO, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func status(dev *os.File) (Loop, bool, error) {

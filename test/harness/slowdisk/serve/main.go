@@ -151,9 +151,9 @@ func (d *disk) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) 
 // mount without any helper program. Reads of a loop device above come as asynchronous direct I/O, which the kernel hands on one by one
 // unless it is told that they may overtake one another (CAP_ASYNC_DIO).
 func mount(dir string, d *disk) error {
-	forever := time.Hour
+	forever, attributes := time.Hour, 100*time.Millisecond // attributes are asked for again, so that death is noticed
 	_, err := fs.Mount(dir, &root{disk: d}, &fs.Options{
-		EntryTimeout: &forever, AttrTimeout: &forever,
+		EntryTimeout: &forever, AttrTimeout: &attributes,
 		MountOptions: fuse.MountOptions{
 			FsName: "slowdisk", Name: "slowdisk", DirectMountStrict: true, ExtraCapabilities: fuse.CAP_ASYNC_DIO,
 			MaxBackground: 256, MaxWrite: 1 << 20, DisableXAttrs: true,
