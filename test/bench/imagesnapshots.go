@@ -13,8 +13,8 @@ import (
 )
 
 // imageSnapshots measures how long a user waits until an image snapshot is usable: plainly, with Flash, and with layers that another one
-// has. The storage is the embedded driver, whose volume snapshots are copies of files: what Flash saves is the time of that copy, and
-// would be minutes where a cloud takes them.
+// has. The storage is the embedded driver, whose volume snapshots take next to no time: what Flash saves would be minutes where a cloud
+// takes them.
 func (b *bench) imageSnapshots(ctx context.Context, _ string) (err error) {
 	d, err := berth.New(berth.Config{Dir: filepath.Join(b.dir, "isnap"), Bin: b.bin})
 	if err != nil {
