@@ -216,6 +216,25 @@ func TestOtherFileSystemIsCopiedTo(t *testing.T) {
 	}
 }
 
+// What an earlier driver left, which copied always, is used as it is, and shared from then on.
+func TestDirectoryOfCopies(t *testing.T) {
+	s := newStore(t)
+	s.restore("a")
+	require.NoError(t, s.Close())
+	for _, path := range []string{s.snapshot("s"), s.volume("a"), s.volume("v")} {
+		require.NoError(t, os.Remove(path))
+		require.NoError(t, os.WriteFile(path, s.data, 0o600))
+	}
+	s.Driver = open(t, s.dir)
+	before := stat(t, s.volume("a")).Ino
+	s.write("a", []byte("own"))
+	require.Equal(t, before, stat(t, s.volume("a")).Ino, "it was its own already")
+	s.expect(s.snapshot("s"), "")
+	s.restore("b")
+	require.True(t, sameFile(t, s.snapshot("s"), s.volume("b")))
+	s.expect(s.attach("b", true).Path, "")
+}
+
 // unchanged: the volume "a" shares its file as before, nothing lies about, and nothing is attached.
 func (s *store) unchanged() {
 	s.Helper()
