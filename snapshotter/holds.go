@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -29,7 +28,7 @@ func (h *holds) acquire(ctx context.Context, want LayerRequest) (holder string, 
 	holder = "snapshot-" + uuid.NewString()
 	held, err = h.source.Acquire(ctx, holder, want)
 	if err == nil {
-		err = prove(held, want)
+		err = prove(ctx, held, want)
 	}
 	if err == nil {
 		return holder, held, nil
@@ -43,7 +42,7 @@ func (h *holds) acquire(ctx context.Context, want LayerRequest) (holder string, 
 
 // prove checks that the layer is what the chain ID names. The chain ID is a digest over the digests of all layers up to
 // this one, so no label, whoever wrote it, can make other bytes pass.
-func prove(held HeldLayer, want LayerRequest) error {
+func prove(ctx context.Context, held HeldLayer, want LayerRequest) error {
 	if err := held.DiffID.Validate(); err != nil {
 		return fmt.Errorf("layer %d of disk %s has no proved diff ID: %w", held.LayerNumber, held.DiskUUID, errdefs.ErrInternal)
 	}
@@ -54,7 +53,7 @@ func prove(held HeldLayer, want LayerRequest) error {
 	if err := checkMountPath(held.Dir); err != nil {
 		return fmt.Errorf("layer %d of disk %s: %w", held.LayerNumber, held.DiskUUID, err)
 	}
-	info, err := os.Lstat(held.Dir)
+	info, err := lookAt(ctx, held.Dir)
 	if err != nil {
 		return fmt.Errorf("layer %d of disk %s: %w", held.LayerNumber, held.DiskUUID, errors.Join(err, errdefs.ErrUnavailable))
 	}

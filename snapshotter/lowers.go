@@ -100,7 +100,7 @@ func (s *Snapshotter) giveForm(ctx context.Context, below lowers) error {
 	if _, err := os.Lstat(upper); err == nil {
 		return nil
 	}
-	info, err := os.Lstat(below.real[0])
+	info, err := lookAt(ctx, below.real[0])
 	if err != nil {
 		return fmt.Errorf("read layer %d of disk %s, see berth status: %w: %w",
 			below.top.adopted.LayerNumber, below.top.adopted.DiskUUID, errdefs.ErrUnavailable, err)

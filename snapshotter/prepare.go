@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -256,7 +255,7 @@ func (s *Snapshotter) stage(ctx context.Context, key, parent string, labels map[
 	if err != nil {
 		return nil, err
 	}
-	root, err := os.Lstat(dir)
+	root, err := lookAt(ctx, dir)
 	if err != nil {
 		return nil, fmt.Errorf("read layer %d of disk %s: %w", r.LayerNumber, r.DiskUUID, err)
 	}
