@@ -4,6 +4,7 @@ package vm
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -156,4 +157,55 @@ func TestKilledWhileTheDiskGoes(t *testing.T) {
 	n.removeImage(p)
 	n.detach(d.found())
 	n.nothingLeft()
+}
+
+// A disk is torn out while an image is pulled that lies on it in part. Whatever becomes of that pull, the next one gets all from the
+// registry (M-4), and with the disk back from both.
+func TestTornOutInThePull(t *testing.T) {
+	n := newNode(t)
+	p, more := n.app("app"), n.app("app", "top")
+	d := n.build("d", p)
+	n.start(discover)
+	plugged := n.plug(d, vm.DiskSpec{Kind: vm.NVMe, Serial: "a"})
+	n.serves(d.found())
+	n.registry.Hold(more.blobs[2])
+	ended := make(chan error, 1)
+	go func() {
+		_, err := n.guest.Run(t.Context(), "ctr", "images", "pull", "--plain-http", "--snapshotter", "berth", more.ref)
+		ended <- err
+	}()
+	n.eventually("two layers to be taken from the disk", func() error {
+		if disk := n.disk(d.found()); disk.GetHolders() != 2 {
+			return fmt.Errorf("it is %v", disk)
+		}
+		return nil
+	})
+	n.pullOut(plugged)
+	n.failed(d.found())
+	n.registry.Resume()
+	t.Log("the pull ended with", <-ended)
+
+	// What the pull took is garbage by now, or is with the image.
+	_, err := n.guest.Run(t.Context(), "ctr", "images", "rm", "--sync", more.ref)
+	t.Log("removing the image:", err)
+	n.eventually("a pull without the disk", func() error {
+		_, err := n.guest.Run(t.Context(), "ctr", "images", "pull", "--plain-http", "--snapshotter", "berth", more.ref)
+		return err
+	})
+	require.Equal(t, 3, n.fetched(more))
+	require.Equal(t, "content of app", n.run(more, "c", "cat", "/s/app"))
+	n.removeImage(more)
+	n.gone(d.found())
+
+	plugged = n.plug(d, vm.DiskSpec{Kind: vm.SCSI, Serial: "b"})
+	n.serves(d.found())
+	n.registry.Reset()
+	n.pull(more)
+	require.Equal(t, 1, n.fetched(more))
+	require.Equal(t, "content of top", n.run(more, "c", "cat", "/s/top"))
+	require.Equal(t, "content of app", n.run(more, "c", "cat", "/s/app"))
+	n.removeImage(more)
+	n.detach(d.found())
+	n.nothingLeft()
+	n.pullOut(plugged)
 }
