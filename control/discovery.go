@@ -187,14 +187,24 @@ func (d *Discovery) giveUp(ctx context.Context, list []Disk, found map[string]Fo
 		if there || disk.State != stateFailed || disk.Holders > 0 || disk.Name != (FoundDisk{UUID: disk.UUID}).name() {
 			continue
 		}
-		_, err := d.disks.Detach(ctx, disk.Name, false)
-		if err != nil {
+		if err := d.detach(ctx, disk.Name); err != nil {
 			log.G(ctx).WithError(err).WithField("disk", disk.Name).Warn("found disk has gone and cannot be given up, it is tried again")
 			continue
 		}
 		log.G(ctx).WithField("disk", disk.Name).Info("found disk has gone")
 		d.ledger.record(Event{Kind: DiskDetached, Disk: disk.Name, Detail: "its device has gone"})
 	}
+}
+
+// giveUpWait bounds giving up one disk: whatever still reads from it may hang with it, and disks that come meanwhile are not to wait. The
+// stage goes on with what was begun.
+const giveUpWait = time.Minute
+
+func (d *Discovery) detach(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, giveUpWait)
+	defer cancel()
+	_, err := d.disks.Detach(ctx, name, false)
+	return err
 }
 
 // checkEvery is how soon a disk that fails is noticed that no pull asks for.

@@ -76,6 +76,20 @@ func discovering(t *testing.T, f *fakeStage) (s *control.Service, w *control.Wat
 	}
 }
 
+// A disk that has gone and cannot be given up, because something hangs that reads from it, holds up no disk that comes.
+func TestDiscoveryGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeStage()
+		f.stuck = "found-000000090000"
+		f.disks[f.stuck] = control.Disk{Name: f.stuck, UUID: foundDisk(9).UUID, VolumeID: "index:9", State: "failed"}
+		_, _, found := discovering(t, f)
+		found(foundDisk(1))
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, []string{"attach found-000000010000"}, f.took())
+	})
+}
+
 func TestDiscovery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeStage()

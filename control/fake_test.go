@@ -22,6 +22,8 @@ type fakeStage struct {
 	faults map[string]int
 	// exists makes every disk be attached already, in another way.
 	exists bool
+	// stuck is a disk whose Detach never ends by itself.
+	stuck  string
 	log    []string
 	layers map[digest.Digest]control.Location
 	images map[string]control.Image
@@ -64,7 +66,11 @@ func (f *fakeStage) Attach(ctx context.Context, s control.DiskSpec) (control.Dis
 	return d, ctx.Err()
 }
 
-func (f *fakeStage) Detach(_ context.Context, name string, drain bool) (int, error) {
+func (f *fakeStage) Detach(ctx context.Context, name string, drain bool) (int, error) {
+	if name == f.stuck {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.log = append(f.log, fmt.Sprintf("detach %s %v", name, drain))
