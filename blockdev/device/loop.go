@@ -193,7 +193,7 @@ func limit(err error) error {
 	return err
 }
 
-// FindLoops lists the loop devices that stand for the file, whoever made them, the oldest number first.
+// FindLoops lists the loop devices that stand for the file, whoever made them, in the order of their names.
 func FindLoops(file string) ([]Loop, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(file, &st); err != nil {
