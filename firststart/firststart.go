@@ -1,5 +1,6 @@
 // Package firststart records, on a node, what the first start of an image reads that nobody has recorded: for images that nobody
-// traces. It costs the start nothing that could be measured, and happens once for each image.
+// traces. It happens once for each image; the start waits until it has begun, some milliseconds, and costs nothing more after that
+// that could be measured.
 //
 // Pages that are in the page cache already are read by nobody. So only the first container of a disk since it was mounted is
 // recorded, and nothing is read ahead for it.
@@ -80,12 +81,14 @@ const (
 	maxDisks = 4096
 	// keepTimeout bounds what is done with a list that is complete.
 	keepTimeout = 30 * time.Second
+	// beginTimeout bounds what a container waits for: the tracer takes a few milliseconds to begin, on a busy machine more.
+	beginTimeout = time.Second
 )
 
 // Recorder is safe for concurrent use. It makes one recording at a time.
 type Recorder struct {
 	Config
-	starts chan Start
+	starts chan told
 	stop   context.CancelFunc
 	done   <-chan struct{}
 	ended  chan struct{}
@@ -104,7 +107,7 @@ func New(ctx context.Context, cfg Config) (*Recorder, error) {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	r := &Recorder{
-		Config: cfg, starts: make(chan Start, maxStarts), stop: stop, done: ctx.Done(), ended: make(chan struct{}),
+		Config: cfg, starts: make(chan told, maxStarts), stop: stop, done: ctx.Done(), ended: make(chan struct{}),
 		running: make(chan struct{}, 1), used: make(map[string]time.Time),
 	}
 	go r.loop(ctx)
@@ -118,11 +121,31 @@ func (r *Recorder) Close() error {
 	return nil
 }
 
-// Starting tells of a start. It does not block: what cannot be remembered is forgotten.
+// told is a start that somebody told of, who may wait until it is known what becomes of it.
+type told struct {
+	Start
+	taken chan struct{}
+}
+
+// Starting tells of a start. That of a container returns when it is being recorded, if it will be: what the container reads
+// before that would be missing. It waits for at most a second, and only where nothing is known of the image yet; all else
+// does not block. What cannot be remembered is forgotten.
 func (r *Recorder) Starting(s Start) {
+	t := told{Start: s, taken: make(chan struct{})}
 	select {
-	case r.starts <- s:
+	case r.starts <- t:
 	default:
+		return
+	}
+	if !s.Container {
+		return
+	}
+	bound := time.NewTimer(beginTimeout)
+	defer bound.Stop()
+	select {
+	case <-t.taken:
+	case <-bound.C:
+	case <-r.done:
 	}
 }
 
@@ -133,10 +156,11 @@ func (r *Recorder) loop(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case s := <-r.starts:
-			if !r.take(ctx, s) {
-				r.Pass(s)
+		case t := <-r.starts:
+			if !r.take(ctx, t.Start) {
+				r.Pass(t.Start)
 			}
+			close(t.taken)
 		}
 	}
 }
