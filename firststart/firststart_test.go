@@ -132,7 +132,7 @@ func TestFirstStartIsRecordedOnce(t *testing.T) {
 	r.Starting(firststart.Start{DiskUUID: "another disk"})
 	require.Equal(t, "another disk", (<-w.passed).DiskUUID)
 	r.Starting(w.start(false)) // its layers are pulled: nothing is read ahead, for the container is still to come
-	r.Starting(w.start(true)) // returns when what is read now is recorded
+	r.Starting(w.start(true))  // returns when what is read now is recorded
 	_, err := os.ReadFile(w.path("own"))
 	require.NoError(t, err)
 	out, err := exec.CommandContext(t.Context(), "cat", w.path("read")).Output()
