@@ -31,6 +31,7 @@ func (n *node) slowAs(disk string, speed lazy.Speed) *slowdisk.Disk {
 	n.Helper()
 	s, err := slowdisk.Start(n.Context(), slowdisk.Config{Dir: filepath.Join(n.dir, "s"), File: disk, Speed: speed})
 	require.NoError(n, err)
+	n.slowDisk = true
 	n.Cleanup(func() {
 		require.NoError(n, mounts.UnmountBelow(filepath.Join(n.dir, "b")))
 		require.NoError(n, loop.DetachBelow(n.dir))

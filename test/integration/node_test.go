@@ -71,6 +71,8 @@ type node struct {
 	idle       time.Duration
 	unpacks    int
 	pauseImage string
+	// slowDisk says that a file system below dir ends by itself.
+	slowDisk bool
 	// configure changes berthd's configuration further; nil changes nothing.
 	configure func(*berth.Config)
 }
@@ -211,8 +213,12 @@ func (n *node) startBerthd() {
 // stopBerthd as an administrator who takes berth away: images first, disks next. Nothing may be left then.
 func (n *node) stopBerthd() {
 	require.NoError(n, n.berthd.Stop())
-	require.NoError(n, mounts.UnmountBelow(n.dir))
+	require.NoError(n, mounts.UnmountBelow(filepath.Join(n.dir, "b")))
 	require.NoError(n, loop.DetachBelow(n.dir))
+	// A slow disk is unmounted by itself: before that no loop device on it may be left, which nobody could find by its path.
+	if !n.slowDisk {
+		require.NoError(n, mounts.UnmountBelow(n.dir))
+	}
 }
 
 func (n *node) logOnFailure() {

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+
 	"berth.dev/berth/test/harness/mounts"
 	"berth.dev/berth/test/harness/process"
 	"berth.dev/berth/test/harness/slowdisk/lazy"
@@ -42,6 +44,8 @@ type Disk struct {
 	dir    string
 	proc   *process.Process
 	client *http.Client
+	// mounted is set when the disk has been there.
+	mounted bool
 }
 
 // Start serves the file as a slow one, of which nothing is restored yet.
@@ -78,6 +82,7 @@ func Start(ctx context.Context, cfg Config) (_ *Disk, err error) {
 	if err = errors.Join(ended, err); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
+	d.mounted = true
 	return d, nil
 }
 
@@ -140,9 +145,18 @@ func (d *Disk) call(ctx context.Context, method, what string) ([]byte, error) {
 func (d *Disk) Kill() error { return d.proc.Kill() }
 
 // Close ends the process and unmounts. Loop devices of the file must be detached before; where they are not, the mount is detached from
-// the tree and their reads fail.
+// the tree and their reads fail. It is an error if somebody else has unmounted it: loop devices that were on it then are left and
+// nobody can tell whose they were.
 func (d *Disk) Close() error {
 	var errs []error
+	if d.mounted {
+		// Not mountinfo.Mounted, which looks at the directory: that of a dead process does not answer.
+		there, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(d.mountPoint()))
+		if err == nil && len(there) == 0 {
+			err = fmt.Errorf("%s was unmounted by somebody else", d.mountPoint())
+		}
+		errs = append(errs, err)
+	}
 	if d.client != nil {
 		d.client.CloseIdleConnections()
 	}
