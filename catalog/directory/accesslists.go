@@ -53,22 +53,7 @@ func (d *Directory) writeList(name string, l *accesslist.List) error {
 	if err != nil {
 		return err
 	}
-	dir := AccessLists(d.path)
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // nothing in a list is secret
-		return err
-	}
-	f, err := os.CreateTemp(dir, tempPrefix+name+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, name))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return replace(filepath.Join(AccessLists(d.path), name), data)
 }
 
 // removeLists of an entry but those to keep.

@@ -66,7 +66,7 @@ func (d *Directory) Publish(ctx context.Context, e catalog.Entry) error {
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = d.write(e.ID, data)
+		err = replace(filepath.Join(d.path, e.ID+suffix), data)
 	}
 	if err != nil {
 		return fmt.Errorf("publish in catalog %s: %w", d.path, err)
@@ -74,38 +74,29 @@ func (d *Directory) Publish(ctx context.Context, e catalog.Entry) error {
 	return nil
 }
 
-func (d *Directory) write(id string, data []byte) (err error) {
-	if err := os.MkdirAll(d.path, 0o755); err != nil { //nolint:gosec // nothing in an entry is secret
+// replace the whole file, and make its directory if it is missing.
+func replace(path string, data []byte) error {
+	dir, name := filepath.Split(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // nothing in a catalog is secret
 		return err
 	}
-	f, err := os.CreateTemp(d.path, tempPrefix+id+"-*")
+	f, err := os.CreateTemp(dir, tempPrefix+name+"-*")
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
 	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(0o644)
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
 	}
-	if err == nil {
-		err = f.Sync()
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), filepath.Join(d.path, id+suffix)); err != nil {
-		return err
-	}
-	return d.sync()
+	return syncDir(dir)
 }
 
-// sync makes names last.
-func (d *Directory) sync() error {
-	f, err := os.Open(d.path)
+// syncDir makes names in a directory last.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
@@ -121,7 +112,7 @@ func (d *Directory) Withdraw(ctx context.Context, id string) error {
 	if err == nil {
 		err = os.Remove(filepath.Join(d.path, id+suffix))
 		if err == nil {
-			err = d.sync()
+			err = syncDir(d.path)
 		}
 		if errors.Is(err, os.ErrNotExist) {
 			err = nil
