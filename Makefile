@@ -23,7 +23,7 @@ RUN ?= .
 VM_SMOKE := TestHotPlug|TestSurpriseRemoval$$
 BIN := bin
 
-include $(wildcard mk/*.mk)
+include $(wildcard scripts/mk/*.mk)
 
 .PHONY: help
 help: ## list the targets

@@ -10,9 +10,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/tree"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // Options of one build.

@@ -12,9 +12,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/tree"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 const (

@@ -12,9 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/erofs"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // placedDisk is an image of two layers whose start reads some of their files.

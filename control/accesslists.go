@@ -8,9 +8,9 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // AccessLists keeps what starts of images read, as a store.AccessLists does.

@@ -9,9 +9,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 func TestAccessListsOfImageSnapshots(t *testing.T) {

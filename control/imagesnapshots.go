@@ -9,11 +9,11 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"berth.dev/berth/dialect"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store"
 	"berth.dev/berth/matcher"
+	"berth.dev/berth/matcher/dialect"
 )
 
 const (

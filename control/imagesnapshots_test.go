@@ -16,11 +16,11 @@ import (
 	"google.golang.org/grpc/status"
 
 	"berth.dev/berth/control"
-	"berth.dev/berth/dialect"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
 	"berth.dev/berth/matcher"
+	"berth.dev/berth/matcher/dialect"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 	"berth.dev/berth/test/harness/protofields"
 )

@@ -10,8 +10,8 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 
-	"berth.dev/berth/dialect"
 	"berth.dev/berth/matcher"
+	"berth.dev/berth/matcher/dialect"
 )
 
 // MatchRequest asks what would be chosen for a set of images.

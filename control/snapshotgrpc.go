@@ -12,10 +12,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"berth.dev/berth/dialect"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store"
+	"berth.dev/berth/matcher/dialect"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 

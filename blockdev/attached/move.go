@@ -6,8 +6,8 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
-	"berth.dev/berth/blockdev/durable"
 	"berth.dev/berth/blockdev/sysblock"
+	"berth.dev/berth/internal/durable"
 )
 
 // move gives another device that has the same layer disk, if the one it is attached on does not show it any more: it gives

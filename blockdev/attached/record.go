@@ -12,8 +12,8 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
-	"berth.dev/berth/blockdev/durable"
 	"berth.dev/berth/blockdev/sysblock"
+	"berth.dev/berth/internal/durable"
 )
 
 // record is written before a device is changed and deleted after that was undone, so that a process after this one knows

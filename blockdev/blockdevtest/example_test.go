@@ -9,7 +9,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
-	"berth.dev/berth/blockdev/durable"
+	"berth.dev/berth/internal/durable"
 )
 
 // The driver of docs/adding-a-driver.md passes the suite, run as the page says.

@@ -14,8 +14,8 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
-	"berth.dev/berth/blockdev/durable"
 	"berth.dev/berth/blockdev/keylock"
+	"berth.dev/berth/internal/durable"
 )
 
 // exampleDriver is the small driver that docs/adding-a-driver.md points to: a volume or volume snapshot is a sparse file in a directory,

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/blockdev/durable"
+	"berth.dev/berth/internal/durable"
 )
 
 func TestClassOfEveryCode(t *testing.T) {

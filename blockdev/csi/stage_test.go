@@ -17,7 +17,7 @@ import (
 	"berth.dev/berth/blockdev/loopcsi"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/layerdisktest"
-	"berth.dev/berth/stage"
+	"berth.dev/berth/node/stage"
 )
 
 // buildSnapshot writes a layer disk with the layers base and app onto a volume and takes a snapshot of it, as a builder does.

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"berth.dev/berth/blockdev/durable"
+	"berth.dev/berth/internal/durable"
 )
 
 // store keeps records as files of a directory, each whole or not there, and on the disk when put returns.

@@ -6,7 +6,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"berth.dev/berth/blockdev/durable"
+	"berth.dev/berth/internal/durable"
 )
 
 // holders says which node each attached volume is attached to: the loop driver itself knows one machine. What is attached and not in

@@ -13,7 +13,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/device"
-	"berth.dev/berth/blockdev/durable"
+	"berth.dev/berth/internal/durable"
 )
 
 // attachment is written before the volume is attached and deleted after it was detached, so that whatever of it is there

@@ -29,8 +29,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/blockdev/durable"
 	"berth.dev/berth/blockdev/keylock"
+	"berth.dev/berth/internal/durable"
 )
 
 // Driver plays all roles of package blockdev. It is safe for concurrent use; of one volume or snapshot, one operation runs at a

@@ -5,7 +5,7 @@ import (
 	"io"
 	"os"
 
-	"berth.dev/berth/accesslist"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // readAccessList reads one from a file.

@@ -10,10 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"berth.dev/berth/accesslist"
-	"berth.dev/berth/catalog"
-	"berth.dev/berth/catalog/directory"
 	"berth.dev/berth/control"
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/imagesnapshot/catalog/directory"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 func newCatalog() *cobra.Command {

@@ -7,8 +7,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/catalog"
-	"berth.dev/berth/catalog/catalogtest"
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/imagesnapshot/catalog/catalogtest"
 )
 
 func TestCatalog(t *testing.T) {

@@ -9,8 +9,8 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 
-	"berth.dev/berth/containerdconfig"
-	"berth.dev/berth/doctor"
+	"berth.dev/berth/node/containerdconfig"
+	"berth.dev/berth/node/doctor"
 )
 
 // containerdFlags name the containerd of the node and how it knows berthd.

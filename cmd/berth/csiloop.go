@@ -14,8 +14,8 @@ import (
 
 	"berth.dev/berth/blockdev/loopcsi"
 	"berth.dev/berth/blockdev/loopdev"
-	"berth.dev/berth/unixsocket"
-	"berth.dev/berth/version"
+	"berth.dev/berth/internal/unixsocket"
+	"berth.dev/berth/internal/version"
 )
 
 const csiLoopLong = `csi-loop serves the embedded loop driver as a CSI driver: volumes and volume snapshots are sparse files below

@@ -8,8 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"berth.dev/berth/containerdconfig"
-	"berth.dev/berth/doctor"
+	"berth.dev/berth/node/containerdconfig"
+	"berth.dev/berth/node/doctor"
 )
 
 func newDoctor() *cobra.Command {

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"berth.dev/berth/accesslist"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/readahead/accesslist"
 	"berth.dev/berth/test/harness/protofields"
 )
 

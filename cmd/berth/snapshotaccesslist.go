@@ -9,8 +9,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
 
-	"berth.dev/berth/accesslist"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 func newSnapshotAccessList() *cobra.Command {

@@ -18,10 +18,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/accesslist"
-	"berth.dev/berth/accesslist/record"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
-	"berth.dev/berth/trace"
+	"berth.dev/berth/readahead/accesslist"
+	"berth.dev/berth/readahead/recorder"
+	"berth.dev/berth/readahead/trialrun"
 )
 
 const traceLong = `Trace runs an image once from a layer disk and records which parts of which files its start reads,
@@ -53,7 +53,7 @@ type traceFlags struct {
 	disk, snapshot, output  string
 	platform, ready, method string
 	merge, asJSON           bool
-	options                 trace.Options
+	options                 trialrun.Options
 }
 
 func newTrace() *cobra.Command {
@@ -113,8 +113,8 @@ func (f *traceFlags) run(cmd *cobra.Command, image string) (err error) {
 			return fmt.Errorf("--ready: %w", err)
 		}
 	}
-	if f.options.Method = record.Method(f.method); f.method != "" && f.options.Method != record.MethodTrace && f.options.Method != record.MethodOpen {
-		return fmt.Errorf("--method %q is none of %s, %s", f.method, record.MethodTrace, record.MethodOpen)
+	if f.options.Method = recorder.Method(f.method); f.method != "" && f.options.Method != recorder.MethodTrace && f.options.Method != recorder.MethodOpen {
+		return fmt.Errorf("--method %q is none of %s, %s", f.method, recorder.MethodTrace, recorder.MethodOpen)
 	}
 	if f.disk != "" && f.output == "" {
 		return errors.New("--disk needs --output: nobody keeps lists of a disk that berthd does not know")
@@ -141,8 +141,8 @@ func (f *traceFlags) run(cmd *cobra.Command, image string) (err error) {
 }
 
 // record runs the image and merges the list with the old one, if there is one.
-func (f *traceFlags) record(ctx context.Context, old *accesslist.List) (*trace.Result, error) {
-	res, err := trace.Run(ctx, f.options)
+func (f *traceFlags) record(ctx context.Context, old *accesslist.List) (*trialrun.Result, error) {
+	res, err := trialrun.Run(ctx, f.options)
 	if ctx.Err() != nil && err != nil {
 		return nil, errors.New("interrupted, nothing was kept")
 	}
@@ -202,12 +202,12 @@ func replaceFile(path string, data []byte) error {
 
 // traceSummary is what berth trace --json prints. Sizes are in bytes.
 type traceSummary struct {
-	Image    string          `json:"image"`
-	Platform string          `json:"platform"`
-	End      trace.EndReason `json:"end"`
-	Method   record.Method   `json:"method"`
-	Seconds  float64         `json:"seconds"`
-	Files    int             `json:"files"`
+	Image    string             `json:"image"`
+	Platform string             `json:"platform"`
+	End      trialrun.EndReason `json:"end"`
+	Method   recorder.Method    `json:"method"`
+	Seconds  float64            `json:"seconds"`
+	Files    int                `json:"files"`
 	// FileBytes of files, and MetadataBytes of the disk's own, were read.
 	FileBytes     int64 `json:"fileBytes"`
 	MetadataBytes int64 `json:"metadataBytes"`
@@ -218,7 +218,7 @@ type traceSummary struct {
 	KeptBy string `json:"keptBy"`
 }
 
-func (f *traceFlags) summary(w io.Writer, res *trace.Result, keptBy string) error {
+func (f *traceFlags) summary(w io.Writer, res *trialrun.Result, keptBy string) error {
 	s := traceSummary{
 		Image: res.List.Image, Platform: res.List.Platform, End: res.End, Method: res.Summary.Method, Seconds: res.Summary.Duration.Seconds(),
 		Files: res.List.FileCount(), ImageBytes: res.ImageBytes, LostPages: res.Summary.Lost, KeptBy: keptBy,
@@ -231,8 +231,8 @@ func (f *traceFlags) summary(w io.Writer, res *trace.Result, keptBy string) erro
 	if s.ImageBytes > 0 {
 		share = fmt.Sprintf("%.1f %%", 100*float64(s.FileBytes)/float64(s.ImageBytes))
 	}
-	ended := map[trace.EndReason]string{
-		trace.EndExit: "the program ended", trace.EndReady: "it was ready", trace.EndTimeout: "the time was over (--timeout)",
+	ended := map[trialrun.EndReason]string{
+		trialrun.EndExit: "the program ended", trialrun.EndReady: "it was ready", trialrun.EndTimeout: "the time was over (--timeout)",
 	}[s.End]
 	_, err := fmt.Fprintf(w, "%s (%s), recorded for %s until %s\n  files     %d, %s: %s of the image's %s\n  metadata  %s of the disk\n  kept by   %s\n",
 		s.Image, s.Platform, res.Summary.Duration.Round(time.Millisecond), ended, s.Files, units.BytesSize(float64(s.FileBytes)), share,
@@ -289,7 +289,7 @@ func (f *traceFlags) keep(ctx context.Context, stdout io.Writer, c snapshots, di
 }
 
 // keptList is what the image snapshot has of the image, nil if nothing.
-func keptList(ctx context.Context, c snapshots, snapshot string, o trace.Options) (*accesslist.List, error) {
+func keptList(ctx context.Context, c snapshots, snapshot string, o trialrun.Options) (*accesslist.List, error) {
 	resp, err := c.ListAccessLists(ctx, &controlv1.ListAccessListsRequest{NameOrId: snapshot, Image: o.Image})
 	if err != nil {
 		return nil, err

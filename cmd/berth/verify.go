@@ -8,9 +8,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"berth.dev/berth/builder/verify"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/attrs"
-	"berth.dev/berth/layerdisk/verify"
 )
 
 func newVerify() *cobra.Command {

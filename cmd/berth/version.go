@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"berth.dev/berth/internal/version"
 	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/version"
 )
 
 func newVersion() *cobra.Command {

@@ -11,8 +11,8 @@ import (
 
 	"berth.dev/berth/control"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
-	"berth.dev/berth/stage"
 )
 
 // layerSource is the stage as the snapshotter sees it. The two packages know nothing of each other.

@@ -7,12 +7,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"berth.dev/berth/config"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store"
-	"berth.dev/berth/metrics"
+	"berth.dev/berth/internal/config"
+	"berth.dev/berth/internal/metrics"
 )
 
 // openAutomatic makes what has image snapshots made of images that pulls want; nil if that is switched off.

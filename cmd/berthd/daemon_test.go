@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/config"
+	"berth.dev/berth/internal/config"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 

@@ -13,8 +13,8 @@ import (
 	"berth.dev/berth/blockdev/attached"
 	"berth.dev/berth/blockdev/csi"
 	"berth.dev/berth/blockdev/loopdev"
-	"berth.dev/berth/config"
 	"berth.dev/berth/imagesnapshot/lifecycle"
+	"berth.dev/berth/internal/config"
 )
 
 // drivers are the block storage drivers by the name that disks name them by, and what has to be closed at the end.

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/log"
 
 	"berth.dev/berth/control"
-	"berth.dev/berth/stage"
+	"berth.dev/berth/node/stage"
 )
 
 // diskFailures tells people whose disks failed: in the node's events, and in those of the image snapshot if it is one of this node's

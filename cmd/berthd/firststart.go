@@ -7,9 +7,9 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"berth.dev/berth/accesslist"
-	"berth.dev/berth/config"
-	"berth.dev/berth/firststart"
+	"berth.dev/berth/internal/config"
+	"berth.dev/berth/readahead/accesslist"
+	"berth.dev/berth/readahead/firststart"
 )
 
 // openRecorder makes what records first starts, if the configuration wants that. started is before any disk was mounted.

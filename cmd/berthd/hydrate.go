@@ -9,18 +9,18 @@ import (
 	"github.com/containerd/log"
 	"github.com/distribution/reference"
 
-	"berth.dev/berth/accesslist"
-	"berth.dev/berth/accesslist/listdir"
-	"berth.dev/berth/catalog/directory"
-	"berth.dev/berth/config"
 	"berth.dev/berth/control"
-	"berth.dev/berth/firststart"
-	"berth.dev/berth/hydrate"
+	"berth.dev/berth/imagesnapshot/catalog/directory"
 	"berth.dev/berth/imagesnapshot/store"
+	"berth.dev/berth/internal/config"
+	"berth.dev/berth/internal/metrics"
 	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/metrics"
+	"berth.dev/berth/node/stage"
+	"berth.dev/berth/readahead"
+	"berth.dev/berth/readahead/accesslist"
+	"berth.dev/berth/readahead/firststart"
+	"berth.dev/berth/readahead/liststore"
 	"berth.dev/berth/snapshotter"
-	"berth.dev/berth/stage"
 )
 
 // openHydrator makes what reads ahead, if the configuration wants that.
@@ -30,7 +30,7 @@ func (n *node) openHydrator(ctx context.Context, c config.Config) (err error) {
 		return nil
 	}
 	observer := &hydrationObserver{}
-	n.hydrator, err = hydrate.New(context.WithoutCancel(ctx), hydrate.Config{
+	n.hydrator, err = readahead.New(context.WithoutCancel(ctx), readahead.Config{
 		Disks: visitedDisks{n.stage}, Lists: n.accessLists(c),
 		Workers: h.Workers, AtOnce: h.AtOnce, Rate: h.Rate, MemoryShare: h.MemoryShare, Observer: observer,
 	})
@@ -38,7 +38,7 @@ func (n *node) openHydrator(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	// Nothing is read ahead before the first pull.
-	observer.metrics = metrics.RegisterHydration(n.registry, texts(hydrate.Results()), func() metrics.HydrationTotals {
+	observer.metrics = metrics.RegisterHydration(n.registry, texts(readahead.Results()), func() metrics.HydrationTotals {
 		t := n.hydrator.Totals()
 		return metrics.HydrationTotals{Bytes: t.Bytes, Reads: t.Pieces, Skipped: t.Skipped, Running: t.Running, Waiting: t.Waiting}
 	})
@@ -50,10 +50,10 @@ type hydrationObserver struct {
 	metrics *metrics.Hydration
 }
 
-func (o *hydrationObserver) Hydrated(ctx context.Context, r hydrate.Run) {
+func (o *hydrationObserver) Hydrated(ctx context.Context, r readahead.Run) {
 	o.metrics.Ended(string(r.Result), r.Took)
 	entry := log.G(ctx).WithFields(log.Fields{"image": r.Image, "disk": r.Disk, "result": r.Result, "bytes": r.Bytes, "took": r.Took, "listed": r.Listed})
-	if r.Result == hydrate.ResultFailed {
+	if r.Result == readahead.ResultFailed {
 		entry.WithField("reason", r.Reason).Warn("start of image is not read ahead any further")
 		return
 	}
@@ -65,14 +65,14 @@ type visitedDisks struct {
 	stage *stage.Stager
 }
 
-var _ hydrate.Disks = visitedDisks{}
+var _ readahead.Disks = visitedDisks{}
 
-func (d visitedDisks) Visit(ctx context.Context, diskUUID string) (context.Context, hydrate.Disk, func(), error) {
+func (d visitedDisks) Visit(ctx context.Context, diskUUID string) (context.Context, readahead.Disk, func(), error) {
 	visit, v, leave, err := d.stage.Visit(ctx, diskUUID)
 	if err != nil {
-		return nil, hydrate.Disk{}, nil, err
+		return nil, readahead.Disk{}, nil, err
 	}
-	return visit, hydrate.Disk{Name: v.Name, Identity: v.Identity, Device: v.Device, DeviceNumber: v.DeviceNumber, SizeBytes: v.SizeBytes,
+	return visit, readahead.Disk{Name: v.Name, Identity: v.Identity, Device: v.Device, DeviceNumber: v.DeviceNumber, SizeBytes: v.SizeBytes,
 		MountPoint: v.MountPoint, Index: v.Index}, leave, nil
 }
 
@@ -81,25 +81,25 @@ func (d visitedDisks) Visit(ctx context.Context, diskUUID string) (context.Conte
 type accessLists struct {
 	// snapshots is nil if this node keeps none.
 	snapshots store.AccessLists
-	directory *listdir.Dir
+	directory *liststore.Dir
 	// catalog is nil without one.
-	catalog *listdir.Dir
+	catalog *liststore.Dir
 }
 
 func (n *node) accessLists(c config.Config) accessLists {
-	lists := accessLists{directory: listdir.Open(cmp.Or(c.Hydration.ListsDirectory, filepath.Join(c.Root, "access-lists")))}
+	lists := accessLists{directory: liststore.Open(cmp.Or(c.Hydration.ListsDirectory, filepath.Join(c.Root, "access-lists")))}
 	if n.snapshots != nil {
 		lists.snapshots = n.snapshots
 	}
 	if c.Catalog.Directory != "" {
-		lists.catalog = listdir.Open(directory.AccessLists(c.Catalog.Directory))
+		lists.catalog = liststore.Open(directory.AccessLists(c.Catalog.Directory))
 	}
 	return lists
 }
 
-var _ hydrate.Lists = accessLists{}
+var _ readahead.Lists = accessLists{}
 
-func (a accessLists) AccessList(ctx context.Context, d hydrate.Disk, image string) (*accesslist.List, error) {
+func (a accessLists) AccessList(ctx context.Context, d readahead.Disk, image string) (*accesslist.List, error) {
 	return a.find(ctx, d.Identity, image)
 }
 
@@ -121,7 +121,7 @@ func (a accessLists) find(ctx context.Context, disk layerdisk.Identity, image st
 }
 
 // choose a list of the image from a directory.
-func choose(ctx context.Context, from *listdir.Dir, disk layerdisk.Identity, image string) (*accesslist.List, error) {
+func choose(ctx context.Context, from *liststore.Dir, disk layerdisk.Identity, image string) (*accesslist.List, error) {
 	lists, problems, err := from.Lists(ctx, image)
 	if problems != nil {
 		log.G(ctx).WithError(problems).Warn("some access lists cannot be used")
@@ -142,7 +142,7 @@ func choose(ctx context.Context, from *listdir.Dir, disk layerdisk.Identity, ima
 type startWatcher struct {
 	snapshotter.Observer
 	// hydrator and recorder may be nil. The recorder passes on to the hydrator.
-	hydrator *hydrate.Hydrator
+	hydrator *readahead.Hydrator
 	recorder *firststart.Recorder
 }
 
@@ -179,7 +179,7 @@ func normalised(imageRef string) string {
 
 // hydrationStatus is what the control API tells of.
 type hydrationStatus struct {
-	hydrator *hydrate.Hydrator
+	hydrator *readahead.Hydrator
 }
 
 var _ control.Hydrations = hydrationStatus{}

@@ -11,10 +11,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/accesslist"
-	"berth.dev/berth/accesslist/listdir"
-	"berth.dev/berth/hydrate"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/readahead"
+	"berth.dev/berth/readahead/accesslist"
+	"berth.dev/berth/readahead/liststore"
 )
 
 func TestReferenceOfAccessList(t *testing.T) {
@@ -40,9 +40,9 @@ func TestListOfTheDiskCounts(t *testing.T) {
 	for i, disk := range []string{"other", "this", "third"} {
 		putList(t, dir, app, sum(disk), time.Unix(int64(1000+i), 0))
 	}
-	lists := accessLists{directory: listdir.Open(dir)}
+	lists := accessLists{directory: liststore.Open(dir)}
 	get := func(disk, image string) (*accesslist.List, error) {
-		return lists.AccessList(context.Background(), hydrate.Disk{Identity: layerdisk.Identity{IndexDigest: sum(disk)}}, image)
+		return lists.AccessList(context.Background(), readahead.Disk{Identity: layerdisk.Identity{IndexDigest: sum(disk)}}, image)
 	}
 	l, err := get("this", app)
 	require.NoError(t, err)

@@ -15,19 +15,19 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"berth.dev/berth/accesslist"
-	"berth.dev/berth/catalog"
-	"berth.dev/berth/catalog/directory"
-	"berth.dev/berth/catalog/mirror"
-	"berth.dev/berth/catalog/stored"
-	"berth.dev/berth/config"
 	"berth.dev/berth/control"
-	"berth.dev/berth/dialect"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/buildproc"
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/imagesnapshot/catalog/directory"
+	"berth.dev/berth/imagesnapshot/catalog/publisher"
+	"berth.dev/berth/imagesnapshot/catalog/storelister"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
+	"berth.dev/berth/internal/config"
+	"berth.dev/berth/matcher/dialect"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // imageSnapshots is all that makes and keeps image snapshots.
@@ -36,12 +36,12 @@ type imageSnapshots struct {
 	engine *lifecycle.Engine
 	// service is there after serveWith.
 	service *control.ImageSnapshots
-	// oldDuringUpdate is stored.Config's.
+	// oldDuringUpdate is storelister.Config's.
 	oldDuringUpdate bool
 	// automatic is nil if it is switched off.
 	automatic *automatic.Maker
 	// publish, if not nil, tells other nodes. published is where it notes that, and publishDirectory where it does it.
-	publish                     *mirror.Mirror
+	publish                     *publisher.Mirror
 	published, publishDirectory string
 }
 
@@ -93,7 +93,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 }
 
 // publisher tells other nodes of what they can attach too; nil without a directory to do that in.
-func (s *imageSnapshots) publisher(c config.Config) (*mirror.Mirror, error) {
+func (s *imageSnapshots) publisher(c config.Config) (*publisher.Mirror, error) {
 	if c.ImageSnapshots.PublishDirectory == "" {
 		return nil, nil
 	}
@@ -101,7 +101,7 @@ func (s *imageSnapshots) publisher(c config.Config) (*mirror.Mirror, error) {
 	if err != nil {
 		return nil, err
 	}
-	return mirror.New(mirror.Config{
+	return publisher.New(publisher.Config{
 		From: s.catalog(), To: to, Lists: s.store.AccessLists, ListsTo: to, Target: c.ImageSnapshots.PublishDirectory, Records: publishedDir(c.Root),
 		Useful: func(e *catalog.Entry) bool { return e.HasDisk() && e.Source.Driver != config.LoopDriver },
 	}), nil
@@ -109,7 +109,7 @@ func (s *imageSnapshots) publisher(c config.Config) (*mirror.Mirror, error) {
 
 // catalog lists what there is for nodes.
 func (s *imageSnapshots) catalog() catalog.Lister {
-	return stored.New(stored.Config{
+	return storelister.New(storelister.Config{
 		Store: s.store, Watcher: s.store, Indexes: s.store, Unnamed: config.LoopDriver, OldDuringUpdate: s.oldDuringUpdate,
 	})
 }

@@ -16,12 +16,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth.dev/berth/config"
 	"berth.dev/berth/control"
-	"berth.dev/berth/imageimport"
-	"berth.dev/berth/metrics"
+	"berth.dev/berth/internal/config"
+	"berth.dev/berth/internal/metrics"
+	"berth.dev/berth/node/imageimport"
+	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
-	"berth.dev/berth/stage"
 )
 
 // importTrace is the file below the root that says that images were registered in containerd.

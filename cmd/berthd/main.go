@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/config"
-	"berth.dev/berth/version"
+	"berth.dev/berth/internal/config"
+	"berth.dev/berth/internal/version"
 )
 
 func main() {

@@ -9,9 +9,9 @@ import (
 	"github.com/containerd/log"
 
 	"berth.dev/berth/control"
-	"berth.dev/berth/metrics"
+	"berth.dev/berth/internal/metrics"
+	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
-	"berth.dev/berth/stage"
 )
 
 // observer passes on what the snapshotter and the stage do: to metrics, to the ledger, and to the log.

@@ -14,9 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/control"
-	"berth.dev/berth/metrics"
+	"berth.dev/berth/internal/metrics"
+	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
-	"berth.dev/berth/stage"
 )
 
 func TestMissReasons(t *testing.T) {

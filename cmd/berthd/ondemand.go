@@ -11,16 +11,16 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/catalog"
-	"berth.dev/berth/catalog/directory"
-	"berth.dev/berth/config"
 	"berth.dev/berth/control"
 	"berth.dev/berth/imagesnapshot/automatic"
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/imagesnapshot/catalog/directory"
+	"berth.dev/berth/internal/config"
+	"berth.dev/berth/internal/metrics"
 	"berth.dev/berth/matcher"
-	"berth.dev/berth/metrics"
-	"berth.dev/berth/ondemand"
+	"berth.dev/berth/node/ondemand"
+	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
-	"berth.dev/berth/stage"
 )
 
 // catalogTimeout bounds how long a start waits until the catalog has been read. Pulls that come before that find only what is read.

@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
-	"berth.dev/berth/config"
+	"berth.dev/berth/internal/config"
 )
 
 // options are the flags.

@@ -6,9 +6,9 @@ import (
 
 	"github.com/containerd/log"
 
-	"berth.dev/berth/catalog"
-	"berth.dev/berth/catalog/directory"
-	"berth.dev/berth/catalog/mirror"
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/imagesnapshot/catalog/directory"
+	"berth.dev/berth/imagesnapshot/catalog/publisher"
 )
 
 // publishedDir notes what was published where.
@@ -19,7 +19,7 @@ func publishedDir(root string) string { return filepath.Join(root, "published") 
 func (s *imageSnapshots) runPublishing(ctx context.Context) error {
 	left := make(chan error, 1)
 	go func() {
-		left <- mirror.Leave(ctx, s.published, s.publishDirectory, func(path string) (catalog.Publisher, error) { return directory.Open(path, 0) })
+		left <- publisher.Leave(ctx, s.published, s.publishDirectory, func(path string) (catalog.Publisher, error) { return directory.Open(path, 0) })
 	}()
 	select {
 	case <-ctx.Done():

@@ -20,18 +20,18 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
-	"berth.dev/berth/catalog"
-	"berth.dev/berth/config"
 	"berth.dev/berth/control"
-	"berth.dev/berth/firststart"
-	"berth.dev/berth/hydrate"
-	"berth.dev/berth/imageimport"
-	"berth.dev/berth/metrics"
-	"berth.dev/berth/ondemand"
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/internal/config"
+	"berth.dev/berth/internal/metrics"
+	"berth.dev/berth/internal/unixsocket"
+	"berth.dev/berth/internal/version"
+	"berth.dev/berth/node/imageimport"
+	"berth.dev/berth/node/ondemand"
+	"berth.dev/berth/node/stage"
+	"berth.dev/berth/readahead"
+	"berth.dev/berth/readahead/firststart"
 	"berth.dev/berth/snapshotter"
-	"berth.dev/berth/stage"
-	"berth.dev/berth/unixsocket"
-	"berth.dev/berth/version"
 )
 
 // drainTimeout bounds how long a stop waits for requests that are being answered; a Prepare takes milliseconds, only
@@ -45,7 +45,7 @@ type node struct {
 	catalogs []catalog.Lister
 	chooser  *ondemand.Chooser
 	// hydrator is nil if nothing is read ahead.
-	hydrator *hydrate.Hydrator
+	hydrator *readahead.Hydrator
 	// recorder is nil if first starts are not recorded.
 	recorder *firststart.Recorder
 	snaps    *snapshotter.Snapshotter

@@ -15,8 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/config"
 	"berth.dev/berth/control"
+	"berth.dev/berth/internal/config"
 )
 
 // startWork starts what goes on beside the server; the returned function waits until all of it has ended, which it does

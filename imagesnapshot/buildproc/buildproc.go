@@ -20,10 +20,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // Config of a Builder.

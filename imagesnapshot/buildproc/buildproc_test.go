@@ -14,11 +14,11 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/imagesnapshot/buildproc"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // program builds berth once for all tests.

@@ -22,12 +22,12 @@ import (
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/fsmount"
 	"berth.dev/berth/blockdev/loopdev"
+	"berth.dev/berth/builder/verify"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/buildproc"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
 	"berth.dev/berth/layerdisk"
-	"berth.dev/berth/layerdisk/verify"
 )
 
 // machine is one with loop devices and nothing else: store, storage, builds.

@@ -11,11 +11,11 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // begin turns a Pending image snapshot into one that is being created, when there is room for it among its owner's and among the

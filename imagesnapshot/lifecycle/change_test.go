@@ -9,10 +9,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/blockdev/blockdevtest"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // TestDelete is C-25: deletion works in every phase, and aborts what is being built.

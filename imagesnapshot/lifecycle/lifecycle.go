@@ -20,10 +20,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/store"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // Builder makes layer disks. Errors are NotFound for images that are not there, InvalidArgument and NotImplemented for those

@@ -12,8 +12,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // Store keeps image snapshots by name. Errors are of the classes of containerd/errdefs that each method names, or those of the

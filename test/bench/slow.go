@@ -10,9 +10,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"berth.dev/berth/accesslist"
-	"berth.dev/berth/accesslist/record"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/readahead/accesslist"
+	"berth.dev/berth/readahead/recorder"
 	"berth.dev/berth/test/harness/berth"
 	"berth.dev/berth/test/harness/containerd"
 	"berth.dev/berth/test/harness/machine"
@@ -126,7 +126,7 @@ func (b *bench) record(ctx context.Context, disk, file string) (err error) {
 	if err := dropCaches(); err != nil {
 		return err
 	}
-	recording, err := record.Start(ctx, target, record.MethodAny)
+	recording, err := recorder.Start(ctx, target, recorder.MethodAny)
 	if err != nil {
 		return err
 	}
@@ -153,23 +153,23 @@ func writeList(file string, list *accesslist.List) error {
 	return nil
 }
 
-func recordTarget(ctx context.Context, m *machine.Machine, disk string) (record.Target, error) {
+func recordTarget(ctx context.Context, m *machine.Machine, disk string) (recorder.Target, error) {
 	status, err := m.Berthd.Status(ctx)
 	if err != nil {
-		return record.Target{}, err
+		return recorder.Target{}, err
 	}
 	f, err := os.Open(disk)
 	if err != nil {
-		return record.Target{}, fmt.Errorf("open disk: %w", err)
+		return recorder.Target{}, fmt.Errorf("open disk: %w", err)
 	}
 	defer f.Close()
 	ix, id, err := layerdisk.ReadIndex(f)
 	if err != nil {
-		return record.Target{}, err
+		return recorder.Target{}, err
 	}
-	target := record.Target{Device: status.Disks[0].Device, MountPoint: status.Disks[0].MountPoint, Disk: id.IndexDigest}
+	target := recorder.Target{Device: status.Disks[0].Device, MountPoint: status.Disks[0].MountPoint, Disk: id.IndexDigest}
 	for _, l := range ix.Layers {
-		target.Layers = append(target.Layers, record.Layer{DiffID: l.DiffID, Path: layerdisk.LayerDir(l.Number)})
+		target.Layers = append(target.Layers, recorder.Layer{DiffID: l.DiffID, Path: layerdisk.LayerDir(l.Number)})
 	}
 	return target, nil
 }

@@ -15,8 +15,8 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/loopdev"
-	"berth.dev/berth/catalog"
-	"berth.dev/berth/catalog/directory"
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/imagesnapshot/catalog/directory"
 	"berth.dev/berth/test/harness/berth"
 )
 

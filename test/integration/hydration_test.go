@@ -13,8 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/readahead/accesslist"
 	"berth.dev/berth/test/harness/berth"
 	"berth.dev/berth/test/harness/image"
 	"berth.dev/berth/test/harness/loop"

@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/catalog"
+	"berth.dev/berth/imagesnapshot/catalog"
 	"berth.dev/berth/test/harness/berth"
 	"berth.dev/berth/test/harness/image"
 )

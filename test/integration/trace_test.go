@@ -22,7 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/accesslist"
+	"berth.dev/berth/readahead/accesslist"
 	"berth.dev/berth/test/harness/berth"
 	"berth.dev/berth/test/harness/image"
 	"berth.dev/berth/test/harness/leak"

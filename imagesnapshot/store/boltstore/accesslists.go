@@ -10,8 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot/store"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 // accessListPrefix is of the keys of all lists of an image snapshot. No ID, reference or platform has a NUL.

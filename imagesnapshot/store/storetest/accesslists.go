@@ -9,8 +9,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/accesslist"
 	"berth.dev/berth/imagesnapshot/store"
+	"berth.dev/berth/readahead/accesslist"
 )
 
 func accessList(image, platform, path string) *accesslist.List {

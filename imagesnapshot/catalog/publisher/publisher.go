@@ -1,0 +1,278 @@
+// Package publisher keeps in one catalog what another one lists: the image snapshots of a node in a directory that other nodes read.
+package publisher
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/internal/durable"
+	"berth.dev/berth/readahead/accesslist"
+)
+
+// Config of a Mirror.
+type Config struct {
+	From catalog.Lister
+	To   catalog.Publisher
+	// Useful says whether those who read To can do anything with an entry; nil is always. Others are not published.
+	Useful func(e *catalog.Entry) bool
+	// Lists, if not nil, gives the access lists of the image snapshot of an entry's ID, which ListsTo gets.
+	Lists   func(ctx context.Context, id string) ([]*accesslist.List, error)
+	ListsTo catalog.ListPublisher
+	// Target names To, and Records is a directory, made if it is missing, that remembers what was published in which target: so what
+	// went away while nobody ran is withdrawn later, and nothing of others ever is.
+	Target, Records string
+}
+
+// record is what was published in one target.
+type record struct {
+	Target string   `json:"target"`
+	IDs    []string `json:"ids"`
+}
+
+const recordSuffix = ".json"
+
+func recordFile(records, target string) string {
+	sum := sha256.Sum256([]byte(target))
+	return filepath.Join(records, hex.EncodeToString(sum[:16])+recordSuffix)
+}
+
+// Mirror publishes.
+type Mirror struct {
+	Config
+	// published are the IDs that To may have of us.
+	published map[string]bool
+	// pending is what To is to be told: an entry, or nil to withdraw it.
+	pending map[string]*catalog.Entry
+	// stale are those whose lists To may not have as they are.
+	stale map[string]bool
+	// touched are told of by TouchLists.
+	touched chan string
+}
+
+// maxTouched may wait; of more, the lists are published with the next change of their entries.
+const maxTouched = 1024
+
+// New makes a mirror. It does nothing until Run.
+func New(cfg Config) *Mirror { return &Mirror{Config: cfg, touched: make(chan string, maxTouched)} }
+
+// TouchLists tells that the access lists of an image snapshot have changed. It does not block, and is safe for concurrent use.
+func (m *Mirror) TouchLists(id string) {
+	select {
+	case m.touched <- id:
+	default:
+	}
+}
+
+// Waits after To could not be told something.
+const (
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+)
+
+// Run publishes and withdraws until ctx ends, and then returns nil; it does not wait for a directory that hangs, as those on a network
+// may. What cannot be done now is tried again.
+func (m *Mirror) Run(ctx context.Context) error {
+	if err := os.MkdirAll(m.Records, 0o700); err != nil {
+		return fmt.Errorf("publish image snapshots: %w", err)
+	}
+	rec, _, err := durable.Read[record](recordFile(m.Records, m.Target))
+	if err != nil {
+		return fmt.Errorf("publish image snapshots: %w", err)
+	}
+	m.published, m.pending, m.stale = make(map[string]bool), make(map[string]*catalog.Entry), make(map[string]bool)
+	for _, id := range rec.IDs {
+		m.published[id] = true
+	}
+	changes, err := m.From.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("publish image snapshots: %w", err)
+	}
+	retry, wait := time.NewTimer(0), firstRetry
+	defer retry.Stop()
+	listed := make(map[string]bool)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case c, ok := <-changes:
+			if !ok {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return fmt.Errorf("publish image snapshots: the catalog that they are in ended: %w", errdefs.ErrUnavailable)
+			}
+			m.learn(c, listed)
+			if c.Synced {
+				listed = nil
+			}
+		case id := <-m.touched:
+			m.stale[id] = true
+		case <-retry.C:
+		}
+		if listed != nil {
+			continue // what is not listed yet is not gone
+		}
+		done := make(chan error, 1)
+		go func() { done <- m.flush(ctx) }()
+		select {
+		case <-ctx.Done():
+			return nil
+		case err = <-done:
+		}
+		if err == nil {
+			wait = firstRetry
+			continue
+		}
+		log.G(ctx).WithError(err).WithField("retry_in", wait).Warn("image snapshots are not published to other nodes")
+		retry.Reset(wait)
+		wait = min(2*wait, lastRetry)
+	}
+}
+
+// learn notes a change. listed are the entries of the first listing, nil after it.
+func (m *Mirror) learn(c catalog.Change, listed map[string]bool) {
+	switch {
+	case c.Synced:
+		for id := range m.published {
+			if !listed[id] {
+				m.pending[id] = nil
+			}
+		}
+	case c.Entry == nil: // a problem, which those who use the catalog tell of
+	case !c.Deleted && (m.Useful == nil || m.Useful(c.Entry)):
+		m.pending[c.Entry.ID] = c.Entry
+		if listed != nil {
+			listed[c.Entry.ID] = true
+		}
+	case m.published[c.Entry.ID]:
+		m.pending[c.Entry.ID] = nil
+	default:
+		delete(m.pending, c.Entry.ID)
+	}
+}
+
+// flush tells To what is pending. What fails stays pending.
+func (m *Mirror) flush(ctx context.Context) error {
+	var errs []error
+	for _, id := range slices.Sorted(maps.Keys(m.pending)) {
+		e := m.pending[id]
+		err := m.tell(ctx, id, e)
+		if err == nil || e != nil && errdefs.IsInvalidArgument(err) {
+			delete(m.pending, id) // one that is no entry never will be
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, m.flushLists(ctx))...)
+}
+
+// flushLists publishes the lists that may have changed, of entries that To has.
+func (m *Mirror) flushLists(ctx context.Context) error {
+	if m.Lists == nil {
+		return nil
+	}
+	var errs []error
+	for _, id := range slices.Sorted(maps.Keys(m.stale)) {
+		if _, waits := m.pending[id]; waits {
+			continue
+		}
+		var err error
+		if m.published[id] {
+			var lists []*accesslist.List
+			if lists, err = m.Lists(ctx, id); err == nil {
+				err = m.ListsTo.PublishAccessLists(ctx, id, lists)
+			}
+		}
+		if err == nil {
+			delete(m.stale, id)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Mirror) tell(ctx context.Context, id string, e *catalog.Entry) error {
+	if e == nil {
+		if err := m.To.Withdraw(ctx, id); err != nil {
+			return err
+		}
+		return m.note(id, false)
+	}
+	// Before it is there, so that it is never forgotten.
+	if err := m.note(id, true); err != nil {
+		return err
+	}
+	if err := m.To.Publish(ctx, *e); err != nil {
+		return err
+	}
+	m.stale[id] = true
+	return nil
+}
+
+// note what To may have.
+func (m *Mirror) note(id string, published bool) error {
+	if m.published[id] == published {
+		return nil
+	}
+	ids := maps.Clone(m.published)
+	if published {
+		ids[id] = true
+	} else {
+		delete(ids, id)
+	}
+	if err := durable.Write(recordFile(m.Records, m.Target), record{m.Target, slices.Sorted(maps.Keys(ids))}); err != nil {
+		return err
+	}
+	m.published = ids
+	return nil
+}
+
+// Leave withdraws what was published in other targets than this one, which a configuration named before; an empty one is all. What
+// fails is tried again by the next call.
+func Leave(ctx context.Context, records, except string, open func(target string) (catalog.Publisher, error)) error {
+	entries, err := os.ReadDir(records)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), recordSuffix) {
+			continue
+		}
+		path := filepath.Join(records, e.Name())
+		rec, found, err := durable.Read[record](path)
+		if err == nil && found && rec.Target != except {
+			err = leave(ctx, path, rec, open)
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("withdraw what was published elsewhere: %w", err)
+	}
+	return nil
+}
+
+func leave(ctx context.Context, path string, rec record, open func(target string) (catalog.Publisher, error)) error {
+	to, err := open(rec.Target)
+	if err != nil {
+		return err
+	}
+	for _, id := range rec.IDs {
+		if err := to.Withdraw(ctx, id); err != nil {
+			return err
+		}
+	}
+	return durable.Remove(path)
+}

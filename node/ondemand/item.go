@@ -1,0 +1,127 @@
+package ondemand
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/node/stage"
+)
+
+// item is what is kept of an entry. Chooser.mu guards the fields that change.
+type item struct {
+	id, name string
+	source   catalog.Source
+	identity layerdisk.Identity
+	// disk is the name that the stage knows it by.
+	disk string
+	// never says why it cannot be attached to this node at all.
+	never string
+
+	// attached and unreachable are what the index was told.
+	attached    bool
+	unreachable string
+	// failures in a row, and when to try again after the last one, err.
+	failures int
+	retryAt  time.Time
+	err      error
+}
+
+// diskName begins with the name that people know and ends with a digest of what makes it this disk, so that another content of the same
+// image snapshot is another disk.
+func (it *item) diskName() string {
+	const most, digits = 48, 12
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(it.name))
+	name = strings.Trim(name[:min(len(name), most)], ".-_")
+	if name != "" {
+		name += "-"
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", it.id, it.source, it.identity))
+	return name + hex.EncodeToString(sum[:])[:digits]
+}
+
+func (it *item) spec() stage.Spec {
+	return stage.Spec{Name: it.disk, Driver: it.source.Driver, VolumeID: it.source.VolumeID, SnapshotID: it.source.SnapshotID, Expect: it.identity,
+		ImageSnapshot: stage.ImageSnapshot{Name: it.name, ID: it.id}}
+}
+
+// Waits after a disk could not be attached. Every layer of every pull asks, so there must be some; a passing fault of the storage
+// should not cost more than a few pulls.
+const (
+	firstRetry = time.Second
+	lastRetry  = 5 * time.Minute
+)
+
+// failed notes that attaching did not succeed.
+func (it *item) failed(now time.Time, err error) {
+	it.retryAt = now.Add(min(lastRetry, firstRetry<<min(it.failures, 16)))
+	it.failures++
+	it.err = err
+}
+
+func (it *item) succeeded() { it.failures, it.retryAt, it.err = 0, time.Time{}, nil }
+
+// refresh tells the index which disks are attached here, and which cannot be.
+func (c *Chooser) refresh(now time.Time) {
+	disks := c.Stage.Disks()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	type view struct {
+		attached    bool
+		unreachable string
+	}
+	views := make(map[*item]view)
+	for id := range c.touched {
+		views[c.touched[id]] = view{}
+	}
+	for i := range disks {
+		for _, it := range c.byUUID[disks[i].UUID] {
+			attached, unreachable := viewOf(&disks[i])
+			views[it] = view{attached, unreachable}
+		}
+	}
+	for it, v := range views {
+		if v.unreachable == "" && !v.attached && now.Before(it.retryAt) {
+			v.unreachable = fmt.Sprintf("attaching it ended with: %v; it may be tried again from %s on", it.err, it.retryAt.UTC().Format(time.TimeOnly))
+		}
+		if it.never != "" {
+			v.unreachable = it.never
+		}
+		if v.attached != it.attached {
+			it.attached = v.attached
+			c.index.SetAttached(it.id, v.attached)
+		}
+		if v.unreachable != it.unreachable {
+			it.unreachable = v.unreachable
+			c.index.SetUnreachable(it.id, v.unreachable)
+		}
+		if v.attached || v.unreachable != "" {
+			c.touched[it.id] = it
+		} else {
+			delete(c.touched, it.id)
+		}
+	}
+}
+
+// viewOf is what a disk that is known to the stage means for a choice. One that is being detached is neither: it can be attached again.
+func viewOf(d *stage.DiskStatus) (attached bool, unreachable string) {
+	switch d.State {
+	case stage.StateDraining:
+		return false, fmt.Sprintf("its disk %s is being drained", d.Name)
+	case stage.StateFailed:
+		return false, fmt.Sprintf("its disk %s is out of service: %v", d.Name, d.LastError)
+	case stage.StateUnmounting, stage.StateDetaching, stage.StateDeleting:
+		return false, ""
+	default:
+		return true, ""
+	}
+}
