@@ -52,8 +52,8 @@ type Properties struct {
 // AttachOptions of one attachment.
 type AttachOptions struct {
 	ReadOnly bool
-	// Index is the index digest of the layer disk that the volume holds, empty if the caller does not know it. A driver that finds its
-	// devices by names that may be others' too takes the one that holds that disk; it proves nothing.
+	// Index is the index digest of the layer disk that the volume holds, empty if the caller does not know it. A driver
+	// that finds its devices by names that may be others' too takes the one that holds that disk; it proves nothing.
 	Index digest.Digest
 }
 
@@ -71,8 +71,8 @@ type Attacher interface {
 
 // Provisioner makes and deletes volumes. Every method is idempotent and safe for concurrent use.
 type Provisioner interface {
-	// CreateVolume may return before all of the storage knows of the volume: ErrNotFound may follow for some minutes, and a list
-	// may lack it. Asking again by its name gives it at once.
+	// CreateVolume may return before all of the storage knows of the volume: ErrNotFound may follow for some minutes,
+	// and a list may lack it. Asking again by its name gives it at once.
 	CreateVolume(ctx context.Context, req CreateVolumeRequest) (Volume, error)
 	// DeleteVolume of one that does not exist is no error; of one that is attached, ErrInUse.
 	DeleteVolume(ctx context.Context, volumeID string) error

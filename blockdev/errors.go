@@ -6,8 +6,9 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// The situations a driver can be in, and the class of each: this is the only such table. A driver wraps one of these with
-// what it was doing and to which object, callers ask with errors.Is for the situation or with errdefs.Is… for the class.
+// The situations a driver can be in, and the class of each: this is the only such table. A driver wraps one of these
+// with what it was doing and to which object, callers ask with errors.Is for the situation or with errdefs.Is… for the
+// class.
 //
 // Only Unavailable is worth trying again unchanged, see Retryable. FailedPrecondition needs somebody to do something
 // first, ResourceExhausted needs something else to be given up.

@@ -24,9 +24,9 @@ type dockerManifest struct {
 	Layers   []string
 }
 
-// savedImage is an image of "docker save" before version 25, which had no manifest and uncompressed layers. The manifest
-// made here describes the layers as they lie there, so their digests are those of no registry; diff IDs and chain IDs
-// are, and the nodes find the layers by those.
+// savedImage is an image of "docker save" before version 25, which had no manifest and uncompressed layers. The
+// manifest made here describes the layers as they lie there, so their digests are those of no registry; diff IDs and
+// chain IDs are, and the nodes find the layers by those.
 type savedImage struct {
 	files  files
 	desc   ocispec.Descriptor

@@ -20,9 +20,9 @@ import (
 	"berth.dev/berth/layerdisk/tree"
 )
 
-// base is the layer disk that the output holds already. Its layers stay where they are; what is new goes behind its end, the
-// metadata of all layers with it. Layers that nothing needs any more, and the old metadata, are left as they are, as room that
-// is taken.
+// base is the layer disk that the output holds already. Its layers stay where they are; what is new goes behind its
+// end, the metadata of all layers with it. Layers that nothing needs any more, and the old metadata, are left as they
+// are, as room that is taken.
 type base struct {
 	index  *layerdisk.Index
 	file   io.ReaderAt
@@ -125,8 +125,8 @@ func (b *base) apply(ctx context.Context, p *plan) error {
 		if n, ok := numbers[j.diffID]; ok {
 			wanted[n] = true
 		} else {
-			// A layer that is bound to its stack is the right one on that stack alone, and only if all stacks are there:
-			// another look of it could not be made without its archive.
+			// A layer that is bound to its stack is the right one on that stack alone, and only if all stacks are
+			// there: another look of it could not be made without its archive.
 			for _, chainID := range chains[j.diffID] {
 				n, ok := b.layerOf[chainID]
 				if !ok {

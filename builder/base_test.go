@@ -122,8 +122,8 @@ func TestReuseLayers(t *testing.T) {
 	requireSameIndex(t, same.Output.Path, third)
 }
 
-// TestReuseStackBoundLayers: layers that leave out directories look different on different stacks. Each look is taken over for its own
-// stack, and where a stack is new the layer is fetched again.
+// TestReuseStackBoundLayers: layers that leave out directories look different on different stacks. Each look is taken
+// over for its own stack, and where a stack is new the layer is fetched again.
 func TestReuseStackBoundLayers(t *testing.T) {
 	r := newTestRegistry(t)
 	sticky := gzipLayer(t, privateTmp(t))
@@ -209,7 +209,8 @@ func TestReuseRefuses(t *testing.T) {
 	_, err = Build(t.Context(), reuse)
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 
-	// Whatever part of the metadata is damaged: an error of the class, or a sound disk, never a wrong one and never a crash.
+	// Whatever part of the metadata is damaged: an error of the class, or a sound disk, never a wrong one and never a
+	// crash.
 	h, err := layerdisk.ParseHeader(good)
 	require.NoError(t, err)
 	meta := int(h.IndexOffset)

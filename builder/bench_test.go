@@ -94,8 +94,8 @@ func BenchmarkBuild(b *testing.B) {
 	b.SetBytes(size)
 }
 
-// BenchmarkContainerdUnpack does what a pull by containerd with four unpacks in parallel does with the same layers: fetch
-// into a file, verify, decompress, hash, apply.
+// BenchmarkContainerdUnpack does what a pull by containerd with four unpacks in parallel does with the same layers:
+// fetch into a file, verify, decompress, hash, apply.
 func BenchmarkContainerdUnpack(b *testing.B) {
 	r, _, img, size := benchImage(b, 6)
 	for b.Loop() {

@@ -102,8 +102,8 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 	return b.runEROFS(ctx)
 }
 
-// unpackAll runs all layers that the disk does not have yet and returns the first block behind their data, which begins at
-// block first. Data lie in the order of plan.fresh.
+// unpackAll runs all layers that the disk does not have yet and returns the first block behind their data, which begins
+// at block first. Data lie in the order of plan.fresh.
 func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (end int64, err error) {
 	jobs := b.plan.fresh()
 	group, ctx := errgroup.WithContext(ctx)
@@ -140,8 +140,8 @@ func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (e
 // maxAhead of the head may be so many layers, each of which may have a spool file open.
 const maxAhead = 128
 
-// unpackParallel keeps the wanted number of layers in work, in the order of their data, so that the head is always among
-// them.
+// unpackParallel keeps the wanted number of layers in work, in the order of their data, so that the head is always
+// among them.
 func (b *build) unpackParallel(ctx context.Context, jobs []*layerJob) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(b.opts.Parallel)

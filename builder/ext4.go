@@ -172,8 +172,8 @@ func applyLayer(ctx context.Context, dir string, spool *os.File, t *tree.Tree) e
 	if err := mkdirExactly(dir); err != nil {
 		return err
 	}
-	// A reader of its own, since two looks of a layer may be unpacked at once. No buffer: archive/tar seeks over what it
-	// skips, and Apply copies with a buffer of its own.
+	// A reader of its own, since two looks of a layer may be unpacked at once. No buffer: archive/tar seeks over what
+	// it skips, and Apply copies with a buffer of its own.
 	in := io.NewSectionReader(spool, 0, math.MaxInt64)
 	if _, err := archive.Apply(ctx, dir, in, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout)); err != nil {
 		return err
@@ -319,7 +319,8 @@ func (t *target) blockDevice(ctx context.Context) (path string, release func() e
 	return loop.Path, func() error { return errors.Join(user.Close(), detach(ctx, loop)) }, nil
 }
 
-// detach waits for those who use the device a little longer than we do: a child between fork and exec has all our files.
+// detach waits for those who use the device a little longer than we do: a child between fork and exec has all our
+// files.
 func detach(ctx context.Context, loop device.Loop) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()

@@ -83,7 +83,8 @@ func openLayoutDir(given, name, dirAndRef string) (_ *namedSource, err error) {
 	return src, nil
 }
 
-// openLayout chooses one image of the layout: the one that ref names by full reference, by tag or by digest, or the only one.
+// openLayout chooses one image of the layout: the one that ref names by full reference, by tag or by digest, or the
+// only one.
 func openLayout(given, name, ref string, fs files) (*namedSource, error) {
 	var mark ocispec.ImageLayout
 	if err := readJSON(fs, ocispec.ImageLayoutFile, &mark); err != nil {

@@ -90,7 +90,8 @@ func TestBuildRefusesMismatch(t *testing.T) {
 	}
 }
 
-// TestBuildAcceptsOddGzip: several members in one blob, as eStargz has them, a wrong media type, rubbish behind the end.
+// TestBuildAcceptsOddGzip: several members in one blob, as eStargz has them, a wrong media type, rubbish behind the
+// end.
 func TestBuildAcceptsOddGzip(t *testing.T) {
 	raw := makeTar(t, tarContent{"a": bigContent(t, 3<<20), "b": strings.Repeat("b", 100)})
 	var blob []byte
@@ -284,8 +285,8 @@ func TestBuildChoosesPlatforms(t *testing.T) {
 	require.Equal(t, 1, r.blobGets(shared.descriptor().Digest))
 }
 
-// TestBuildRefusesBombs: what decompresses to far more than anybody would fetch ends at the limit, in a file, behind the
-// end of the archive, and in entries.
+// TestBuildRefusesBombs: what decompresses to far more than anybody would fetch ends at the limit, in a file, behind
+// the end of the archive, and in entries.
 func TestBuildRefusesBombs(t *testing.T) {
 	many := make(tarContent)
 	for i := range 2000 {

@@ -16,8 +16,8 @@ import (
 // nameServerTimeout is for each name server, as in resolv.conf(5).
 const nameServerTimeout = 5 * time.Second
 
-// nameServers find registries by asking name servers of their own, not the machine's. Names in /etc/hosts come first and the search
-// list of resolv.conf(5) holds, as ever.
+// nameServers find registries by asking name servers of their own, not the machine's. Names in /etc/hosts come first
+// and the search list of resolv.conf(5) holds, as ever.
 type nameServers struct {
 	addresses []netip.AddrPort
 	resolvers []*net.Resolver
@@ -35,7 +35,8 @@ func newNameServers(addresses []netip.AddrPort) *nameServers {
 	return n
 }
 
-// lookup asks one server after another until one answers; that it knows no such name is an answer, class errdefs.ErrNotFound.
+// lookup asks one server after another until one answers; that it knows no such name is an answer, class
+// errdefs.ErrNotFound.
 func (n *nameServers) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
 	var failed []error
 	first := int(n.good.Load())

@@ -26,8 +26,8 @@ type Options struct {
 	RegistryOnly bool
 	Registry     RegistryOptions
 	Output       Output
-	// Traced are access lists of images, recorded by "berth trace": the files in them are placed together on the disk, in the
-	// order of the lists. Files of other layers are left out. It needs EROFS.
+	// Traced are access lists of images, recorded by "berth trace": the files in them are placed together on the disk,
+	// in the order of the lists. Files of other layers are left out. It needs EROFS.
 	Traced []*accesslist.List
 	// Created is the time in the index; zero is the newest creation time of the images.
 	Created time.Time
@@ -49,9 +49,9 @@ type Options struct {
 type Output struct {
 	// Path of a file that is made, or of a block device.
 	Path string
-	// Reuse adds to the layer disk that Path, a block device or a file, holds already: layers that it has are neither fetched
-	// nor written. It has to be an EROFS disk, otherwise the error is ErrBase. If the build fails after it has begun to
-	// write, what was there is lost: give it a copy.
+	// Reuse adds to the layer disk that Path, a block device or a file, holds already: layers that it has are neither
+	// fetched nor written. It has to be an EROFS disk, otherwise the error is ErrBase. If the build fails after it has
+	// begun to write, what was there is lost: give it a copy.
 	Reuse bool
 	// Force replaces an existing file or the content of a device that is not blank.
 	Force bool
@@ -114,7 +114,8 @@ type Result struct {
 	Identity   layerdisk.Identity `json:"identity"`
 	FileSystem string             `json:"fileSystem"`
 	Images     int                `json:"images"`
-	// Layers on the disk, of which SharedLayers belong to more than one image; LayerUses counts each once for each image.
+	// Layers on the disk, of which SharedLayers belong to more than one image; LayerUses counts each once for each
+	// image.
 	Layers       int `json:"layers"`
 	SharedLayers int `json:"sharedLayers"`
 	LayerUses    int `json:"layerUses"`

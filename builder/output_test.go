@@ -255,8 +255,8 @@ func TestBuildTwoBlobsOfOneLayer(t *testing.T) {
 	require.Zero(t, r.blobGets(zs.descriptor().Digest))
 }
 
-// TestBuildImpliedDirectories has a layer that puts a file into a directory which it does not mention. On each stack that
-// directory looks as it does there, and only the stack finds the layer.
+// TestBuildImpliedDirectories has a layer that puts a file into a directory which it does not mention. On each stack
+// that directory looks as it does there, and only the stack finds the layer.
 func TestBuildImpliedDirectories(t *testing.T) {
 	for _, fileSystem := range []string{layerdisk.FileSystemEROFS, layerdisk.FileSystemExt4} {
 		t.Run(fileSystem, func(t *testing.T) {

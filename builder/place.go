@@ -18,10 +18,11 @@ import (
 )
 
 const (
-	// wholeFile is the size up to which a file is placed as a whole; of a larger one at least half must be in the list. A file
-	// has to lie in one piece, so placing one of which little is read would drive the others apart.
+	// wholeFile is the size up to which a file is placed as a whole; of a larger one at least half must be in the list.
+	// A file has to lie in one piece, so placing one of which little is read would drive the others apart.
 	wholeFile = 1 << 20
-	// keepPlaced is the part of files that lie behind one another already for which a disk that is added to is left as it is.
+	// keepPlaced is the part of files that lie behind one another already for which a disk that is added to is left as
+	// it is.
 	keepPlaced = 0.75
 	copyBytes  = 1 << 20
 )
@@ -47,9 +48,10 @@ func (j *layerJob) base() int64 {
 	return j.first
 }
 
-// place copies the files of Options.Traced behind all data, to which end is the first block, in the order of their first access, so
-// that they lie together and beside the metadata, which a start reads too. It returns the new end. What they occupied before is
-// given back to the storage; in the file system it stays as room that is taken, because other files lie behind it.
+// place copies the files of Options.Traced behind all data, to which end is the first block, in the order of their
+// first access, so that they lie together and beside the metadata, which a start reads too. It returns the new end.
+// What they occupied before is given back to the storage; in the file system it stays as room that is taken, because
+// other files lie behind it.
 //
 // Their sizes are not known before all layers are there, so they could not be written there at once.
 func (b *build) place(ctx context.Context, end int64) (newEnd int64, err error) {
@@ -99,8 +101,8 @@ func (b *build) copyBlocks(buf []byte, from, to, blocks int64) error {
 	return nil
 }
 
-// giveBack makes the former places of files zeros, which storage need not keep, and so the same in every build. Those of layers that
-// were on the disk before stay, as everything of it does.
+// giveBack makes the former places of files zeros, which storage need not keep, and so the same in every build. Those
+// of layers that were on the disk before stay, as everything of it does.
 func (b *build) giveBack(ctx context.Context, files []tracedFile) error {
 	if b.target.full.Load() {
 		return nil

@@ -88,7 +88,8 @@ func (d *placedDisk) firstBlocks(t *testing.T, path string) []int64 {
 	return at
 }
 
-// requireTogether wants the placed files behind one another in the order of their first access, and the index to say so.
+// requireTogether wants the placed files behind one another in the order of their first access, and the index to say
+// so.
 func (d *placedDisk) requireTogether(t *testing.T, path string) {
 	t.Helper()
 	_, _, blocks := d.placed()

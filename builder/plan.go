@@ -78,7 +78,8 @@ func makePlan(ctx context.Context, o *Options, retry retryPolicy, notify func(Ev
 	return p, nil
 }
 
-// Plan finds out what images consist of, without fetching layers; Options.Output is not looked at. Errors are as those of Build.
+// Plan finds out what images consist of, without fetching layers; Options.Output is not looked at. Errors are as those
+// of Build.
 func Plan(ctx context.Context, o Options) (_ *Contents, err error) {
 	o.planOnly, o.Output = true, Output{}
 	if err := o.complete(); err != nil {
@@ -156,9 +157,9 @@ func (p *plan) listLayers() {
 	}
 }
 
-// fresh are the jobs with work to do, in the order in which they are begun and in which their data lie on the disk: large
-// ones first, since the first goes straight to its place while the others wait, and since the last one running should be a
-// short one.
+// fresh are the jobs with work to do, in the order in which they are begun and in which their data lie on the disk:
+// large ones first, since the first goes straight to its place while the others wait, and since the last one running
+// should be a short one.
 func (p *plan) fresh() []*layerJob {
 	var jobs []*layerJob
 	for _, j := range p.jobs {
@@ -181,7 +182,8 @@ func (p *plan) blobBytes() int64 {
 	return sum
 }
 
-// created is the newest creation time of the images, whole seconds since 1970 at least, for images made without a clock.
+// created is the newest creation time of the images, whole seconds since 1970 at least, for images made without a
+// clock.
 func (p *plan) created() time.Time {
 	newest := time.Unix(0, 0)
 	for _, img := range p.images {

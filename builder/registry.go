@@ -235,8 +235,8 @@ func (s *stallReader) Close() error {
 	return err
 }
 
-// explainRegistryError adds what a user can do about the usual refusals, and the class of those that credentials would change:
-// errdefs.ErrUnauthenticated or errdefs.ErrPermissionDenied.
+// explainRegistryError adds what a user can do about the usual refusals, and the class of those that credentials would
+// change: errdefs.ErrUnauthenticated or errdefs.ErrPermissionDenied.
 func explainRegistryError(err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
 	const logIn = "log in with \"docker login\", set DOCKER_CONFIG to the directory of a config.json with credentials, " +

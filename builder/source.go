@@ -37,7 +37,8 @@ const (
 	archivePrefix = "docker-archive:"
 )
 
-// openSource reads one item of the image list: "REFERENCE", "[NAME=]oci:DIR[:REF]" or "[NAME=]docker-archive:FILE[:REF]".
+// openSource reads one item of the image list: "REFERENCE", "[NAME=]oci:DIR[:REF]" or
+// "[NAME=]docker-archive:FILE[:REF]".
 func openSource(given string, registry *registryClient, registryOnly bool) (*namedSource, error) {
 	if registryOnly {
 		name, err := normalise(given)

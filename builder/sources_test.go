@@ -182,7 +182,8 @@ func secured(t *testing.T, user, password string) *testRegistry {
 	return r
 }
 
-// Credentials are those of the docker configuration, or come from a credential helper (E-24): no password is written down for a build.
+// Credentials are those of the docker configuration, or come from a credential helper (E-24): no password is written
+// down for a build.
 func TestCredentials(t *testing.T) {
 	img := forgeImage(t, amd64, created, gzipLayer(t, makeTar(t, tarContent{"a": "a"})))
 	r := secured(t, "user", "secret-word")
@@ -240,8 +241,8 @@ func TestTokenAuthentication(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestTransport speaks to registries under names that are not those of this machine, because the latter are always tried
-// with plain HTTP and any certificate. A mirror leads there.
+// TestTransport speaks to registries under names that are not those of this machine, because the latter are always
+// tried with plain HTTP and any certificate. A mirror leads there.
 func TestTransport(t *testing.T) {
 	img := forgeImage(t, amd64, created, gzipLayer(t, makeTar(t, tarContent{"a": "a"})))
 	plain := newTestRegistry(t)

@@ -8,8 +8,8 @@ import (
 )
 
 // diskLayer is a layer directory of the disk. Nearly always there is one for each layerJob. A layer that leaves out
-// directories it puts files into looks different on different stacks; it gets a directory for each look, and all of them
-// share the contents of its files.
+// directories it puts files into looks different on different stacks; it gets a directory for each look, and all of
+// them share the contents of its files.
 type diskLayer struct {
 	*layerJob
 	tree *tree.Tree

@@ -25,8 +25,8 @@ func (s *ImageSnapshots) WithAccessLists(lists AccessLists) *ImageSnapshots {
 	return s
 }
 
-// PutAccessList keeps a list with an image snapshot that has the list's image; errdefs.ErrNotFound, ErrInvalidArgument, and
-// ErrFailedPrecondition for one that has no content yet or is being taken down.
+// PutAccessList keeps a list with an image snapshot that has the list's image; errdefs.ErrNotFound, ErrInvalidArgument,
+// and ErrFailedPrecondition for one that has no content yet or is being taken down.
 func (s *ImageSnapshots) PutAccessList(ctx context.Context, nameOrID string, list *accesslist.List) error {
 	if s.lists == nil {
 		return fmt.Errorf("access lists are not kept here: %w", errdefs.ErrNotImplemented)

@@ -33,8 +33,8 @@ type Candidate struct {
 
 // Choices remembers how disks were chosen for pulls.
 type Choices interface {
-	// LastChoice for an image by its normalised reference, or, where containerd did not name the image, by the chain IDs of its
-	// layers; nil if there was none or it is forgotten.
+	// LastChoice for an image by its normalised reference, or, where containerd did not name the image, by the chain
+	// IDs of its layers; nil if there was none or it is forgotten.
 	LastChoice(imageRef string, chainIDs []digest.Digest) *Choice
 }
 
@@ -44,8 +44,8 @@ func (s *Service) WithChoices(c Choices) *Service {
 	return s
 }
 
-// LastChoice of disks for a pull of the image with these layers; nil if there was none or it is forgotten. An image without a name has
-// none.
+// LastChoice of disks for a pull of the image with these layers; nil if there was none or it is forgotten. An image
+// without a name has none.
 func (s *Service) LastChoice(imageRef string, layers []LayerName) *Choice {
 	if s.choices == nil || imageRef == "" {
 		return nil

@@ -1,5 +1,5 @@
-// Package control has the use cases behind the APIs and the berth command: look at a node's layer disks, attach
-// and detach them, explain how layers are found, and keep image snapshots. grpc.go, snapshotgrpc.go and the messages beside
+// Package control has the use cases behind the APIs and the berth command: look at a node's layer disks, attach and
+// detach them, explain how layers are found, and keep image snapshots. grpc.go, snapshotgrpc.go and the messages beside
 // them are its thin gRPC adapter; everything else knows no gRPC.
 package control
 
@@ -23,8 +23,8 @@ const MaxExplain = 1000
 // Disk is a layer disk as the node sees it.
 type Disk struct {
 	Name string
-	// Driver and VolumeID say what was attached; DefaultDriver's volume IDs may be paths. SnapshotID is the volume snapshot
-	// that the volume was made of here, empty for one that was there.
+	// Driver and VolumeID say what was attached; DefaultDriver's volume IDs may be paths. SnapshotID is the volume
+	// snapshot that the volume was made of here, empty for one that was there.
 	Driver, VolumeID, SnapshotID string
 	// UUID and IndexDigest are empty until the disk has been proved.
 	UUID        string
@@ -75,8 +75,8 @@ type Disks interface {
 	List(ctx context.Context) ([]Disk, error)
 	// Attach returns when the disk serves; attaching what is attached changes nothing.
 	Attach(ctx context.Context, spec DiskSpec) (Disk, error)
-	// Detach refuses a disk in use with errdefs.ErrFailedPrecondition. With drain it only stops serving new layers of it
-	// and returns the number of snapshots that still use it.
+	// Detach refuses a disk in use with errdefs.ErrFailedPrecondition. With drain it only stops serving new layers of
+	// it and returns the number of snapshots that still use it.
 	Detach(ctx context.Context, name string, drain bool) (holders int, err error)
 }
 
@@ -178,7 +178,8 @@ func (s *Service) ListDisks(ctx context.Context) ([]Disk, error) {
 	return disks, nil
 }
 
-// AttachDisk attaches a disk and returns when it serves. An empty name is derived from the ID of the volume or volume snapshot.
+// AttachDisk attaches a disk and returns when it serves. An empty name is derived from the ID of the volume or volume
+// snapshot.
 func (s *Service) AttachDisk(ctx context.Context, spec DiskSpec) (Disk, error) {
 	source := cmp.Or(spec.VolumeID, spec.SnapshotID)
 	if source == "" {
@@ -268,8 +269,8 @@ func (s *Service) ExplainLayers(ctx context.Context, layers []LayerName) ([]Answ
 // Watch returns the events from now on; see Ledger.Watch.
 func (s *Service) Watch(ctx context.Context) *Watcher { return s.ledger.Watch(ctx) }
 
-// NameFor derives a disk's name from the ID of its volume or volume snapshot: the last part of a path without its ending, in lower case, with
-// '-' for what a name cannot have.
+// NameFor derives a disk's name from the ID of its volume or volume snapshot: the last part of a path without its
+// ending, in lower case, with '-' for what a name cannot have.
 func NameFor(volumeID string) string {
 	base := strings.ToLower(filepath.Base(volumeID))
 	if ext := filepath.Ext(base); ext != base {

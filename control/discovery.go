@@ -36,9 +36,9 @@ type Checker interface {
 	Check(ctx context.Context, name string) error
 }
 
-// Discovery has every disk that is found attached and kept, and gives up those that have gone and that nothing uses. A disk
-// that is detached by hand stays so until it goes and comes again, or the daemon starts again. Found may be called by any
-// goroutine, Run is called once.
+// Discovery has every disk that is found attached and kept, and gives up those that have gone and that nothing uses. A
+// disk that is detached by hand stays so until it goes and comes again, or the daemon starts again. Found may be called
+// by any goroutine, Run is called once.
 type Discovery struct {
 	disks   Checker
 	waiting *Waiting
@@ -73,8 +73,8 @@ func (d *Discovery) Found(all []FoundDisk) {
 	}
 }
 
-// lookAgain is how often what is found and what is attached are compared without a reason: a disk that failed and whose last
-// user has gone is given up by then.
+// lookAgain is how often what is found and what is attached are compared without a reason: a disk that failed and whose
+// last user has gone is given up by then.
 const lookAgain = 10 * time.Second
 
 // Run compares what is found with what is attached, until ctx ends.
@@ -196,8 +196,8 @@ func (d *Discovery) giveUp(ctx context.Context, list []Disk, found map[string]Fo
 	}
 }
 
-// giveUpWait bounds giving up one disk: whatever still reads from it may hang with it, and disks that come meanwhile are not to wait. The
-// stage goes on with what was begun.
+// giveUpWait bounds giving up one disk: whatever still reads from it may hang with it, and disks that come meanwhile
+// are not to wait. The stage goes on with what was begun.
 const giveUpWait = time.Minute
 
 func (d *Discovery) detach(ctx context.Context, name string) error {
@@ -210,8 +210,8 @@ func (d *Discovery) detach(ctx context.Context, name string) error {
 // checkEvery is how soon a disk that fails is noticed that no pull asks for.
 const checkEvery = 30 * time.Second
 
-// KeepChecking asks every disk that serves now and then whether it still answers, until ctx ends: a disk may fail without its
-// device going away, and containers that run from it get errors without anybody asking for a layer.
+// KeepChecking asks every disk that serves now and then whether it still answers, until ctx ends: a disk may fail
+// without its device going away, and containers that run from it get errors without anybody asking for a layer.
 func KeepChecking(ctx context.Context, disks Checker) {
 	ticker := time.NewTicker(checkEvery)
 	defer ticker.Stop()

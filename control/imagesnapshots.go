@@ -115,8 +115,8 @@ func (s *ImageSnapshots) Delete(ctx context.Context, req lifecycle.DeleteRequest
 	return s.lifecycle.Delete(ctx, req)
 }
 
-// List gives a page of image snapshots by name, from the first one behind token on, and the token of the next page, empty if this is
-// the last. A size of 0 is DefaultPage.
+// List gives a page of image snapshots by name, from the first one behind token on, and the token of the next page,
+// empty if this is the last. A size of 0 is DefaultPage.
 func (s *ImageSnapshots) List(ctx context.Context, f SnapshotFilter, size int, token string) ([]*imagesnapshot.ImageSnapshot, string, error) {
 	if size < 0 || size > MaxPage {
 		return nil, "", &imagesnapshot.FieldError{Field: "pageSize", Detail: fmt.Sprintf("%d is not from 0 to %d", size, MaxPage)}

@@ -25,7 +25,8 @@ import (
 	"berth.dev/berth/test/harness/protofields"
 )
 
-// snapshotWorld is the service over a real store and a real engine that does not run: image snapshots stay as they are put.
+// snapshotWorld is the service over a real store and a real engine that does not run: image snapshots stay as they are
+// put.
 type snapshotWorld struct {
 	controlv1.ImageSnapshotServiceClient
 	t     *testing.T
@@ -96,7 +97,8 @@ func fullSpec() *controlv1.ImageSnapshotSpec {
 	}
 }
 
-// C-27, C-41, C-44 to C-51, E-25, E-27: owner, parameters of the backend, status and events of an image snapshot are all in the API.
+// C-27, C-41, C-44 to C-51, E-25, E-27: owner, parameters of the backend, status and events of an image snapshot are
+// all in the API.
 func TestImageSnapshotOverTheWire(t *testing.T) {
 	w := newSnapshotWorld(t)
 	ctx := t.Context()
@@ -141,7 +143,8 @@ func TestImageSnapshotOverTheWire(t *testing.T) {
 	}
 }
 
-// E-5, E-20: what annotations of a dialect ask for leads to one automatic image snapshot, whoever asks and in whatever order.
+// E-5, E-20: what annotations of a dialect ask for leads to one automatic image snapshot, whoever asks and in whatever
+// order.
 func TestEnsureAutomaticOverTheWire(t *testing.T) {
 	w := newSnapshotWorld(t)
 	ctx := t.Context()

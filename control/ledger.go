@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// maxRemembered bounds the layers whose last answer is kept: a node's images have a few thousand layers at most, and
-	// one entry takes about half a kilobyte.
+	// maxRemembered bounds the layers whose last answer is kept: a node's images have a few thousand layers at most,
+	// and one entry takes about half a kilobyte.
 	maxRemembered = 4096
 	// maxReasons bounds the miss reasons that are counted apart, whatever callers pass.
 	maxReasons = 32
@@ -110,7 +110,8 @@ func (l *Ledger) Failure(e Event) {
 	l.record(e)
 }
 
-// DiskFailed records that a disk, that of an image snapshot if one is named, is out of service while so many snapshots use it.
+// DiskFailed records that a disk, that of an image snapshot if one is named, is out of service while so many snapshots
+// use it.
 func (l *Ledger) DiskFailed(name, imageSnapshot string, snapshots int, cause error) {
 	l.record(Event{Kind: DiskFailed, Disk: name, ImageSnapshot: imageSnapshot, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
 }

@@ -31,8 +31,9 @@ func (s *ImageSnapshots) Events(ctx context.Context, f SnapshotFilter) ([]Snapsh
 	return events[max(0, len(events)-MaxListedEvents):], nil
 }
 
-// Watch sends every image snapshot that the filter lets through, then each change, until ctx ends, send fails or Close is called. One
-// that is named must exist, else it is errdefs.ErrNotFound, and its deletion ends the watch without an error, as Close does.
+// Watch sends every image snapshot that the filter lets through, then each change, until ctx ends, send fails or Close
+// is called. One that is named must exist, else it is errdefs.ErrNotFound, and its deletion ends the watch without an
+// error, as Close does.
 func (s *ImageSnapshots) Watch(ctx context.Context, f SnapshotFilter, send func(store.Change) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

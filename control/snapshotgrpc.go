@@ -149,8 +149,8 @@ func (s *snapshotServer) MatchImages(ctx context.Context, req *controlv1.MatchIm
 	return matchMessage(a), nil
 }
 
-// statusOf an error: its class as a code, and each field that is wrong among the details. ErrConflict is ABORTED, which tells a
-// precondition that no longer holds (read again) from a phase that does not allow something (wait).
+// statusOf an error: its class as a code, and each field that is wrong among the details. ErrConflict is ABORTED, which
+// tells a precondition that no longer holds (read again) from a phase that does not allow something (wait).
 func statusOf(err error) error {
 	if err == nil {
 		return nil

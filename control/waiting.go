@@ -19,8 +19,8 @@ const (
 // StateWaiting is the state of a configured disk that is not attached yet.
 const StateWaiting = "waiting"
 
-// Waiting attaches the disks that the configuration names, and those that were found, in the background and as often as it
-// takes: a disk that is missing or broken must not keep the node from serving. It is safe for concurrent use.
+// Waiting attaches the disks that the configuration names, and those that were found, in the background and as often as
+// it takes: a disk that is missing or broken must not keep the node from serving. It is safe for concurrent use.
 type Waiting struct {
 	disks  Disks
 	ledger *Ledger

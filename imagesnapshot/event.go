@@ -27,8 +27,8 @@ type Event struct {
 const (
 	// MaxEvents of one image snapshot; the one that is longest ago makes room.
 	MaxEvents = 50
-	// MaxMessageBytes of an event or a status message: enough for any error chain here, and 50 of them stay far below the
-	// 1.5 MiB that a Kubernetes store takes for an object.
+	// MaxMessageBytes of an event or a status message: enough for any error chain here, and 50 of them stay far below
+	// the 1.5 MiB that a Kubernetes store takes for an object.
 	MaxMessageBytes = 1024
 )
 

@@ -1,6 +1,6 @@
-// Package imagesnapshot is the resource that users create, list, pin and delete: a set of container images, unpacked once onto a
-// layer disk and kept as a volume snapshot. The package knows what an image snapshot is, which values are legal and which phase may
-// follow which; package lifecycle makes it happen and package store keeps it.
+// Package imagesnapshot is the resource that users create, list, pin and delete: a set of container images, unpacked
+// once onto a layer disk and kept as a volume snapshot. The package knows what an image snapshot is, which values are
+// legal and which phase may follow which; package lifecycle makes it happen and package store keeps it.
 //
 // An object that is read from a store belongs to whoever read it; Clone makes another.
 package imagesnapshot
@@ -24,8 +24,8 @@ type ImageSnapshot struct {
 type Metadata struct {
 	// Name is unique among all image snapshots and never changes; see CheckName.
 	Name string `json:"name"`
-	// ID is a UUID that the life cycle gives at creation. It is never used again, so it tells an image snapshot from a later
-	// one of the same name.
+	// ID is a UUID that the life cycle gives at creation. It is never used again, so it tells an image snapshot from a
+	// later one of the same name.
 	ID string `json:"id"`
 	// ResourceVersion is the store's and changes with every write.
 	ResourceVersion string `json:"resourceVersion,omitempty"`
@@ -78,8 +78,8 @@ type Spec struct {
 type Size struct {
 	// GiB, 0 only together with AsNeeded.
 	GiB int `json:"gib,omitempty"`
-	// AsNeeded lets the build find out: three times the compressed layers, at least the smallest legal size, and what the
-	// builder says is needed if that turns out too small.
+	// AsNeeded lets the build find out: three times the compressed layers, at least the smallest legal size, and what
+	// the builder says is needed if that turns out too small.
 	AsNeeded bool `json:"asNeeded,omitempty"`
 }
 
@@ -99,8 +99,8 @@ type Build struct {
 	TimeoutMinutes int `json:"timeoutMinutes"`
 	// DNSServers are addresses to resolve registries with instead of the machine's.
 	DNSServers []string `json:"dnsServers,omitempty"`
-	// Parameters are the backend's own (an EIP, a subnet, a security group): stored, handed to it and returned. What it knows
-	// nothing of has no effect, and an event says so.
+	// Parameters are the backend's own (an EIP, a subnet, a security group): stored, handed to it and returned. What it
+	// knows nothing of has no effect, and an event says so.
 	Parameters map[string]string `json:"parameters,omitempty"`
 }
 
@@ -162,8 +162,8 @@ type Content struct {
 	// VolumeBytes is the size that the volume was asked for with; the storage may have rounded it up.
 	VolumeBytes int64 `json:"volumeBytes,omitempty"`
 	Layers      int   `json:"layers,omitempty"`
-	// FetchedBytes and ReusedBytes say what the build cost: compressed bytes from registries, and unpacked bytes that it
-	// took over from the disk of another image snapshot, BaseName.
+	// FetchedBytes and ReusedBytes say what the build cost: compressed bytes from registries, and unpacked bytes that
+	// it took over from the disk of another image snapshot, BaseName.
 	FetchedBytes int64  `json:"fetchedBytes,omitempty"`
 	ReusedBytes  int64  `json:"reusedBytes,omitempty"`
 	BaseName     string `json:"baseName,omitempty"`
@@ -171,8 +171,8 @@ type Content struct {
 	Snapshots    []VolumeSnapshot `json:"snapshots,omitempty"`
 	SnapshotID   string           `json:"snapshotID,omitempty"`
 	SnapshotName string           `json:"snapshotName,omitempty"`
-	// VolumeID, if not empty, is the volume that was built itself: nodes attach it read-only, and never delete it, until
-	// there is a snapshot (E-23).
+	// VolumeID, if not empty, is the volume that was built itself: nodes attach it read-only, and never delete it,
+	// until there is a snapshot (E-23).
 	VolumeID string `json:"volumeID,omitempty"`
 	// Ready is when it became usable.
 	Ready time.Time `json:"ready,omitzero"`
@@ -209,8 +209,8 @@ type VolumeSnapshot struct {
 	Ready     bool         `json:"ready"`
 }
 
-// Usable says whether a node may use it at the time now: it is Available and not expired (E-26, C-3). During an update the
-// old content serves only if oldDuringUpdate says so (requirements 3.2).
+// Usable says whether a node may use it at the time now: it is Available and not expired (E-26, C-3). During an update
+// the old content serves only if oldDuringUpdate says so (requirements 3.2).
 func (s *ImageSnapshot) Usable(now time.Time, oldDuringUpdate bool) bool {
 	if s.Status.SnapshotID == "" && s.Status.VolumeID == "" || !s.Status.Expires.IsZero() && !now.Before(s.Status.Expires) {
 		return false

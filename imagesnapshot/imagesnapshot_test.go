@@ -80,7 +80,8 @@ func TestUsable(t *testing.T) {
 	}
 }
 
-// TestEvents: E-27, C-45 and C-46: each has a reason for machines and a message for people, and the same again is counted.
+// TestEvents: E-27, C-45 and C-46: each has a reason for machines and a message for people, and the same again is
+// counted.
 func TestEvents(t *testing.T) {
 	s := valid()
 	at := func(i int) time.Time { return time.Unix(int64(i), 0) }

@@ -16,7 +16,8 @@ type Limits struct {
 	DefaultSizeGiB int
 	// MaxPerOwner is the quota, not counting those that are being deleted; 0 is no quota.
 	MaxPerOwner int
-	// MaxAutomatic is how many of those may be automatic ones, which make room for one another; 0 is no quota of their own.
+	// MaxAutomatic is how many of those may be automatic ones, which make room for one another; 0 is no quota of their
+	// own.
 	MaxAutomatic int
 	// DefaultTimeoutMinutes is for a spec that says nothing (C-39).
 	DefaultTimeoutMinutes int

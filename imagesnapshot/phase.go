@@ -34,7 +34,8 @@ const (
 var transitions = map[Phase][]Phase{ //nolint:gochecknoglobals // a table
 	PhasePending:  {PhaseCreating, PhaseFailed, PhaseUnavailable, PhaseDeleting},
 	PhaseCreating: {PhaseAvailable, PhaseFailed, PhaseUnavailable, PhaseDeleting},
-	// Available is followed by UpdateFailed if an update served from a flash copy and its regular snapshot came to nothing.
+	// Available is followed by UpdateFailed if an update served from a flash copy and its regular snapshot came to
+	// nothing.
 	PhaseAvailable:    {PhaseUpdating, PhaseUpdateFailed, PhaseUnavailable, PhaseDeleting},
 	PhaseUpdating:     {PhaseAvailable, PhaseUpdateFailed, PhaseUnavailable, PhaseDeleting},
 	PhaseUpdateFailed: {PhaseUpdating, PhaseUnavailable, PhaseDeleting},

@@ -5,8 +5,9 @@ import (
 	"strings"
 )
 
-// Redact takes out of a text what may be a secret, before it goes into a status, an event or a log: the given secrets, the user
-// information and the query of every URL (registries send blobs from signed URLs), and the values of authorisation headers.
+// Redact takes out of a text what may be a secret, before it goes into a status, an event or a log: the given secrets,
+// the user information and the query of every URL (registries send blobs from signed URLs), and the values of
+// authorisation headers.
 func Redact(text string, secrets ...string) string {
 	const mask = "***"
 	for _, s := range secrets {

@@ -38,7 +38,8 @@ func (p *problems) number(field string, got, low, high int, unit string) {
 	}
 }
 
-// Complete fills in defaults and normalises references. It does not check: Validate does, also what cannot be normalised.
+// Complete fills in defaults and normalises references. It does not check: Validate does, also what cannot be
+// normalised.
 func (s *ImageSnapshot) Complete(l Limits) {
 	sp := &s.Spec
 	for i, image := range sp.Images {
@@ -92,8 +93,8 @@ func (s *ImageSnapshot) dropEmpty() {
 	}
 }
 
-// Validate refuses every illegal value by its field. The error joins FieldErrors, in the order of the fields, and its class is
-// errdefs.ErrInvalidArgument.
+// Validate refuses every illegal value by its field. The error joins FieldErrors, in the order of the fields, and its
+// class is errdefs.ErrInvalidArgument.
 func (s *ImageSnapshot) Validate(l Limits) error {
 	var p problems
 	if err := CheckName(s.Name); err != nil {
@@ -104,8 +105,8 @@ func (s *ImageSnapshot) Validate(l Limits) error {
 	return errors.Join(p...)
 }
 
-// CheckName wants what all front ends can show: 1 to 128 of a-z, 0-9 and '-', beginning with a letter, not ending with
-// '-'. The error is a FieldError.
+// CheckName wants what all front ends can show: 1 to 128 of a-z, 0-9 and '-', beginning with a letter, not ending
+// with '-'. The error is a FieldError.
 func CheckName(name string) error {
 	ok := name != "" && len(name) <= MaxNameBytes && name[0] >= 'a' && name[0] <= 'z' && name[len(name)-1] != '-'
 	for i := range len(name) {
@@ -244,8 +245,8 @@ func (sp *Spec) validateRegistries(p *problems) {
 	}
 }
 
-// Warnings are remarks on values that are legal but rarely right. imageBytes is the sum of the unpacked images, 0 if it is not
-// known yet.
+// Warnings are remarks on values that are legal but rarely right. imageBytes is the sum of the unpacked images, 0 if it
+// is not known yet.
 func (s *ImageSnapshot) Warnings(imageBytes int64) []string {
 	var w []string
 	const wanted = 3

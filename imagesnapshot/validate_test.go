@@ -29,8 +29,9 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, 50, imagesnapshot.DefaultLimits().MaxPerOwner, "A-3")
 }
 
-// TestValidate has every rule with the value just inside and just outside, C-30 to C-37, C-39 to C-41, Q7, Q10,
-// Q13, Q14; what is refused is named with the allowed range. That every field has its rows is wanted by TestEveryFieldHasItsRule.
+// TestValidate has every rule with the value just inside and just outside, C-30 to C-37, C-39 to C-41, Q7,
+// Q10, Q13, Q14; what is refused is named with the allowed range. That every field has its rows is wanted by
+// TestEveryFieldHasItsRule.
 func TestValidate(t *testing.T) {
 	for _, test := range rules() {
 		t.Run(test.field, func(t *testing.T) {

@@ -21,8 +21,8 @@ const (
 	StepCleanup Step = "Cleanup"
 )
 
-// Work is what the life cycle has under way for one image snapshot. Volumes and volume snapshots have names that follow from it
-// and are written here before they are made, so that after a crash everything that exists is found again.
+// Work is what the life cycle has under way for one image snapshot. Volumes and volume snapshots have names that follow
+// from it and are written here before they are made, so that after a crash everything that exists is found again.
 type Work struct {
 	Step Step `json:"step"`
 	// Attempt counts the builds of this image snapshot; it is part of the names, so that no two builds share anything.
@@ -38,8 +38,8 @@ type Work struct {
 	Driver     string `json:"driver,omitempty"`
 	VolumeName string `json:"volumeName,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
-	// Building says that a build onto the volume may have begun. One that finds it set was interrupted and begins anew, on
-	// another volume.
+	// Building says that a build onto the volume may have begun. One that finds it set was interrupted and begins anew,
+	// on another volume.
 	Building bool `json:"building,omitempty"`
 	// NoBase says that starting from another disk did not work.
 	NoBase bool `json:"noBase,omitempty"`
@@ -65,8 +65,8 @@ type Leftover struct {
 	Driver     string `json:"driver,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
 	VolumeName string `json:"volumeName,omitempty"`
-	// Attached says that a build may have the volume attached, so that it is to be detached first. Otherwise only nodes can
-	// have it, and it is left alone until they have let go of it.
+	// Attached says that a build may have the volume attached, so that it is to be detached first. Otherwise only nodes
+	// can have it, and it is left alone until they have let go of it.
 	Attached     bool   `json:"attached,omitempty"`
 	SnapshotID   string `json:"snapshotID,omitempty"`
 	SnapshotName string `json:"snapshotName,omitempty"`

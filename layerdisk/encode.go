@@ -25,7 +25,8 @@ func Seal(ix *Index) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Version 8 of RFC 9562 (custom) because version 5 would tie the name to SHA-1; appendix B.2 there is the same idea.
+	// Version 8 of RFC 9562 (custom) because version 5 would tie the name to SHA-1; appendix B.2 there is the same
+	// idea.
 	sealed.UUID = uuid.NewHash(sha256.New(), uuid.MustParse(uuidSpace), unnamed, 8).String()
 	encoded, err := Encode(sealed)
 	if err != nil {

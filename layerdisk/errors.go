@@ -13,7 +13,8 @@ var (
 	// ErrVersion says that the disk has a major version of the format that this reader does not know. Its class is
 	// errdefs.ErrNotImplemented.
 	ErrVersion error = &classError{"unknown layer disk format version", errdefs.ErrNotImplemented}
-	// ErrCorrupt says that the disk contradicts itself or breaks a rule of the format. Its class is errdefs.ErrDataLoss.
+	// ErrCorrupt says that the disk contradicts itself or breaks a rule of the format. Its class is
+	// errdefs.ErrDataLoss.
 	ErrCorrupt error = &classError{"layer disk is corrupt", errdefs.ErrDataLoss}
 	// ErrOtherDisk says that a disk is sound but not the expected one. Its class is errdefs.ErrFailedPrecondition.
 	ErrOtherDisk error = &classError{"another layer disk than expected", errdefs.ErrFailedPrecondition}

@@ -51,8 +51,8 @@ const (
 	FileSystemExt4  = "ext4"
 )
 
-// Traced is a stretch of the disk with the contents of files of several layers, in the order in which starts of images first read
-// them, and whole.
+// Traced is a stretch of the disk with the contents of files of several layers, in the order in which starts of images
+// first read them, and whole.
 type Traced struct {
 	// Offset and Length in bytes, multiples of the block size.
 	Offset int64 `json:"offset"`
@@ -90,8 +90,8 @@ type Layer struct {
 	// Attributes is the digest of the layer's attribute listing, see package attrs.
 	Attributes string `json:"attributes"`
 	// StackBound says that the tree is right only on top of the layers it was unpacked on: it has directories that the
-	// layer itself does not mention and that took their attributes from below. Such a layer is found by chain ID alone, and
-	// several may have the same diff ID, one for each way in which their stacks differ.
+	// layer itself does not mention and that took their attributes from below. Such a layer is found by chain ID alone,
+	// and several may have the same diff ID, one for each way in which their stacks differ.
 	StackBound bool `json:"stackBound,omitempty"`
 }
 

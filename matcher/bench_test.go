@@ -11,7 +11,8 @@ import (
 	. "berth.dev/berth/matcher"
 )
 
-// bigFleet has n image snapshots of 100 layers: ten images on one of the base stacks each, and otherwise layers of their own.
+// bigFleet has n image snapshots of 100 layers: ten images on one of the base stacks each, and otherwise layers of
+// their own.
 func bigFleet(b testing.TB, n, bases int) (x *Index, put time.Duration) {
 	x = NewIndex()
 	for i := range n {
@@ -53,8 +54,8 @@ func heap() uint64 {
 	return s.HeapAlloc
 }
 
-// BenchmarkMatch finds one pod of ten images in fleets of different sizes and sharing. A fleet of 10,000 image snapshots has
-// 1,000,000 layers, of which those of the bases are shared.
+// BenchmarkMatch finds one pod of ten images in fleets of different sizes and sharing. A fleet of 10,000 image
+// snapshots has 1,000,000 layers, of which those of the bases are shared.
 func BenchmarkMatch(b *testing.B) {
 	for _, f := range []struct{ snapshots, bases int }{{100, 100}, {10000, 10000}, {10000, 500}, {10000, 50}, {10000, 1}} {
 		before := heap()

@@ -126,8 +126,8 @@ func (o oracle) exact(c *Candidate) int {
 	return n
 }
 
-// item is a layer of the request: its chain ID, or where that is not known the image and the place in it. What is known of
-// an image by name alone is the item -1.
+// item is a layer of the request: its chain ID, or where that is not known the image and the place in it. What is known
+// of an image by name alone is the item -1.
 type item struct {
 	chain digest.Digest
 	image string

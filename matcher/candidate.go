@@ -10,8 +10,8 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
-// StateAvailable is the only state in which a candidate may be chosen. All other names of states are the catalog's; they
-// appear in explanations as they are.
+// StateAvailable is the only state in which a candidate may be chosen. All other names of states are the catalog's;
+// they appear in explanations as they are.
 const StateAvailable = "Available"
 
 // Candidate is what the matcher has to know about one image snapshot.
@@ -24,8 +24,8 @@ type Candidate struct {
 	Created time.Time
 	// SizeBytes of its volume, for display only.
 	SizeBytes int64
-	// State is StateAvailable if it may be used. A source whose image snapshots serve their old content while they are updated
-	// says StateAvailable for them.
+	// State is StateAvailable if it may be used. A source whose image snapshots serve their old content while they are
+	// updated says StateAvailable for them.
 	State string
 	// Expires is when it may no longer be used; the zero time is never.
 	Expires time.Time
@@ -34,7 +34,8 @@ type Candidate struct {
 	// Attached tells that the disk is attached to this node.
 	Attached bool
 	Images   []CandidateImage
-	// Layers on the disk. If there are none, only the images are known, and an exact image is taken to have all its layers.
+	// Layers on the disk. If there are none, only the images are known, and an exact image is taken to have all its
+	// layers.
 	Layers []Layer
 }
 
@@ -51,8 +52,8 @@ type CandidateImage struct {
 	SizeBytes int64
 }
 
-// Content gives the images and layers of a candidate from the index of its layer disk, which must be valid (layerdisk.Parse
-// gives no other). The result always passes [Index.Put].
+// Content gives the images and layers of a candidate from the index of its layer disk, which must be valid
+// (layerdisk.Parse gives no other). The result always passes [Index.Put].
 func Content(ix *layerdisk.Index) ([]CandidateImage, []Layer) {
 	layers := make([]Layer, 0, len(ix.Chains))
 	compressed := make(map[digest.Digest]int64, len(ix.Chains)) // of whole stacks

@@ -9,8 +9,8 @@ type indexed struct {
 
 // layerKeys are the ways to a layer, the first known one is used to see whether it is there already.
 //
-// A layer whose diff ID may be used is found by it whenever the request knows diff IDs, so that a match need not look at its
-// other keys; the loose ones are those that it would miss then.
+// A layer whose diff ID may be used is found by it whenever the request knows diff IDs, so that a match need not look
+// at its other keys; the loose ones are those that it would miss then.
 func (x *Index) layerKeys(l *layerRecord) [3]indexed {
 	if l.hasDiff {
 		return [3]indexed{{&x.byDiff, l.diff, true}, {&x.byChain, l.chain, l.hasChain}, {&x.byBlob, l.blob, l.hasBlob}}
@@ -42,7 +42,8 @@ func (x *Index) removeImage(number, slot uint32) {
 	drop(&x.images, x.imageKeys(x.images.at(number)), number, slot)
 }
 
-// put makes the candidate in slot a holder of a thing. Nothing is added if it holds it already or if the thing has no key.
+// put makes the candidate in slot a holder of a thing. Nothing is added if it holds it already or if the thing has no
+// key.
 func put[T comparable](t *table[T], keys [3]indexed, thing *T, slot uint32) (number uint32, added bool) {
 	for _, k := range keys {
 		if !k.ok {

@@ -43,8 +43,8 @@ type Decision struct {
 	NothingMatched bool
 	// Saved by the chosen ones together.
 	Saved Saving
-	// Proven tells that no other set of disks within the rules saves more. It is false only with OrderSaved and a great many
-	// different candidates, where the set was put together step by step.
+	// Proven tells that no other set of disks within the rules saves more. It is false only with OrderSaved and a great
+	// many different candidates, where the set was put together step by step.
 	Proven bool
 	// Considered is how many candidates share an image or a layer with the request, or are pinned.
 	Considered int
@@ -69,8 +69,8 @@ type Saving struct {
 	UnpackBytes int64
 }
 
-// RejectCode says to machines why a request was rejected. All of them are of the class "bad request" (HTTP 400), also the
-// missing image snapshot: at admission there is no resource in the request's path that could be missing.
+// RejectCode says to machines why a request was rejected. All of them are of the class "bad request" (HTTP 400), also
+// the missing image snapshot: at admission there is no resource in the request's path that could be missing.
 type RejectCode string
 
 // The codes.
@@ -162,7 +162,8 @@ func (m MatchedBy) Exact() bool { return m == MatchedByDigest || m == MatchedByN
 type ImageMatch struct {
 	Reference string
 	By        MatchedBy
-	// MovedTag is the manifest digest that the candidate has under the same name when it is another than the wanted one.
+	// MovedTag is the manifest digest that the candidate has under the same name when it is another than the wanted
+	// one.
 	MovedTag digest.Digest
 	// Layers of the image, Hits of them on the disk, Run of them from the lowest up without a gap (layers on the node
 	// included). All are 0 if the layers of the image are not known.

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestImports keeps the choice pure: nothing but the standard library (without files, processes and network), digests and the
-// types of the layer disk.
+// TestImports keeps the choice pure: nothing but the standard library (without files, processes and network), digests
+// and the types of the layer disk.
 func TestImports(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{join .Imports "\n"}}`, ".").Output()
 	require.NoError(t, err)

@@ -12,8 +12,8 @@ type touched struct {
 	sets    uint32  // where its sets are, see match.has and match.exact
 	verdict Verdict // empty while nothing speaks against it
 	pinned  bool
-	// imageBytes are the sizes of those images in exact whose layers the request does not know. lastImage and lastBytes keep an
-	// image that the candidate has twice from counting twice.
+	// imageBytes are the sizes of those images in exact whose layers the request does not know. lastImage and lastBytes
+	// keep an image that the candidate has twice from counting twice.
 	imageBytes, lastBytes int64
 	lastImage             int
 	exactings             int // images of the request in exact, repeated ones included
@@ -125,8 +125,8 @@ func (m *match) wanted() uint64 {
 	return fit
 }
 
-// gather finds everybody who shares an image or a layer with the request. It looks at nobody else, so that the cost does not
-// grow with the rest of the fleet.
+// gather finds everybody who shares an image or a layer with the request. It looks at nobody else, so that the cost
+// does not grow with the rest of the fleet.
 func (m *match) gather() {
 	for i := range m.plan.images {
 		m.gatherImage(i)
@@ -137,8 +137,8 @@ func (m *match) gather() {
 	m.plan.settle()
 }
 
-// judge finishes what gather began: who may be used, and the score of everybody. What a set of items saves is worked out once
-// per distinct set, because thousands of candidates may share just the base layers.
+// judge finishes what gather began: who may be used, and the score of everybody. What a set of items saves is worked
+// out once per distinct set, because thousands of candidates may share just the base layers.
 func (m *match) judge() {
 	seed, last := maphash.MakeSeed(), -1
 	for i := range m.touched {

@@ -6,10 +6,11 @@ import (
 	"sync"
 )
 
-// Index holds the candidates of a fleet. All methods may be called at the same time; a change waits for the matches under way.
+// Index holds the candidates of a fleet. All methods may be called at the same time; a change waits for the matches
+// under way.
 //
-// Images and layers are kept once each, however many candidates have them, and found by their digests. A match looks at those
-// of the request alone, so that it costs the same in a small fleet and in a large one.
+// Images and layers are kept once each, however many candidates have them, and found by their digests. A match looks at
+// those of the request alone, so that it costs the same in a small fleet and in a large one.
 type Index struct {
 	// mu guards everything below but scratches.
 	mu      sync.RWMutex
@@ -39,7 +40,8 @@ type record struct {
 	layers      []uint32
 }
 
-// state is what every match needs of a candidate. It lies in one array, because a base image may be shared by thousands.
+// state is what every match needs of a candidate. It lies in one array, because a base image may be shared by
+// thousands.
 type state struct {
 	created   int64 // microseconds since 1970
 	expires   int64 // likewise, noExpiry for never
@@ -68,8 +70,8 @@ func NewIndex() *Index {
 	return &Index{byID: make(map[string]uint32), byName: make(map[string][]uint32)}
 }
 
-// Put adds a candidate or replaces the one with the same ID. It copies what it needs. The error says what is wrong with the
-// candidate; the index is as before then.
+// Put adds a candidate or replaces the one with the same ID. It copies what it needs. The error says what is wrong with
+// the candidate; the index is as before then.
 func (x *Index) Put(c Candidate) error {
 	if err := c.validate(); err != nil {
 		return err
@@ -103,8 +105,8 @@ func (x *Index) Remove(id string) bool {
 	return ok
 }
 
-// SetAttached says that the disk of the candidate with this ID is now attached to this node, or no longer. It tells whether
-// there is such a candidate.
+// SetAttached says that the disk of the candidate with this ID is now attached to this node, or no longer. It tells
+// whether there is such a candidate.
 func (x *Index) SetAttached(id string, attached bool) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -115,8 +117,8 @@ func (x *Index) SetAttached(id string, attached bool) bool {
 	return ok
 }
 
-// SetUnreachable says why this node cannot attach the disk of the candidate with this ID now; empty if it can. It tells whether there
-// is such a candidate.
+// SetUnreachable says why this node cannot attach the disk of the candidate with this ID now; empty if it can. It tells
+// whether there is such a candidate.
 func (x *Index) SetUnreachable(id, why string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

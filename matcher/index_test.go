@@ -55,8 +55,8 @@ func TestCallerKeepsItsSlices(t *testing.T) {
 	require.Equal(t, Saving{DownloadBytes: 71}, match(t, x, auto(nginx)).Saved)
 }
 
-// TestEmptied puts many candidates in and out again, in random order, and then finds nothing of them, while one that shares
-// everything with them is still whole.
+// TestEmptied puts many candidates in and out again, in random order, and then finds nothing of them, while one that
+// shares everything with them is still whole.
 func TestEmptied(t *testing.T) {
 	x := fleet(t, snap("stays", 1, nginx, redis, busybox))
 	ids := []string{}
@@ -78,7 +78,8 @@ func TestEmptied(t *testing.T) {
 	require.Equal(t, Saving{DownloadBytes: 83}, d.Saved)
 }
 
-// TestSameForAll shows that the order in which a fleet becomes known, and what was there before, do not change the choice.
+// TestSameForAll shows that the order in which a fleet becomes known, and what was there before, do not change the
+// choice.
 func TestSameForAll(t *testing.T) {
 	g := &generator{rand.New(rand.NewPCG(1, 2))}
 	for range 200 {

@@ -19,8 +19,8 @@ func madeUp(fleet, n int) Candidate {
 	return c
 }
 
-// TestNothingLeftBehind shows that an index that was emptied holds nothing, and that a fleet that comes and goes does not
-// make it grow.
+// TestNothingLeftBehind shows that an index that was emptied holds nothing, and that a fleet that comes and goes does
+// not make it grow.
 func TestNothingLeftBehind(t *testing.T) {
 	x := NewIndex()
 	var layers, images, lists int

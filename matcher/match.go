@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Match decides which image snapshots to use for the request. An error is ErrInvalidRequest; a rejection by the rules is
-// an outcome, not an error.
+// Match decides which image snapshots to use for the request. An error is ErrInvalidRequest; a rejection by the rules
+// is an outcome, not an error.
 func (x *Index) Match(r Request) (Decision, error) {
 	if err := r.validate(); err != nil {
 		return Decision{}, err
@@ -48,8 +48,8 @@ func rejected(code RejectCode, message string) Decision {
 	return Decision{Outcome: OutcomeReject, Reason: message, Rejection: &Rejection{Code: code, Message: message}, Proven: true}
 }
 
-// decide follows the rules for pins and automatic matching. at is the pinned one's place among the touched, -1 if there is
-// none; refusal says why the pin means nothing.
+// decide follows the rules for pins and automatic matching. at is the pinned one's place among the touched, -1 if there
+// is none; refusal says why the pin means nothing.
 func (m *match) decide(at int, refusal *Rejection) Decision {
 	rules := m.plan.rules
 	if rules.Pin.IsZero() {

@@ -18,7 +18,8 @@ import (
 var seed = flag.Uint64("seed", 0, "seed of the random fleets, 0 for a new one")
 
 // TestOracle compares the index with a brute force reading of the rules on thousands of small random fleets: every
-// candidate against every request, every set of disks. Fleets change between matches, so that the index is not only built.
+// candidate against every request, every set of disks. Fleets change between matches, so that the index is not only
+// built.
 func TestOracle(t *testing.T) {
 	first := *seed
 	if first == 0 {

@@ -6,8 +6,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// plan is a request prepared for counting: every distinct layer is one numbered item, so that what a candidate has is a set of
-// small numbers.
+// plan is a request prepared for counting: every distinct layer is one numbered item, so that what a candidate has is a
+// set of small numbers.
 type plan struct {
 	rules   *Rules
 	images  []planImage // each distinct one once, in the order of the request
@@ -32,8 +32,8 @@ type planImage struct {
 type planItem struct {
 	chain, diff, blob          key
 	hasChain, hasDiff, hasBlob bool
-	// The sizes are those of the request where it knows them, otherwise the largest that a candidate tells, so that a layer
-	// counts the same whoever has it.
+	// The sizes are those of the request where it knows them, otherwise the largest that a candidate tells, so that a
+	// layer counts the same whoever has it.
 	compressed, unpacked             int64
 	compressedByUser, unpackedByUser bool
 }
@@ -140,8 +140,8 @@ func (it *planItem) learn(compressed, unpacked int64) {
 	}
 }
 
-// settle fills in what nobody knows: a layer of unknown size is taken to be worth attaching a disk for, and to be no smaller
-// unpacked than it is compressed.
+// settle fills in what nobody knows: a layer of unknown size is taken to be worth attaching a disk for, and to be no
+// smaller unpacked than it is compressed.
 func (p *plan) settle() {
 	for i := range p.items {
 		it := &p.items[i]
@@ -180,8 +180,8 @@ func (p *plan) saving(has, run bitset) Saving {
 	return s
 }
 
-// exactBy tells whether a candidate's image is the whole of this one. Digests decide where both sides know them: a tag whose
-// digest has moved is another image.
+// exactBy tells whether a candidate's image is the whole of this one. Digests decide where both sides know them: a tag
+// whose digest has moved is another image.
 func (img *planImage) exactBy(c *CandidateImage) MatchedBy {
 	if !img.platform.fits(c.Platform) {
 		return MatchedByNone

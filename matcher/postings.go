@@ -9,12 +9,12 @@ import (
 )
 
 // key is the first half of a sha256 digest. 128 bits keep the index at half the memory of whole digests. Two different
-// layers with the same key would need 2^64 hashes to be made on purpose, and all that they gain is that a disk gets attached
-// for nothing: layers are served by their whole digest.
+// layers with the same key would need 2^64 hashes to be made on purpose, and all that they gain is that a disk gets
+// attached for nothing: layers are served by their whole digest.
 type key [16]byte
 
-// digestKey is the key of a digest, whose form checkDigest has looked at already; the second value is false for the empty
-// digest. What is no digest has a key too, one that nothing else has.
+// digestKey is the key of a digest, whose form checkDigest has looked at already; the second value is false for the
+// empty digest. What is no digest has a key too, one that nothing else has.
 func digestKey(d digest.Digest) (key, bool) {
 	var k key
 	if d == "" {
@@ -36,8 +36,8 @@ func stringKey(s string) key {
 	return key(sum[:len(key{})])
 }
 
-// few is a set of numbers below 1<<31 that mostly has one member: that number itself, or with the top bit set the place of a
-// list. It holds no pointer, so that the garbage collector need not walk over millions of them.
+// few is a set of numbers below 1<<31 that mostly has one member: that number itself, or with the top bit set the place
+// of a list. It holds no pointer, so that the garbage collector need not walk over millions of them.
 type few uint32
 
 const (

@@ -29,8 +29,8 @@ var ErrInvalidRequest = errors.New("invalid match request")
 
 // Request asks for the best image snapshots for the images of one pod or one pull.
 type Request struct {
-	// Images of all containers, init containers included, one entry per container. The same image may stand there several
-	// times: it is downloaded once, but counts as often as it stands there for [Rules.MatchCount].
+	// Images of all containers, init containers included, one entry per container. The same image may stand there
+	// several times: it is downloaded once, but counts as often as it stands there for [Rules.MatchCount].
 	Images []Image
 	Rules  Rules
 	// Now is the time at which candidates may have expired. The zero time expires nothing.
@@ -52,14 +52,15 @@ type Image struct {
 	Layers []Layer
 }
 
-// Layer is one layer of a requested image or on the disk of a candidate. Of the three digests any may be empty if it is not
-// known; a layer matches by the widest that both sides know.
+// Layer is one layer of a requested image or on the disk of a candidate. Of the three digests any may be empty if it is
+// not known; a layer matches by the widest that both sides know.
 type Layer struct {
 	// ChainID of the stack of layers with this one on top. [Index.Match] works it out where the diff IDs are known.
 	ChainID digest.Digest
 	// DiffID of the uncompressed layer.
 	DiffID digest.Digest
-	// Blob is the digest of the compressed layer. A candidate's layer with several compressed forms stands there several times.
+	// Blob is the digest of the compressed layer. A candidate's layer with several compressed forms stands there
+	// several times.
 	Blob digest.Digest
 	// CompressedBytes is what a registry sends for the layer, 0 if it is not known.
 	CompressedBytes int64
@@ -154,8 +155,8 @@ func (l *Layer) validate() error {
 // maxLayerBytes keeps sums of all layers of all images of a request well within an int64.
 const maxLayerBytes = 1 << 46
 
-// checkDigest takes the empty digest, which stands for one that is not known. Indexing a large fleet checks millions of them,
-// so the usual algorithm is checked without the regular expression of Validate.
+// checkDigest takes the empty digest, which stands for one that is not known. Indexing a large fleet checks millions of
+// them, so the usual algorithm is checked without the regular expression of Validate.
 func checkDigest(what string, d digest.Digest) error {
 	if d == "" || isSHA256(d) {
 		return nil

@@ -18,32 +18,34 @@ type Rules struct {
 	Conflict ConflictPolicy
 	// PerfectMatch lets automatic matching take only candidates that match all images exactly. It overrides MatchCount.
 	PerfectMatch bool
-	// MatchCount is the number of images that a candidate must match exactly to be taken by automatic matching, 0 for any.
+	// MatchCount is the number of images that a candidate must match exactly to be taken by automatic matching, 0 for
+	// any.
 	MatchCount int
-	// MaxAttach is how many disks the order OrderSaved may newly attach together, 0 for DefaultMaxAttach. All other orders
-	// choose one disk.
+	// MaxAttach is how many disks the order OrderSaved may newly attach together, 0 for DefaultMaxAttach. All other
+	// orders choose one disk.
 	MaxAttach int
-	// AttachCostBytes is what attaching one more disk costs, in bytes of download that take as long. OrderSaved attaches a disk
-	// only if it saves more. With 0 attached disks only win ties.
+	// AttachCostBytes is what attaching one more disk costs, in bytes of download that take as long. OrderSaved
+	// attaches a disk only if it saves more. With 0 attached disks only win ties.
 	AttachCostBytes int64
 }
 
-// Order is the order of keys in which automatic matching compares candidates. The first key that differs decides; after the
-// last one the name does, lowest first, so that all nodes choose alike.
+// Order is the order of keys in which automatic matching compares candidates. The first key that differs decides; after
+// the last one the name does, lowest first, so that all nodes choose alike.
 type Order int
 
 // The orders. Higher values of a key win.
 const (
-	// OrderSaved is the neutral one: download bytes that are saved less the cost of attaching, then bytes that need not be
-	// unpacked, then disks that are attached already, images matched exactly, and the time of creation. It alone may choose
-	// several disks together.
+	// OrderSaved is the neutral one: download bytes that are saved less the cost of attaching, then bytes that need not
+	// be unpacked, then disks that are attached already, images matched exactly, and the time of creation. It alone may
+	// choose several disks together.
 	OrderSaved Order = iota
 	// OrderSize compares bytes of the matched images, then the time of creation (CCI's strategy "size").
 	OrderSize
-	// OrderQuantity compares the number of images matched exactly, then the time of creation (CCI's strategy "quantity").
+	// OrderQuantity compares the number of images matched exactly, then the time of creation (CCI's strategy
+	// "quantity").
 	OrderQuantity
-	// OrderDegree compares the share of images matched exactly, then bytes of the matched images, then the time of creation
-	// (ECI's order).
+	// OrderDegree compares the share of images matched exactly, then bytes of the matched images, then the time of
+	// creation (ECI's order).
 	OrderDegree
 )
 

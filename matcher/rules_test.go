@@ -209,7 +209,8 @@ func TestPins(t *testing.T) {
 	}
 }
 
-// TestExact has the rule for exact matches of requirements 2.5 (Q6): digests where both sides know them, names otherwise.
+// TestExact has the rule for exact matches of requirements 2.5 (Q6): digests where both sides know them, names
+// otherwise.
 func TestExact(t *testing.T) {
 	const ref = "docker.io/library/nginx"
 	man, index := nginx.ManifestDigest, digest.FromString("index")

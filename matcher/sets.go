@@ -3,16 +3,17 @@ package matcher
 import "slices"
 
 const (
-	// maxSets is how many sets of disks are tried one by one; beyond that a set is put together step by step. 2,000 sets take
-	// about 0.3 ms for a pod of ten images.
+	// maxSets is how many sets of disks are tried one by one; beyond that a set is put together step by step. 2,000
+	// sets take about 0.3 ms for a pod of ten images.
 	maxSets = 2000
 	// maxPool bounds the different candidates that a set is put together from, the best ones by themselves.
 	maxPool = 256
 )
 
-// setSearch looks for the best set of disks to attach beside those that are attached already, which serve what they have
-// anyway and cost nothing. The objective, the first difference decides: saved download bytes less the cost of each newly
-// attached disk; bytes that need no unpacking; fewer new disks; better ranks of the members, the best member first.
+// setSearch looks for the best set of disks to attach beside those that are attached already, which serve what they
+// have anyway and cost nothing. The objective, the first difference decides: saved download bytes less the cost of each
+// newly attached disk; bytes that need no unpacking; fewer new disks; better ranks of the members, the best member
+// first.
 type setSearch struct {
 	m     *match
 	base  bitset // items of the attached ones
@@ -59,8 +60,8 @@ func (m *match) chooseSaved(usable []int) (chosen []int, proven bool) {
 	return chosen, proven
 }
 
-// bestOfGroups gives the best of each group, attached and other ones apart, each by rank. The rest of a group has nothing
-// that its best does not have.
+// bestOfGroups gives the best of each group, attached and other ones apart, each by rank. The rest of a group has
+// nothing that its best does not have.
 func (m *match) bestOfGroups(usable []int) (attached, others []int) {
 	best := make([][2]int, len(m.groups)) // 1 + place among the touched
 	for _, i := range usable {
@@ -86,8 +87,8 @@ func (m *match) bestOfGroups(usable []int) (attached, others []int) {
 	return attached, others
 }
 
-// fill makes the pool from candidates in the order of rank. One that a better one covers is left out: in any set the better
-// one could stand for it. It tells whether all of the rest found room.
+// fill makes the pool from candidates in the order of rank. One that a better one covers is left out: in any set the
+// better one could stand for it. It tells whether all of the rest found room.
 func (s *setSearch) fill(others []int) bool {
 	free := slices.Clone(s.m.plan.present)
 	free.or(s.base)
@@ -124,8 +125,8 @@ func (s *setSearch) sets() int {
 	return total
 }
 
-// all tries every set that extends this one by places from the given one on, in lexical order, so that of equals the one of
-// better rank comes first.
+// all tries every set that extends this one by places from the given one on, in lexical order, so that of equals the
+// one of better rank comes first.
 func (s *setSearch) all(from int, set []int, has bitset) {
 	if len(set) == s.limit {
 		return
@@ -153,8 +154,8 @@ func (s *setSearch) try(set []int, has bitset) {
 	s.best, s.net, s.unpack = append(s.best[:0], set...), net, saved.UnpackBytes
 }
 
-// stepwise adds the disk that helps most until the limit, and keeps the best set on the way. It tells whether the result is
-// certainly the best: if one disk or two save what all together would, and one alone would not do.
+// stepwise adds the disk that helps most until the limit, and keeps the best set on the way. It tells whether the
+// result is certainly the best: if one disk or two save what all together would, and one alone would not do.
 func (s *setSearch) stepwise() bool {
 	m := s.m
 	everything := slices.Clone(s.base)

@@ -1,7 +1,7 @@
 package matcher
 
-// table holds each distinct thing (an image or a layer, as candidates describe them) once, under a number, with the slots of
-// the candidates that have it.
+// table holds each distinct thing (an image or a layer, as candidates describe them) once, under a number, with the
+// slots of the candidates that have it.
 type table[T comparable] struct {
 	things  []T
 	holders []few // slots, by number; meaningless where free
@@ -40,7 +40,8 @@ func (t *table[T]) add(thing *T, slot uint32) uint32 {
 	return uint32(len(t.things) - 1)
 }
 
-// hold adds a holder to a thing. The second holding by the candidate that was added last is ignored and answered with false.
+// hold adds a holder to a thing. The second holding by the candidate that was added last is ignored and answered with
+// false.
 func (t *table[T]) hold(number, slot uint32) bool {
 	var one [1]uint32
 	if slots := t.slots(number, &one); slots[len(slots)-1] == slot {

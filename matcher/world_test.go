@@ -19,8 +19,8 @@ var (
 	noon  = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 )
 
-// img makes an image from layers "name:compressed[:unpacked]", sizes in bytes. Its manifest digest stands for the reference
-// and the layers, so that a moved tag gets another one.
+// img makes an image from layers "name:compressed[:unpacked]", sizes in bytes. Its manifest digest stands for the
+// reference and the layers, so that a moved tag gets another one.
 func img(reference string, layers ...string) Image {
 	i := Image{Reference: reference, Platform: amd64, ManifestDigest: digest.FromString(reference + fmt.Sprint(layers))}
 	i.Layers = stack(layers...)

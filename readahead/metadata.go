@@ -9,13 +9,15 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// maxMetadata is read ahead without a list: that of a disk with about 600,000 files. More would delay what the start needs.
+// maxMetadata is read ahead without a list: that of a disk with about 600,000 files. More would delay what the start
+// needs.
 const maxMetadata = 64 << 20
 
 // errNothing is there to read: neither a list, nor metadata that is known.
 var errNothing = errors.New("it is not known where the file system has its metadata")
 
-// metadataOf an EROFS, which has all inodes and directories in one place; of others it is not known, which is errNothing.
+// metadataOf an EROFS, which has all inodes and directories in one place; of others it is not known, which is
+// errNothing.
 func metadataOf(d *Disk, image string) (*accesslist.List, error) {
 	if d.Index.FileSystem != layerdisk.FileSystemEROFS {
 		return nil, fmt.Errorf("no access list of %s: %w, which is %s", image, errNothing, d.Index.FileSystem)

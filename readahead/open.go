@@ -12,7 +12,8 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// errNotThere is what a list names that cannot be read ahead: it is missing, no regular file, or reached by a link or another mount.
+// errNotThere is what a list names that cannot be read ahead: it is missing, no regular file, or reached by a link or
+// another mount.
 var errNotThere = errors.New("no such file")
 
 // layers are the open directories of the layers of a disk, by diff ID.
@@ -50,8 +51,8 @@ func (l layers) close() error {
 	return errors.Join(errs...)
 }
 
-// file opens a regular file of a layer and returns its size; anything else is errNotThere, and is not even opened: to open a FIFO may
-// wait for ever, and a device may do anything.
+// file opens a regular file of a layer and returns its size; anything else is errNotThere, and is not even opened: to
+// open a FIFO may wait for ever, and a device may do anything.
 func (l layers) file(diffID digest.Digest, path string) (fd int, size int64, err error) {
 	dir, ok := l[diffID]
 	if !ok {

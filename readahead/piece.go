@@ -6,8 +6,9 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// pieceBytes is read at once. One readahead(2) reads no more than the largest request of the device (1,280 KiB for loop devices, often
-// less; force_page_cache_ra in mm/readahead.c), and lets the rest fall; the smaller, the sooner a disk can be let go of.
+// pieceBytes is read at once. One readahead(2) reads no more than the largest request of the device (1,280 KiB for loop
+// devices, often less; force_page_cache_ra in mm/readahead.c), and lets the rest fall; the smaller, the sooner a disk
+// can be let go of.
 const pieceBytes = 512 << 10
 
 // piece of a list: of file number file of list.Files, or of the block device.

@@ -17,15 +17,15 @@ import (
 
 // Disks are those of the node.
 type Disks interface {
-	// Visit a disk. The returned context ends with ctx and when the disk is about to leave; then, and when it is done, the caller
-	// closes all it has open of the disk and calls leave. A disk that is not ready is an error.
+	// Visit a disk. The returned context ends with ctx and when the disk is about to leave; then, and when it is done,
+	// the caller closes all it has open of the disk and calls leave. A disk that is not ready is an error.
 	Visit(ctx context.Context, diskUUID string) (visit context.Context, d Disk, leave func(), err error)
 }
 
 // Lists are the access lists that the node can have.
 type Lists interface {
-	// AccessList of an image, by its normalised reference, for a disk. None is errdefs.ErrNotFound. It is asked in the background, once
-	// for each start of an image.
+	// AccessList of an image, by its normalised reference, for a disk. None is errdefs.ErrNotFound. It is asked in the
+	// background, once for each start of an image.
 	AccessList(ctx context.Context, d Disk, image string) (*accesslist.List, error)
 }
 
@@ -127,9 +127,9 @@ func (h *Hydrator) Close() error {
 	}
 }
 
-// Starting tells that an image is about to start from a disk. The image is named by its reference as containerd tells it, by the chain
-// ID of its layers, or by both; the chain ID of some of its layers does no harm. It does not block: what cannot be remembered is
-// forgotten.
+// Starting tells that an image is about to start from a disk. The image is named by its reference as containerd tells
+// it, by the chain ID of its layers, or by both; the chain ID of some of its layers does no harm. It does not block:
+// what cannot be remembered is forgotten.
 func (h *Hydrator) Starting(diskUUID, image string, chainID digest.Digest) {
 	select {
 	case h.wishes <- wish{diskUUID, image, chainID}:

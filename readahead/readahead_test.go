@@ -159,8 +159,8 @@ func image(name string, layers ...string) layerdisktest.Image {
 	return layerdisktest.Image{Reference: ref(name), Layers: layers}
 }
 
-// However often a start is told of, layer by layer or by many pulls at once, its list is replayed once for as long as the page cache
-// likely has it.
+// However often a start is told of, layer by layer or by many pulls at once, its list is replayed once for as long as
+// the page cache likely has it.
 func TestOnceForEachStart(t *testing.T) {
 	inBubble(t, nil, func(n *node) {
 		n.add("d", image("app", "a", "b"), image("other", "a"))
@@ -258,7 +258,8 @@ func TestReplaysWait(t *testing.T) {
 	})
 }
 
-// A disk that leaves, and a daemon that stops, end replays that run and that wait; a later start on the disk when it is back reads.
+// A disk that leaves, and a daemon that stops, end replays that run and that wait; a later start on the disk when it is
+// back reads.
 func TestDiskLeaves(t *testing.T) {
 	inBubble(t, func(c *Config) { c.AtOnce, c.Rate = 1, 1 }, func(n *node) {
 		n.add("d", image("first", "a"), image("second", "b"))

@@ -33,8 +33,8 @@ type Disk struct {
 	Index *layerdisk.Index
 }
 
-// layerDirs are the directories of layers by diff ID. Of several layers with the same one, which are each right on their own stack
-// alone, it is that of the image.
+// layerDirs are the directories of layers by diff ID. Of several layers with the same one, which are each right on
+// their own stack alone, it is that of the image.
 func (d *Disk) layerDirs(image string) map[digest.Digest]string {
 	dirs := make(map[digest.Digest]string, len(d.Index.Layers))
 	put := func(l *layerdisk.Layer) {
@@ -71,8 +71,8 @@ type replay struct {
 	*progress
 }
 
-// run reads everything, in order, until it is done or ctx ends, and closes all it has opened of the disk. The first error of the disk
-// ends it: a disk that cannot be read is not helped by more reads.
+// run reads everything, in order, until it is done or ctx ends, and closes all it has opened of the disk. The first
+// error of the disk ends it: a disk that cannot be read is not helped by more reads.
 func (r *replay) run(ctx context.Context) (err error) {
 	var device *os.File
 	if len(r.list.Metadata) > 0 {
@@ -157,9 +157,9 @@ func (r *replay) read(p piece, device *os.File, open layers) (int64, error) {
 	return n, nil
 }
 
-// bring a part of a file or device into the page cache. POSIX_FADV_WILLNEED, which is readahead(2) by another name (mm/fadvise.c), only
-// starts the reads, so the last byte is waited for: otherwise all pieces would be queued at the device at once, and the reads of the
-// container, or of whoever asks whether the disk is still alive, behind them.
+// bring a part of a file or device into the page cache. POSIX_FADV_WILLNEED, which is readahead(2) by another name
+// (mm/fadvise.c), only starts the reads, so the last byte is waited for: otherwise all pieces would be queued at the
+// device at once, and the reads of the container, or of whoever asks whether the disk is still alive, behind them.
 func bring(fd int, offset, length int64) error {
 	if err := unix.Fadvise(fd, offset, length, unix.FADV_WILLNEED); err != nil {
 		return err
@@ -173,11 +173,12 @@ func bring(fd int, offset, length int64) error {
 	}
 }
 
-// lowestPriority is the last level of the class "best effort", ioprio_set(2). Not the class "idle": a container waits for the very pages
-// that are being read ahead, and whatever else the node reads would come first.
+// lowestPriority is the last level of the class "best effort", ioprio_set(2). Not the class "idle": a container waits
+// for the very pages that are being read ahead, and whatever else the node reads would come first.
 const lowestPriority = 2<<13 | 7
 
-// lowerPriority of the calling thread's reads. I/O schedulers that know no priorities ignore it, and so may anybody who cannot have it.
+// lowerPriority of the calling thread's reads. I/O schedulers that know no priorities ignore it, and so may anybody who
+// cannot have it.
 func lowerPriority() {
 	const whoProcess = 1 // IOPRIO_WHO_PROCESS, include/uapi/linux/ioprio.h
 	_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, lowestPriority)

@@ -152,8 +152,8 @@ func TestReplayFillsPageCache(t *testing.T) {
 	require.Equal(t, int64(2), done.skipped.Load(), "a layer that is not here, and what is behind the end of the disk")
 }
 
-// Nothing of what a list may name leads out of the layer, or opens what hangs or acts when it is opened (a FIFO without a writer would
-// hang here).
+// Nothing of what a list may name leads out of the layer, or opens what hangs or acts when it is opened (a FIFO without
+// a writer would hang here).
 func TestHostileListsAreHarmless(t *testing.T) {
 	r := newRig(t, false)
 	paths := []string{"fifo", "null", "lib", "link", "linkdir/big", "out", "up/l/0/lib/big", "empty", "missing", "lib/big/x", "missing/x"}

@@ -68,8 +68,8 @@ func fill(b *testing.B, root string, count int) {
 	require.NoError(b, meta.Close())
 }
 
-// BenchmarkHit is all that containerd waits for when a layer need not be fetched: Prepare and Stat of its metadata store,
-// over gRPC.
+// BenchmarkHit is all that containerd waits for when a layer need not be fetched: Prepare and Stat of its metadata
+// store, over gRPC.
 func BenchmarkHit(b *testing.B) {
 	if os.Geteuid() != 0 {
 		b.Skip("needs root")

@@ -132,8 +132,9 @@ func (s *Snapshotter) commitAs(ctx context.Context, name string, n node, want sn
 	return nil
 }
 
-// checkRebase refuses to put a layer on a parent if it was unpacked without one into a bind mount: its whiteouts are lost,
-// and files that the image deletes would come back. Only containerd 2.2 asks for that, and only if it is configured to.
+// checkRebase refuses to put a layer on a parent if it was unpacked without one into a bind mount: its whiteouts are
+// lost, and files that the image deletes would come back. Only containerd 2.2 asks for that, and only if it is
+// configured to.
 func checkRebase(n node, parent string) error {
 	if parent == "" || n.info.Parent != "" || !isExtractionKey(n.info.Name) || n.adopted != nil {
 		return nil

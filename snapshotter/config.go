@@ -68,8 +68,8 @@ func ParseProtocol(name string) (Protocol, error) {
 	return 0, fmt.Errorf("protocol %q: want auto, sequential or staged: %w", name, errdefs.ErrInvalidArgument)
 }
 
-// Observer is told what became of every layer that containerd was about to fetch, once per layer and pull, and which containers are made
-// of adopted layers. It is called while containerd waits, so it must not block.
+// Observer is told what became of every layer that containerd was about to fetch, once per layer and pull, and which
+// containers are made of adopted layers. It is called while containerd waits, so it must not block.
 type Observer interface {
 	// Hit is a layer that containerd need not fetch.
 	Hit(ctx context.Context, hit Hit)

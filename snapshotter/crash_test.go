@@ -192,8 +192,8 @@ func TestLeftovers(t *testing.T) {
 	require.Empty(t, left)
 }
 
-// TestRestart: nothing is asked of the source at start, and containers go on being mounted afterwards, also if a disk is
-// mounted elsewhere now.
+// TestRestart: nothing is asked of the source at start, and containers go on being mounted afterwards, also if a disk
+// is mounted elsewhere now.
 func TestRestart(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	n := newNode(t, snapshotter.Config{}, im.layers)

@@ -58,8 +58,8 @@ func (d *disk) dir(number int) string {
 	return filepath.Join(d.mount, "l", strconv.FormatInt(int64(number), 36))
 }
 
-// source is a LayerSource over disks, with the faults that tests want. It finds layers as the stage does: by chain ID on
-// disks that have the same stack, else by diff ID, else by blob.
+// source is a LayerSource over disks, with the faults that tests want. It finds layers as the stage does: by chain ID
+// on disks that have the same stack, else by diff ID, else by blob.
 type source struct {
 	mu       sync.Mutex
 	disks    []*disk

@@ -15,8 +15,8 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// silence puts a disk where no call is ever answered: a FUSE file system whose server says nothing. speak ends it, and whatever hangs there
-// then has an error.
+// silence puts a disk where no call is ever answered: a FUSE file system whose server says nothing. speak ends it, and
+// whatever hangs there then has an error.
 func silence(t *testing.T, d *disk) (speak func()) {
 	t.Helper()
 	dir := filepath.Join(filepath.Dir(d.mount), "silent")
@@ -40,15 +40,16 @@ func silence(t *testing.T, d *disk) (speak func()) {
 // patience is many times what a test takes in which nothing hangs.
 const patience = 30 * time.Second
 
-// A disk may stop to answer right after the stage found it well. No Prepare waits for it: containerd holds a lock meanwhile that its garbage
-// collection waits for, and every other pull and container behind that.
+// A disk may stop to answer right after the stage found it well. No Prepare waits for it: containerd holds a lock
+// meanwhile that its garbage collection waits for, and every other pull and container behind that.
 func TestDiskThatHangs(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	later := forge(t, "later", nil, tarOf(t, entry{name: "later", body: "l"}))
 	local := forge(t, "local", nil, tarOf(t, entry{name: "local", body: "l"}))
 	for name, how := range map[string]pulling{"sequential": {}, "staged": {parallel: 2, rebase: true}} {
 		t.Run(name, func(t *testing.T) {
-			// A staged layer has its directory from the pull, so a container on it asks the disk for nothing before it is mounted.
+			// A staged layer has its directory from the pull, so a container on it asks the disk for nothing before it
+			// is mounted.
 			asks := how.parallel == 0
 			n := newNode(t, snapshotter.Config{}, append(pick(im, 0, 1, 2, 3, 4), later.layers...))
 			n.mustPull(t, im, how)

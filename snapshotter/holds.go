@@ -23,7 +23,8 @@ type holds struct {
 	due []string   // holders that could not be released and will be tried again
 }
 
-// acquire holds a layer that is proved to be the one requested. A request with no parent chain is one for a lowest layer.
+// acquire holds a layer that is proved to be the one requested. A request with no parent chain is one for a lowest
+// layer.
 func (h *holds) acquire(ctx context.Context, want LayerRequest) (holder string, held HeldLayer, err error) {
 	holder = "snapshot-" + uuid.NewString()
 	held, err = h.source.Acquire(ctx, holder, want)

@@ -9,8 +9,8 @@ import (
 // index finds the snapshots with a given target label and parent without walking the store, which containerd's metadata
 // store asks for on every layer that it need not fetch.
 //
-// It is a hint that never lacks anything: a snapshot is entered before its transaction is committed and struck out after
-// its removal is, so it may name snapshots that do not exist (yet), and whoever asks looks each up in the store.
+// It is a hint that never lacks anything: a snapshot is entered before its transaction is committed and struck out
+// after its removal is, so it may name snapshots that do not exist (yet), and whoever asks looks each up in the store.
 type index struct {
 	mu    sync.Mutex // guards names
 	seed  maphash.Seed

@@ -12,9 +12,9 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 )
 
-// Labels that containerd sends. All that begin with "containerd.io/snapshot/" may come from the annotations of an image's
-// manifest, that is from strangers, except that containerd 2.3 and later set the diff ID themselves, and the parent's
-// chain ID for every layer but the lowest. Only labelRef is containerd's own in all versions.
+// Labels that containerd sends. All that begin with "containerd.io/snapshot/" may come from the annotations of an
+// image's manifest, that is from strangers, except that containerd 2.3 and later set the diff ID themselves, and the
+// parent's chain ID for every layer but the lowest. Only labelRef is containerd's own in all versions.
 const (
 	labelRef         = snapshots.LabelSnapshotRef
 	labelDiffID      = snapshots.LabelSnapshotDiffID
@@ -25,8 +25,8 @@ const (
 	labelLayers      = crilabels.TargetImageLayersLabel
 )
 
-// Labels of our own. They live outside "containerd.io/snapshot/", are cut from what clients send and from what they get,
-// and exist only in the snapshotter's own store.
+// Labels of our own. They live outside "containerd.io/snapshot/", are cut from what clients send and from what they
+// get, and exist only in the snapshotter's own store.
 const (
 	privatePrefix = "berth.dev/"
 	// labelAdopted holds a record: the content is on a layer disk.
@@ -37,8 +37,8 @@ const (
 	labelRemapped = privatePrefix + "remapped"
 )
 
-// remapSuffix ends the key of the snapshot in which containerd's client changes the owner of every file of an image, for a
-// snapshotter that is configured without the capability "remap-ids" (client/snapshotter_opts_unix.go).
+// remapSuffix ends the key of the snapshot in which containerd's client changes the owner of every file of an image,
+// for a snapshotter that is configured without the capability "remap-ids" (client/snapshotter_opts_unix.go).
 const remapSuffix = "-remap"
 
 // adoptedPrefix begins the names of adopted snapshots. containerd's own begin with a namespace, which has no slash.
@@ -113,7 +113,8 @@ func digestOf(label string) digest.Digest {
 	return d
 }
 
-// above are the digests in a list of layers that come after blob; none if blob is not in it. What is not a digest ends the list.
+// above are the digests in a list of layers that come after blob; none if blob is not in it. What is not a digest ends
+// the list.
 func above(list string, blob digest.Digest) []digest.Digest {
 	var found []digest.Digest
 	seen := false

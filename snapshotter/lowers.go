@@ -66,8 +66,9 @@ func (s *Snapshotter) layerDir(ctx context.Context, r *record) (string, error) {
 	return dir, nil
 }
 
-// rewrite puts the layers' real directories into mounts made by the wrapped snapshotter. It insists on the exact form it
-// knows: a container must not start without its layers because another version of containerd writes mounts differently.
+// rewrite puts the layers' real directories into mounts made by the wrapped snapshotter. It insists on the exact form
+// it knows: a container must not start without its layers because another version of containerd writes mounts
+// differently.
 func (l lowers) rewrite(mounts []mount.Mount) ([]mount.Mount, error) {
 	if !l.adopted {
 		return mounts, nil
@@ -105,7 +106,8 @@ func (s *Snapshotter) giveForm(ctx context.Context, below lowers) error {
 		return fmt.Errorf("read layer %d of disk %s, see berth status: %w: %w",
 			below.top.adopted.LayerNumber, below.top.adopted.DiskUUID, errdefs.ErrUnavailable, err)
 	}
-	// Cleanup looks for directories without a row while it locks out writers, so the lock keeps it from taking this one.
+	// Cleanup looks for directories without a row while it locks out writers, so the lock keeps it from taking this
+	// one.
 	return s.store.exclusive(ctx, func(ctx context.Context) error {
 		if n, err := lookup(ctx, below.top.info.Name); err != nil || n.id != below.top.id {
 			return err // removed meanwhile: the wrapped snapshotter will say so

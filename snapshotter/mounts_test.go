@@ -186,8 +186,8 @@ func TestOwnerOfRoot(t *testing.T) {
 	}
 }
 
-// TestFormOfOverlay fails when containerd's overlay snapshotter changes what this package relies on: where its directories
-// are, how its mounts name them, and that it looks at the directory of a parent.
+// TestFormOfOverlay fails when containerd's overlay snapshotter changes what this package relies on: where its
+// directories are, how its mounts name them, and that it looks at the directory of a parent.
 func TestFormOfOverlay(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")

@@ -66,7 +66,8 @@ func (s *Snapshotter) prepareLayer(ctx context.Context, key, parent string, labe
 	return unpackForm(mounts, labels)
 }
 
-// wanted works out which layer is wanted and where it goes. Of the labels only those are believed that the target proves.
+// wanted works out which layer is wanted and where it goes. Of the labels only those are believed that the target
+// proves.
 func (s *Snapshotter) wanted(ctx context.Context, parent string, labels map[string]string, target digest.Digest) (LayerRequest, place, error) {
 	want := LayerRequest{ChainID: target, Blob: digestOf(labels[labelBlob]), ImageRef: labels[labelImageRef], Manifest: digestOf(labels[labelManifest])}
 	want.Above = above(labels[labelLayers], want.Blob)

@@ -11,7 +11,8 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// TestPull pulls with containerd's own unpacker, through metadata store and proxy, whatever part of the image is on disks.
+// TestPull pulls with containerd's own unpacker, through metadata store and proxy, whatever part of the image is on
+// disks.
 func TestPull(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	want := stockTree(t, im)
@@ -44,7 +45,8 @@ func TestPull(t *testing.T) {
 					if how.parallel > 0 && how.rebase && protocol == snapshotter.ProtocolSequential {
 						missed = im.layers[min(c.missed, 1):]
 					}
-					// containerd begins to fetch all layers from the first miss on, and stops when it has what it needs.
+					// containerd begins to fetch all layers from the first miss on, and stops when it has what it
+					// needs.
 					require.Subset(t, digests(missed), fetched)
 					require.Equal(t, len(missed) > 0, len(fetched) > 0)
 					n.requireTree(t, want, im, how)

@@ -32,8 +32,8 @@ func (s *Snapshotter) removeRow(ctx context.Context, key string) (n node, err er
 	return n, nil
 }
 
-// Remove implements snapshots.Snapshotter. Directories stay until Cleanup; the hold on a layer is given up at once, after
-// nothing refers to the layer any more.
+// Remove implements snapshots.Snapshotter. Directories stay until Cleanup; the hold on a layer is given up at once,
+// after nothing refers to the layer any more.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	n, err := s.removeRow(ctx, key)
 	if err != nil {

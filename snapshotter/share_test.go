@@ -75,8 +75,8 @@ func (n *node) removeImage(t testing.TB, im *image, how pulling) {
 	}
 }
 
-// TestOneLayerBelowTwoParents: a chain may lie on two backend snapshots, if one namespace unpacked the lower layer before
-// the disk came and another adopted it. Names made of the chain ID alone would break the second pull.
+// TestOneLayerBelowTwoParents: a chain may lie on two backend snapshots, if one namespace unpacked the lower layer
+// before the disk came and another adopted it. Names made of the chain ID alone would break the second pull.
 func TestOneLayerBelowTwoParents(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	n := newNode(t, snapshotter.Config{}, im.layers)
@@ -181,8 +181,8 @@ func TestPullRacesRemoval(t *testing.T) {
 		pulls.Go(func() error {
 			how := pulling{namespace: fmt.Sprint("ns", i)}
 			for range 8 {
-				// Without a lease a collection may take a layer away between two steps of a pull, as from any snapshotter;
-				// what must not happen is any other error.
+				// Without a lease a collection may take a layer away between two steps of a pull, as from any
+				// snapshotter; what must not happen is any other error.
 				if _, err := n.pull(t, im, how); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsAlreadyExists(err) {
 					return err
 				}

@@ -156,8 +156,8 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 }
 
 // Prepare implements snapshots.Snapshotter. An extraction Prepare, which names a target, may be answered with
-// errdefs.ErrAlreadyExists or with read-only mounts, see Protocol. errdefs.ErrUnavailable names the disk that is missing
-// from what parent consists of.
+// errdefs.ErrAlreadyExists or with read-only mounts, see Protocol. errdefs.ErrUnavailable names the disk that is
+// missing from what parent consists of.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	info, err := applyOpts(opts)
 	if err != nil {
@@ -202,8 +202,8 @@ func (s *Snapshotter) createOn(ctx context.Context, do creator, key, parent stri
 		return nil, below, err
 	}
 	if _, ok := below.top.info.Labels[labelRemapped]; ok {
-		// containerd asks for the id map all the same; with both, every file would belong to nobody, and containerd before
-		// 2.0 does not even know such mounts.
+		// containerd asks for the id map all the same; with both, every file would belong to nobody, and containerd
+		// before 2.0 does not even know such mounts.
 		labels = maps.Clone(labels)
 		delete(labels, snapshots.LabelSnapshotUIDMapping)
 		delete(labels, snapshots.LabelSnapshotGIDMapping)

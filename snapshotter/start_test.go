@@ -8,7 +8,8 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// Whoever wants to read ahead learns of each container whose topmost layer is on a disk, and of nothing else that is prepared.
+// Whoever wants to read ahead learns of each container whose topmost layer is on a disk, and of nothing else that is
+// prepared.
 func TestStartIsTold(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	n := newNode(t, snapshotter.Config{}, pick(im, 0, 2))

@@ -19,8 +19,8 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// TestSuite runs containerd's conformance tests: under the stock snapshotter's name, because the check of renames expects
-// something else of others.
+// TestSuite runs containerd's conformance tests: under the stock snapshotter's name, because the check of renames
+// expects something else of others.
 func TestSuite(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")

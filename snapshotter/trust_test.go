@@ -59,8 +59,8 @@ func TestSpoofedLabels(t *testing.T) {
 	}
 }
 
-// TestChainIDAsDiffID: an image may claim that the diff ID of its only layer is what is really the chain ID of two layers
-// of another. The upper one of those must not become a root file system by itself.
+// TestChainIDAsDiffID: an image may claim that the diff ID of its only layer is what is really the chain ID of two
+// layers of another. The upper one of those must not become a root file system by itself.
 func TestChainIDAsDiffID(t *testing.T) {
 	victim := forge(t, "victim", nil, tarOf(t, entry{name: "lower", body: "l\n"}), tarOf(t, entry{name: "upper", body: "u\n"}))
 	target := victim.top()

@@ -14,7 +14,8 @@ import (
 type Use struct {
 	// Chains of the adopted snapshots whose layer is on it.
 	Chains map[digest.Digest]bool
-	// Others are the snapshots that lie on those, at whatever height, and are not adopted: those of containers, and local layers.
+	// Others are the snapshots that lie on those, at whatever height, and are not adopted: those of containers, and
+	// local layers.
 	Others int
 }
 

@@ -152,8 +152,8 @@ func TestOldVersions(t *testing.T) {
 	}
 }
 
-// TestStagedMounts pins the form of staged mounts down, which containerd 2.4 takes for read-only and every applier for an
-// overlay to write to.
+// TestStagedMounts pins the form of staged mounts down, which containerd 2.4 takes for read-only and every applier for
+// an overlay to write to.
 func TestStagedMounts(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	n := newNode(t, snapshotter.Config{}, im.layers)

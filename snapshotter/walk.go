@@ -13,8 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Walk implements snapshots.Snapshotter. The filter that containerd's metadata store uses for each layer that it need not
-// fetch costs the same however many snapshots there are; all others read the whole store.
+// Walk implements snapshots.Snapshotter. The filter that containerd's metadata store uses for each layer that it need
+// not fetch costs the same however many snapshots there are; all others read the whole store.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	if ref, parent, ok := targetFilter(filters); ok {
 		return s.walkTarget(ctx, fn, ref, parent)

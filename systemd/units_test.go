@@ -57,8 +57,8 @@ func TestUnitsVerify(t *testing.T) {
 	require.Contains(t, out, "LimitNOFILES")
 }
 
-// TestNoMountNamespace: any of these settings gives the service mounts of its own, which containerd would never see. The
-// list is from systemd.exec(5).
+// TestNoMountNamespace: any of these settings gives the service mounts of its own, which containerd would never see.
+// The list is from systemd.exec(5).
 func TestNoMountNamespace(t *testing.T) {
 	unit, err := os.ReadFile("berthd.service")
 	require.NoError(t, err)
@@ -96,7 +96,7 @@ func TestInstall(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(built, name), []byte("#!/bin/sh\necho completion for $2\n"), 0o755))
 	}
 	run := func(target string, more ...string) (string, error) {
-		cmd := exec.CommandContext(t.Context(), makeTool, append([]string{"-s", "-f", "mk/install.mk", target, "DESTDIR=" + dest, "BUILDDIR=" + built}, more...)...)
+		cmd := exec.CommandContext(t.Context(), makeTool, append([]string{"-s", "-f", "scripts/mk/install.mk", target, "DESTDIR=" + dest, "BUILDDIR=" + built}, more...)...)
 		cmd.Dir = ".."
 		out, err := cmd.CombinedOutput()
 		return string(out), err

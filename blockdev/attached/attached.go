@@ -1,7 +1,7 @@
-// Package attached is the driver of disks that are already there: that the cloud attaches with the machine, that another
-// tool attaches, or that a person plugs in. It makes nothing appear and nothing go away. It finds the layer disks among the
-// node's block devices by what is on them, and the device of a volume by what the cloud's naming says, and keeps others
-// from writing to what is in use.
+// Package attached is the driver of disks that are already there: that the cloud attaches with the machine, that
+// another tool attaches, or that a person plugs in. It makes nothing appear and nothing go away. It finds the layer
+// disks among the node's block devices by what is on them, and the device of a volume by what the cloud's naming says,
+// and keeps others from writing to what is in use.
 //
 // A volume ID is SCHEME:ID. "index:sha256:…" is the layer disk with that index, on whatever device; "aws:vol-0123…",
 // "azure:3" and so on name a volume as its cloud does, see rules.go. What such a name leads to still has to be proved.
@@ -27,8 +27,8 @@ const Name = "attached"
 // Config of a Driver.
 type Config struct {
 	Options
-	// Dir is a directory of the driver's own, made if it is missing, where it writes down what it has attached. One process
-	// may use it at a time.
+	// Dir is a directory of the driver's own, made if it is missing, where it writes down what it has attached. One
+	// process may use it at a time.
 	Dir string
 	// Wait bounds how long Attach waits for a device to appear; 0 waits until its context ends.
 	Wait time.Duration
@@ -89,14 +89,14 @@ func (d *Driver) lock(ctx context.Context) error {
 
 func (d *Driver) unlock() { <-d.key }
 
-// lookEvery is how often a device that is waited for is looked for without an event: udev makes its links at an unknown time
-// after the event, and events may be beyond reach.
+// lookEvery is how often a device that is waited for is looked for without an event: udev makes its links at an unknown
+// time after the event, and events may be beyond reach.
 const lookEvery = 500 * time.Millisecond
 
-// Attach finds the device of a volume and waits for it until ctx ends, or as long as it was told. Attached read-only, which
-// a layer disk always is, the device is made read-only for everybody until it is detached. A device that somebody uses
-// is ErrInUse; a volume that is attached the other way, ErrExists; several devices that fit and hold different disks are
-// errdefs.ErrFailedPrecondition.
+// Attach finds the device of a volume and waits for it until ctx ends, or as long as it was told. Attached read-only,
+// which a layer disk always is, the device is made read-only for everybody until it is detached. A device that somebody
+// uses is ErrInUse; a volume that is attached the other way, ErrExists; several devices that fit and hold different
+// disks are errdefs.ErrFailedPrecondition.
 func (d *Driver) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	dev, err := d.attach(ctx, volumeID, opts)
 	if err != nil {
@@ -199,7 +199,8 @@ func (d *Driver) noteChange() {
 	d.changed = make(chan struct{})
 }
 
-// askSCSIHosts has every SCSI host look for new devices, as rescan-scsi-bus does; Hyper-V does not always tell by itself.
+// askSCSIHosts has every SCSI host look for new devices, as rescan-scsi-bus does; Hyper-V does not always tell by
+// itself.
 func askSCSIHosts(roots sysblock.Roots) error {
 	files, err := filepath.Glob(filepath.Join(roots.Sys, "class", "scsi_host", "*", "scan"))
 	if err != nil {

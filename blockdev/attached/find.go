@@ -131,8 +131,8 @@ func (s *scanner) free(fitting, devices []sysblock.Device, written map[uint64]bo
 	return free, used
 }
 
-// settle chooses among devices that fit equally well by what is on them; with partitions, in them. One that fits by a serial that was cut
-// off is that of another volume if it holds another disk than the one wanted.
+// settle chooses among devices that fit equally well by what is on them; with partitions, in them. One that fits by a
+// serial that was cut off is that of another volume if it holds another disk than the one wanted.
 func (s *scanner) settle(ctx context.Context, fitting, devices []sysblock.Device, fit int, want digest.Digest) ([]sysblock.Device, error) {
 	if len(fitting) == 0 {
 		return nil, errAbsent

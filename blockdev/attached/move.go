@@ -10,9 +10,9 @@ import (
 	"berth.dev/berth/internal/durable"
 )
 
-// move gives another device that has the same layer disk, if the one it is attached on does not show it any more: it gives
-// errors, or was written to. The old one may still be mounted, so its read-only flag stays as it is. Without another
-// device the old one is the answer, and whoever uses it will see.
+// move gives another device that has the same layer disk, if the one it is attached on does not show it any more: it
+// gives errors, or was written to. The old one may still be mounted, so its read-only flag stays as it is. Without
+// another device the old one is the answer, and whoever uses it will see.
 func (d *Driver) move(ctx context.Context, v volumeID, id string, dev blockdev.Device) (blockdev.Device, error) {
 	if v.scheme != schemeIndex {
 		return dev, nil

@@ -16,8 +16,8 @@ import (
 	"berth.dev/berth/internal/durable"
 )
 
-// record is written before a device is changed and deleted after that was undone, so that a process after this one knows
-// what to undo.
+// record is written before a device is changed and deleted after that was undone, so that a process after this one
+// knows what to undo.
 type record struct {
 	VolumeID string `json:"volumeID"`
 	// Name, Number and Sequence are the device's, in the boot of BootID: after another they mean nothing.
@@ -140,7 +140,8 @@ func (d *Driver) present(r record) (sysblock.Device, bool, error) {
 	return sysblock.Device{}, false, nil
 }
 
-// attachment says whether and how the volume is attached, and forgets attachments whose device has left. The key is held.
+// attachment says whether and how the volume is attached, and forgets attachments whose device has left. The key is
+// held.
 func (d *Driver) attachment(id string, opts blockdev.AttachOptions) (blockdev.Device, bool, error) {
 	r, ok, err := durable.Read[record](d.path(id))
 	if err != nil || !ok {
@@ -244,7 +245,8 @@ func (d *Driver) records() ([]record, error) {
 	return all, nil
 }
 
-// write is durable when it returns: a device that is read-only without anybody knowing why stays so until the next boot.
+// write is durable when it returns: a device that is read-only without anybody knowing why stays so until the next
+// boot.
 func (d *Driver) write(r record) error { return durable.Write(d.path(r.VolumeID), r) }
 
 func (d *Driver) remove(volumeID string) error { return durable.Remove(d.path(volumeID)) }

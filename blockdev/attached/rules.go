@@ -13,11 +13,11 @@ import (
 )
 
 // rule says how the device of a volume shows on a node of one cloud. The facts were read in the clouds' own CSI drivers
-// (2024-10 to 2026-08) and in the udev rules of their images. A rule only finds candidates: what is on a device is proved
-// by whoever uses it.
+// (2024-10 to 2026-08) and in the udev rules of their images. A rule only finds candidates: what is on a device is
+// proved by whoever uses it.
 //
-// Texts are made of the volume's ID: {id} is all of it, {id20} its first 20 bytes, which is all that a virtio-blk serial
-// holds (VIRTIO_BLK_ID_BYTES), {bare} is without the prefix that strip names, {nodash} without dashes.
+// Texts are made of the volume's ID: {id} is all of it, {id20} its first 20 bytes, which is all that a virtio-blk
+// serial holds (VIRTIO_BLK_ID_BYTES), {bare} is without the prefix that strip names, {nodash} without dashes.
 type rule struct {
 	// valid is what an ID looks like. nil is any that fits a file name.
 	valid *regexp.Regexp
@@ -25,9 +25,9 @@ type rule struct {
 	// serials are compared with the device's serial; model, if not empty, must begin the device's model too.
 	serials []string
 	model   string
-	// designators are the vendor's names in SCSI's identification page, with vendor (8 bytes) and model (16 bytes) in front,
-	// which names of type T10 have and vendor-specific ones get, as in udev's links. wwids are the kernel's text of a world wide
-	// name.
+	// designators are the vendor's names in SCSI's identification page, with vendor (8 bytes) and model (16 bytes) in
+	// front, which names of type T10 have and vendor-specific ones get, as in udev's links. wwids are the kernel's text
+	// of a world wide name.
 	designators, wwids []string
 	// links are below /dev, made by udev: they come later than the device, and not at all without udev's rules.
 	links []string
@@ -56,8 +56,8 @@ var cinder = rule{ //nolint:gochecknoglobals // a row of the table below
 
 // rules by the scheme of a volume ID, what stands before its first colon.
 var rules = map[string]rule{ //nolint:gochecknoglobals // a constant table
-	// Nitro shows volumes as NVMe whose serial is the ID without its dash; Xen as the device name given at the attachment,
-	// see "name".
+	// Nitro shows volumes as NVMe whose serial is the ID without its dash; Xen as the device name given at the
+	// attachment, see "name".
 	"aws": {
 		valid:   regexp.MustCompile(`^vol-[0-9a-f]{8,17}$`),
 		serials: []string{"{nodash}"}, model: "Amazon Elastic Block Store",
@@ -130,9 +130,9 @@ var rules = map[string]rule{ //nolint:gochecknoglobals // a constant table
 	},
 }
 
-// azureLUN: Hyper-V's SCSI disks have the LUN; so may those of the system and of the temporary disk, on hosts that differ
-// between the generations of machines. These are in use and have partitions, which is what tells them apart. With NVMe the system
-// disk is namespace 1 and the data disks follow (azure-vm-utils).
+// azureLUN: Hyper-V's SCSI disks have the LUN; so may those of the system and of the temporary disk, on hosts that
+// differ between the generations of machines. These are in use and have partitions, which is what tells them apart.
+// With NVMe the system disk is namespace 1 and the data disks follow (azure-vm-utils).
 func azureLUN(id string, d sysblock.Device) bool {
 	lun, err := strconv.Atoi(id)
 	if err != nil {

@@ -27,8 +27,8 @@ type Options struct {
 	Roots sysblock.Roots
 	// Expect, if not empty, are the index digests of the only disks that are found; every other layer disk is refused.
 	Expect []digest.Digest
-	// LoopsBelow are directories: loop devices whose files lie in or below one of them are looked at like other devices.
-	// The rest of the loop devices belong to others, or to another driver.
+	// LoopsBelow are directories: loop devices whose files lie in or below one of them are looked at like other
+	// devices. The rest of the loop devices belong to others, or to another driver.
 	LoopsBelow []string
 }
 
@@ -123,8 +123,8 @@ func newScanner(opts Options) *scanner {
 	return s
 }
 
-// forget makes the next scan read the device again; an empty name is all. A read under way counts only for the latter, or
-// one that never ends would be joined by another each time.
+// forget makes the next scan read the device again; an empty name is all. A read under way counts only for the latter,
+// or one that never ends would be joined by another each time.
 func (s *scanner) forget(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -187,8 +187,8 @@ func (s *scanner) keepOnly(devices []sysblock.Device) {
 	}
 }
 
-// Major numbers of devices that hold no layer disk, or whose reading costs more than it tells (Documentation/admin-guide/
-// devices.txt of the kernel).
+// Major numbers of devices that hold no layer disk, or whose reading costs more than it tells
+// (Documentation/admin-guide/ devices.txt of the kernel).
 const (
 	majorRAM    = 1
 	majorFloppy = 2
@@ -333,8 +333,8 @@ func (s *scanner) view(results []found) View {
 	return v
 }
 
-// cmpDevices orders the devices that may have the same disk, the one to use first: those that stand for several paths, then
-// by name, so that the choice is the same each time.
+// cmpDevices orders the devices that may have the same disk, the one to use first: those that stand for several paths,
+// then by name, so that the choice is the same each time.
 func cmpDevices(a, b sysblock.Device) int {
 	multipath := func(d sysblock.Device) int {
 		if strings.HasPrefix(d.Kind.Mapper, multipathPrefix) {

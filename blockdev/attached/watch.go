@@ -13,8 +13,8 @@ import (
 const (
 	// settleTime gathers the events that come with one disk: itself, its partitions, its multipath device.
 	settleTime = 100 * time.Millisecond
-	// rescanEvery is for what comes without an event, such as a disk that was written to where no udev watches, or one that
-	// was unmounted.
+	// rescanEvery is for what comes without an event, such as a disk that was written to where no udev watches, or one
+	// that was unmounted.
 	rescanEvery = 5 * time.Minute
 	// deafEvery is instead of that where events cannot be had.
 	deafEvery = 5 * time.Second
@@ -31,8 +31,8 @@ func (d *Driver) Rescan() {
 }
 
 // Watch looks for layer disks until ctx ends: it calls tell with what is there now, then each time that has changed. It
-// begins to listen before it looks, so that nothing is missed in between. While it runs, Attach learns of new devices at
-// once. Its error is that of ctx, or says why devices cannot be listed at all.
+// begins to listen before it looks, so that nothing is missed in between. While it runs, Attach learns of new devices
+// at once. Its error is that of ctx, or says why devices cannot be listed at all.
 func (d *Driver) Watch(ctx context.Context, tell func(View)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -27,8 +27,8 @@ func TestExample(t *testing.T) {
 	})
 }
 
-// What the suite cannot do, a crash in the middle of a copy: the unfinished volume is listed and not attached, the same request makes it
-// whole, another is refused, and deleting it by what the list says leaves nothing.
+// What the suite cannot do, a crash in the middle of a copy: the unfinished volume is listed and not attached, the same
+// request makes it whole, another is refused, and deleting it by what the list says leaves nothing.
 func TestExampleAfterCrash(t *testing.T) {
 	needRoot(t)
 	ctx, dir := t.Context(), t.TempDir()

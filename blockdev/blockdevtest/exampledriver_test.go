@@ -18,11 +18,11 @@ import (
 	"berth.dev/berth/internal/durable"
 )
 
-// exampleDriver is the small driver that docs/adding-a-driver.md points to: a volume or volume snapshot is a sparse file in a directory,
-// with a record beside it; a device is a loop device. IDs are the names.
+// exampleDriver is the small driver that docs/adding-a-driver.md points to: a volume or volume snapshot is a sparse
+// file in a directory, with a record beside it; a device is a loop device. IDs are the names.
 //
-// The record is written before the file is made, and taken away after the file: whatever a crash leaves is listed, made whole when
-// the same request comes again, and deleted by its name.
+// The record is written before the file is made, and taken away after the file: whatever a crash leaves is listed, made
+// whole when the same request comes again, and deleted by its name.
 type exampleDriver struct {
 	dir  string
 	keys keylock.Set

@@ -32,8 +32,8 @@ type Fault struct {
 	Done bool
 }
 
-// Fake is a driver in memory. Its devices are paths that no kernel knows: OpenDevice opens them. It is its own storage, so a
-// restart of a process is to go on with the same Fake.
+// Fake is a driver in memory. Its devices are paths that no kernel knows: OpenDevice opens them. It is its own storage,
+// so a restart of a process is to go on with the same Fake.
 type Fake struct {
 	maxAttachments int
 

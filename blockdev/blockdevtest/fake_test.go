@@ -54,7 +54,8 @@ func suite(t *testing.T, limit int, m blockdevtest.Misbehaviour) {
 	})
 }
 
-// patient is a client that repeats what the storage was too busy for, as berth does, and comes back by itself as its callers do.
+// patient is a client that repeats what the storage was too busy for, as berth does, and comes back by itself as its
+// callers do.
 type patient struct{ *blockdevtest.Fake }
 
 func again[T any](ctx context.Context, call func(context.Context) (T, error)) (out T, err error) {

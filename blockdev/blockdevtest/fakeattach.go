@@ -39,7 +39,8 @@ const (
 	DeviceStalls
 )
 
-// SetDevice has the device of an attached volume answer in another way until it is attached anew; false if it is not attached.
+// SetDevice has the device of an attached volume answer in another way until it is attached anew; false if it is not
+// attached.
 func (f *Fake) SetDevice(volumeID string, state DeviceState) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -63,7 +64,8 @@ func (d *fakeDevice) set(state DeviceState) {
 	d.state = state
 }
 
-// Remove takes a volume's device away, used or not, as a force-detach by others or a pulled cable does; false if it is not attached.
+// Remove takes a volume's device away, used or not, as a force-detach by others or a pulled cable does; false if it is
+// not attached.
 func (f *Fake) Remove(volumeID string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -243,8 +245,8 @@ func (f *Fake) device(path string) (volumeID string, d *fakeDevice, err error) {
 	return "", nil, fmt.Errorf("open %s: %w", path, blockdev.ErrNotFound)
 }
 
-// OpenDevice opens a device by its path, as Config.Open wants it. What is read and written is the volume's content at that
-// time; a device that was detached meanwhile fails.
+// OpenDevice opens a device by its path, as Config.Open wants it. What is read and written is the volume's content at
+// that time; a device that was detached meanwhile fails.
 func (f *Fake) OpenDevice(dev blockdev.Device, _ bool) (Content, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

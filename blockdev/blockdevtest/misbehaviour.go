@@ -12,55 +12,58 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-// Misbehaviour is what a cloud does wrong. Each field is one fault, off by its zero value, and all may be on together. They are modelled
-// on what real clouds do, as far as it is known; durations are of the clock of the test, so give it one of its own with testing/synctest.
+// Misbehaviour is what a cloud does wrong. Each field is one fault, off by its zero value, and all may be on together.
+// They are modelled on what real clouds do, as far as it is known; durations are of the clock of the test, so give it
+// one of its own with testing/synctest.
 //
-// Chances are drawn from Seed, the operation, the object and the number of times that came up, so that calls about other objects do not
-// change what happens to this one.
+// Chances are drawn from Seed, the operation, the object and the number of times that came up, so that calls about
+// other objects do not change what happens to this one.
 type Misbehaviour struct {
 	Seed uint64
 
-	// Throttle refuses calls with ErrThrottled that come faster than a bucket for each operation fills, as EC2 does with
-	// RequestLimitExceeded: buckets of 100 that fill by 20 a second for reading, smaller ones for changing
+	// Throttle refuses calls with ErrThrottled that come faster than a bucket for each operation fills, as EC2 does
+	// with RequestLimitExceeded: buckets of 100 that fill by 20 a second for reading, smaller ones for changing
 	// (docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html).
 	Throttle Bucket
-	// Latency of each call. The operation is done in the middle of it: a context that ends later loses only the answer. Clouds take 1 to 10
-	// seconds to make a volume, and 2 to 20 to attach one.
+	// Latency of each call. The operation is done in the middle of it: a context that ends later loses only the answer.
+	// Clouds take 1 to 10 seconds to make a volume, and 2 to 20 to attach one.
 	Latency Between
 	// Fail is the chance that a call ends with ErrFailed and nothing was done: an internal error.
 	Fail float64
-	// LoseAnswer is the chance that a call is done and answered with ErrThrottled: a request that timed out on its way back, or an
-	// attachment that was reported as still going on (github.com/kubernetes-sigs/aws-ebs-csi-driver/issues/1801).
+	// LoseAnswer is the chance that a call is done and answered with ErrThrottled: a request that timed out on its way
+	// back, or an attachment that was reported as still going on
+	// (github.com/kubernetes-sigs/aws-ebs-csi-driver/issues/1801).
 	LoseAnswer float64
-	// VisibleAfter is how long a new volume or volume snapshot does not exist for calls that look for it, all but its creation and
-	// deletion, and how long one that was deleted is still listed. EC2 tells clients to be ready for up to five minutes
-	// (docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
+	// VisibleAfter is how long a new volume or volume snapshot does not exist for calls that look for it, all but its
+	// creation and deletion, and how long one that was deleted is still listed. EC2 tells clients to be ready for up to
+	// five minutes (docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
 	VisibleAfter Between
 	// ReadyAfter is how long a volume snapshot is not ready to be used.
 	ReadyAfter Between
 	// DeviceAfter is how long a device takes to appear after its volume is attached. Attach waits for it.
 	DeviceAfter Between
-	// ReuseNames gives a device the lowest name and number that are free, as kernels do, instead of new ones each time: what a name meant
-	// before, it does not mean now.
+	// ReuseNames gives a device the lowest name and number that are free, as kernels do, instead of new ones each time:
+	// what a name meant before, it does not mean now.
 	ReuseNames bool
-	// CutSerials is the chance that Attach gives the device of another volume whose ID has the same first 20 bytes, all that the serial of a
-	// virtio disk holds (VIRTIO_BLK_ID_BYTES; github.com/kubevirt/csi-driver/issues/368). Volumes are made in pairs of such IDs.
+	// CutSerials is the chance that Attach gives the device of another volume whose ID has the same first 20 bytes, all
+	// that the serial of a virtio disk holds (VIRTIO_BLK_ID_BYTES; github.com/kubevirt/csi-driver/issues/368). Volumes
+	// are made in pairs of such IDs.
 	CutSerials float64
 	// SlotsTaken by attachments of others count for the limit.
 	SlotsTaken int
-	// StickDetach is the chance that Detach is begun and does not end before StuckFor is over: until then it and Attach answer
-	// ErrThrottled. EBS calls it detaching, then busy, for minutes to hours
+	// StickDetach is the chance that Detach is begun and does not end before StuckFor is over: until then it and Attach
+	// answer ErrThrottled. EBS calls it detaching, then busy, for minutes to hours
 	// (github.com/kubernetes-sigs/aws-ebs-csi-driver/issues/1032, …/2255).
 	StickDetach float64
 	StuckFor    Between
-	// SizeStep, if not 0, makes volumes of a multiple of so many bytes, at least as large as asked for: whole GiB on most clouds, and
-	// from 10 or 20 GiB on some.
+	// SizeStep, if not 0, makes volumes of a multiple of so many bytes, at least as large as asked for: whole GiB on
+	// most clouds, and from 10 or 20 GiB on some.
 	SizeStep int64
-	// CutDevice is the chance that a device shows only the first half of its volume until it is attached again, as one whose new
-	// size the node has not learned of.
+	// CutDevice is the chance that a device shows only the first half of its volume until it is attached again, as one
+	// whose new size the node has not learned of.
 	CutDevice float64
-	// FailDevice and StallDevice are the chances that a device gives an error for everything, or does not answer at all, until it is attached
-	// anew. SetDevice does it to one that is there.
+	// FailDevice and StallDevice are the chances that a device gives an error for everything, or does not answer at
+	// all, until it is attached anew. SetDevice does it to one that is there.
 	FailDevice, StallDevice float64
 	// ReadError is the chance that reading a device fails once.
 	ReadError float64
@@ -113,8 +116,8 @@ func Faults(seed uint64, names ...string) Misbehaviour {
 	return m
 }
 
-// Misbehave replaces what the cloud does wrong from now on; the zero value ends it. What has begun goes on: a detachment that is stuck, a
-// volume that is not visible yet. Devices keep their faults until they are attached anew.
+// Misbehave replaces what the cloud does wrong from now on; the zero value ends it. What has begun goes on: a
+// detachment that is stuck, a volume that is not visible yet. Devices keep their faults until they are attached anew.
 func (f *Fake) Misbehave(m Misbehaviour) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

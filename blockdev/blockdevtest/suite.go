@@ -1,5 +1,5 @@
-// Package blockdevtest proves that a block storage driver does what package blockdev says. Suite is run by every driver's
-// tests; Fake is a driver in memory that passes it too, for the tests of what stands on drivers.
+// Package blockdevtest proves that a block storage driver does what package blockdev says. Suite is run by every
+// driver's tests; Fake is a driver in memory that passes it too, for the tests of what stands on drivers.
 package blockdevtest
 
 import (

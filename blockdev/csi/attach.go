@@ -45,9 +45,9 @@ func (d *attacher) targetPath(volumeID string) string {
 	return filepath.Join(d.config.Directory, publishDir, hash(volumeID), deviceFile)
 }
 
-// Attach goes the steps that the CSI driver has: publish by the controller, stage, publish on the node. A volume that is
-// attached the other way is ErrExists. What the driver refuses is undone; what it did not answer in time stays begun, for
-// Attach to go on with or Detach to undo.
+// Attach goes the steps that the CSI driver has: publish by the controller, stage, publish on the node. A volume that
+// is attached the other way is ErrExists. What the driver refuses is undone; what it did not answer in time stays
+// begun, for Attach to go on with or Detach to undo.
 func (d *attacher) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	var dev blockdev.Device
 	err := d.keys.Do(ctx, volumeID, func() (err error) {

@@ -45,9 +45,9 @@ const (
 // method of a generated client.
 type method[Req, Resp any] func(context.Context, Req, ...grpc.CallOption) (Resp, error)
 
-// call makes a request, and again while the driver answers that it is busy with the same thing (Aborted) or is not there
-// (Unavailable). A request that was not answered in time may have been done: that is ErrThrottled, and for the caller to
-// repeat.
+// call makes a request, and again while the driver answers that it is busy with the same thing (Aborted) or is not
+// there (Unavailable). A request that was not answered in time may have been done: that is ErrThrottled, and for the
+// caller to repeat.
 func call[Req, Resp any](ctx context.Context, s *service, why purpose, name string, do method[Req, Resp], req Req) (Resp, error) {
 	var (
 		resp  Resp

@@ -138,7 +138,8 @@ func (p *plugin) where() *csi.TopologyRequirement {
 	return &csi.TopologyRequirement{Requisite: here, Preferred: here}
 }
 
-// CheckProvisioning asks the CSI driver whether it makes volumes and volume snapshots: ErrUnsupported says what it lacks.
+// CheckProvisioning asks the CSI driver whether it makes volumes and volume snapshots: ErrUnsupported says what it
+// lacks.
 func (d *shared) CheckProvisioning(ctx context.Context) error {
 	p, err := d.connect(ctx)
 	switch {

@@ -1,13 +1,13 @@
-// Package csi plays the roles of a block storage driver with any CSI driver (container-storage-interface/spec v1.13), over
-// the unix sockets of its controller and node services, as Kubernetes does it, but without Kubernetes.
+// Package csi plays the roles of a block storage driver with any CSI driver (container-storage-interface/spec v1.13),
+// over the unix sockets of its controller and node services, as Kubernetes does it, but without Kubernetes.
 //
-// What the CSI driver cannot do is asked first and honoured. Volumes are used as block devices of one node at a time, the
-// access mode that every driver has. That a device is read-only is never left to the driver, some of which ignore it for
-// block volumes: the kernel is told, and asked.
+// What the CSI driver cannot do is asked first and honoured. Volumes are used as block devices of one node at a time,
+// the access mode that every driver has. That a device is read-only is never left to the driver, some of which ignore
+// it for block volumes: the kernel is told, and asked.
 //
 // CSI is silent about much that is needed later: the name of a volume, the context that comes with it, what is attached
-// here. That is kept below Config.Directory, written before the driver is asked to do anything, so that every step can be
-// repeated after a crash:
+// here. That is kept below Config.Directory, written before the driver is asked to do anything, so that every step can
+// be repeated after a crash:
 //
 //	volumes/<hash>.json       a volume made here, by its name
 //	snapshots/<hash>.json     a volume snapshot made here, by its name
@@ -41,11 +41,11 @@ type Config struct {
 	// Directory of our state, made if it is missing. The CSI driver makes devices appear in it, so that a driver in a
 	// container must have it mounted at the same path, with mount propagation to the host. One process uses it.
 	Directory string
-	// Parameters of volumes that are made, and SnapshotParameters of volume snapshots, as the driver documents them for a
-	// storage class and a volume snapshot class.
+	// Parameters of volumes that are made, and SnapshotParameters of volume snapshots, as the driver documents them for
+	// a storage class and a volume snapshot class.
 	Parameters, SnapshotParameters map[string]string
-	// RestoreParameters are added to Parameters for a volume that is made from a volume snapshot. Some drivers refuse what only
-	// makes sense there for an empty volume, such as an initialisation rate.
+	// RestoreParameters are added to Parameters for a volume that is made from a volume snapshot. Some drivers refuse
+	// what only makes sense there for an empty volume, such as an initialisation rate.
 	RestoreParameters map[string]string
 	// Topology says where volumes are to be made; empty is where the driver says that this node is.
 	Topology map[string]string
@@ -54,14 +54,14 @@ type Config struct {
 	Timeout time.Duration
 }
 
-// DefaultTimeout of one request: attaching takes up to about 20 seconds in most clouds, and a driver that takes longer is
-// asked again.
+// DefaultTimeout of one request: attaching takes up to about 20 seconds in most clouds, and a driver that takes longer
+// is asked again.
 const DefaultTimeout = 2 * time.Minute
 
 // Driver speaks to a CSI driver. It is safe for concurrent use; of one volume, one operation runs at a time.
 //
-// ListVolumes lists all volumes that the CSI driver lists, or those made by this Driver if it lists none; only the latter
-// have names.
+// ListVolumes lists all volumes that the CSI driver lists, or those made by this Driver if it lists none; only the
+// latter have names.
 type Driver struct {
 	*shared
 	*finder
@@ -141,8 +141,8 @@ const (
 // Close ends the connections. What is attached stays attached.
 func (d *shared) Close() error { return errors.Join(d.controller.conn.Close(), d.node.conn.Close()) }
 
-// Properties are those of the CSI driver once it was asked, see Connect. Before that, it is taken to have snapshots and no
-// limit.
+// Properties are those of the CSI driver once it was asked, see Connect. Before that, it is taken to have snapshots and
+// no limit.
 func (d *shared) Properties() blockdev.Properties {
 	d.mu.Lock()
 	defer d.mu.Unlock()

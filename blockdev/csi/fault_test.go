@@ -160,8 +160,8 @@ func crashAt(t *testing.T, step string, done, back bool) {
 	require.Empty(t, volumes)
 }
 
-// A volume snapshot whose making nobody was told of is found again by its name, so that it can be deleted. One that turns out never
-// to have been made leaves nothing.
+// A volume snapshot whose making nobody was told of is found again by its name, so that it can be deleted. One that
+// turns out never to have been made leaves nothing.
 func TestLostAnswerAboutSnapshot(t *testing.T) {
 	for name, without := range map[string][]loopcsi.Feature{
 		"listed": nil, "asked for": {loopcsi.List}, "asked to make again": {loopcsi.List, loopcsi.Get},

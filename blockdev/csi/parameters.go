@@ -5,11 +5,13 @@ import (
 	"strings"
 )
 
-// ParameterPrefix begins the keys of parameters that TakeParameters passes on: "csi/type" is the parameter "type" of the CSI driver.
+// ParameterPrefix begins the keys of parameters that TakeParameters passes on: "csi/type" is the parameter "type" of
+// the CSI driver.
 const ParameterPrefix = "csi/"
 
-// TakeParameters gives those that are for the CSI driver, for blockdev.CreateVolumeRequest, and the keys of the others: those without
-// ParameterPrefix, and those that the configuration sets otherwise, for what an administrator has decided is nobody else's to change.
+// TakeParameters gives those that are for the CSI driver, for blockdev.CreateVolumeRequest, and the keys of the others:
+// those without ParameterPrefix, and those that the configuration sets otherwise, for what an administrator has decided
+// is nobody else's to change.
 func (d *shared) TakeParameters(parameters map[string]string) (taken map[string]string, ignored []string) {
 	taken = make(map[string]string)
 	for key, value := range parameters {

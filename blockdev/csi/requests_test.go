@@ -97,8 +97,8 @@ func TestRestoreParametersAreForVolumesOfSnapshotsOnly(t *testing.T) {
 	require.NoError(t, plain.DeleteVolume(t.Context(), id))
 }
 
-// Parameters of a request reach the driver beside those of the configuration, which count more; also when the making is finished
-// later by somebody who only knows the name.
+// Parameters of a request reach the driver beside those of the configuration, which count more; also when the making is
+// finished later by somebody who only knows the name.
 func TestParametersOfARequest(t *testing.T) {
 	f := newTap(t, loopcsi.Options{})
 	configured := func(c *csi.Config) {

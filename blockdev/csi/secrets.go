@@ -12,8 +12,8 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-// Secrets of the requests that can have some, as directories with a file for each key, the form in which Kubernetes mounts
-// secrets. They are read at each request, so that they can be changed. An empty name is no secrets.
+// Secrets of the requests that can have some, as directories with a file for each key, the form in which Kubernetes
+// mounts secrets. They are read at each request, so that they can be changed. An empty name is no secrets.
 type Secrets struct {
 	// Provision is for making and deleting volumes, Snapshot for volume snapshots.
 	Provision, Snapshot string

@@ -13,8 +13,8 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-// snapshotRecord is a volume snapshot that was asked for here, as the driver last told. Without an ID it is not known whether it
-// was made.
+// snapshotRecord is a volume snapshot that was asked for here, as the driver last told. Without an ID it is not known
+// whether it was made.
 type snapshotRecord struct {
 	Name           string    `json:"name"`
 	SourceVolumeID string    `json:"sourceVolumeID"`
@@ -164,8 +164,9 @@ func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID, name strin
 	return d.snapshots.remove(name)
 }
 
-// GetSnapshot finds a volume snapshot by its ID. A driver that can neither list nor get snapshots can only be asked about
-// those made here, by asking again to make them until they are ready: later that would bring back one that others deleted.
+// GetSnapshot finds a volume snapshot by its ID. A driver that can neither list nor get snapshots can only be asked
+// about those made here, by asking again to make them until they are ready: later that would bring back one that others
+// deleted.
 func (d *snapshotter) GetSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
 	p, err := d.connect(ctx)
 	var s blockdev.VolumeSnapshot
@@ -265,8 +266,8 @@ func (d *snapshotter) listSnapshots(ctx context.Context, snapshotID string) ([]*
 	return all, err
 }
 
-// ListSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here. Snapshots whose making was
-// interrupted are made for it: only so their IDs can be known.
+// ListSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here. Snapshots whose making
+// was interrupted are made for it: only so their IDs can be known.
 func (d *snapshotter) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
 	list, err := d.allSnapshots(ctx)
 	if err != nil {

@@ -20,7 +20,8 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// buildSnapshot writes a layer disk with the layers base and app onto a volume and takes a snapshot of it, as a builder does.
+// buildSnapshot writes a layer disk with the layers base and app onto a volume and takes a snapshot of it, as a builder
+// does.
 func buildSnapshot(t *testing.T, d *csi.Driver) (snapshotID string, id layerdisk.Identity) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")
@@ -126,7 +127,8 @@ func snapshotToNode(t *testing.T, options loopcsi.Options) {
 	p.expectNothing("builder", "node")
 }
 
-// TestRestoreAfterReboot unmounts and detaches behind everybody's back, as a reboot does, with a new process on both sides.
+// TestRestoreAfterReboot unmounts and detaches behind everybody's back, as a reboot does, with a new process on both
+// sides.
 func TestRestoreAfterReboot(t *testing.T) {
 	p := newPlant(t, loopcsi.Options{})
 	builder := p.open("builder")

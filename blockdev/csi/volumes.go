@@ -47,8 +47,8 @@ func checkName(kind, name string) error {
 
 func nameKey(name string) string { return "volume named " + name }
 
-// CreateVolume makes a volume for block use on this node. A volume of the name that was made here with other parameters is
-// ErrExists; about others, the CSI driver decides.
+// CreateVolume makes a volume for block use on this node. A volume of the name that was made here with other parameters
+// is ErrExists; about others, the CSI driver decides.
 func (d *provisioner) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	var volume blockdev.Volume
 	err := checkName("volume", req.Name)

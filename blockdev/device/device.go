@@ -49,8 +49,8 @@ func readOnly(f *os.File) (bool, error) {
 }
 
 // SetReadOnly makes the kernel refuse, or allow, writes to the block device at path (BLKROSET), and says what was so
-// before. It acts on the whole device for every user of it. A device whose hardware or backing file is read-only cannot be
-// made writable; the flag is read back, so that success means it is so.
+// before. It acts on the whole device for every user of it. A device whose hardware or backing file is read-only cannot
+// be made writable; the flag is read back, so that success means it is so.
 func SetReadOnly(path string, readonly bool) (was bool, err error) {
 	f, err := openBlock(path, unix.O_RDONLY)
 	if err != nil {
@@ -61,8 +61,8 @@ func SetReadOnly(path string, readonly bool) (was bool, err error) {
 }
 
 // ClaimReadOnly makes the kernel refuse writes to the block device at path, which nobody may use: others that have it
-// mounted, it or a part of it, would lose what they write. It says what was so before. A device that is read-only already may be in
-// use; one that is not, and is in use, is ErrInUse.
+// mounted, it or a part of it, would lose what they write. It says what was so before. A device that is read-only
+// already may be in use; one that is not, and is in use, is ErrInUse.
 func ClaimReadOnly(path string) (was bool, err error) {
 	if was, err = ReadOnly(path); err != nil || was {
 		return was, err
@@ -148,8 +148,8 @@ func notFound(err error) error {
 // firstBytes is a multiple of every logical block size that Linux knows and of the page, as O_DIRECT wants it.
 const firstBytes = 4096
 
-// ReadFirst reads the first 4096 bytes of the block device at path from the device itself, past the page cache where the
-// device can do that, so that one that has gone or is broken shows. The device must be the one of the number, else
+// ReadFirst reads the first 4096 bytes of the block device at path from the device itself, past the page cache where
+// the device can do that, so that one that has gone or is broken shows. The device must be the one of the number, else
 // ErrNotFound.
 func ReadFirst(path string, number uint64) ([]byte, error) {
 	f, err := openBlock(path, unix.O_RDONLY|unix.O_DIRECT)
@@ -177,8 +177,8 @@ func ReadFirst(path string, number uint64) ([]byte, error) {
 	return buf, nil
 }
 
-// Name is the kernel's name of the block device with the number, such as "sda", under which it is in /dev unless somebody
-// decided otherwise; ErrNotFound if there is no such device.
+// Name is the kernel's name of the block device with the number, such as "sda", under which it is in /dev unless
+// somebody decided otherwise; ErrNotFound if there is no such device.
 func Name(number uint64) (string, error) {
 	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(number), unix.Minor(number)))
 	if err != nil {

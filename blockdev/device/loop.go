@@ -24,7 +24,8 @@ const (
 	pollMost   = 50 * time.Millisecond
 	// claimGrace is how long a device may seem to be in use before it is believed.
 	claimGrace = 2 * time.Second
-	// freeGrace is how long others may keep a device open that is to be free, such as udev, which looks at every change.
+	// freeGrace is how long others may keep a device open that is to be free, such as udev, which looks at every
+	// change.
 	freeGrace = 5 * time.Second
 )
 
@@ -37,7 +38,8 @@ type Loop struct {
 	// Tag is what AttachLoop was told; the kernel keeps it as long as the device. A device attached by others has
 	// another text there, mostly the file's name.
 	Tag string
-	// ReadOnly says that the kernel refuses writes to the device now, BackingReadOnly that it cannot be made to take them.
+	// ReadOnly says that the kernel refuses writes to the device now, BackingReadOnly that it cannot be made to take
+	// them.
 	ReadOnly, BackingReadOnly bool
 	// DirectIO says that reads bypass the page cache of the backing file, which would hold all data a second time.
 	DirectIO bool
@@ -52,11 +54,11 @@ type LoopOptions struct {
 	Tag string
 }
 
-// AttachLoop makes a new loop device for the file, or for a block device if it is to be read-only, and returns it, with direct I/O if the file's file system can do that.
-// It does not look for one that is there already: see FindLoops.
+// AttachLoop makes a new loop device for the file, or for a block device if it is to be read-only, and returns it, with
+// direct I/O if the file's file system can do that. It does not look for one that is there already: see FindLoops.
 //
-// The device does not clear itself on last close (no LO_FLAGS_AUTOCLEAR): it has to live from here until somebody mounts
-// it, to survive our process, and to leave only when it is told to, so that a step of a journal can be repeated.
+// The device does not clear itself on last close (no LO_FLAGS_AUTOCLEAR): it has to live from here until somebody
+// mounts it, to survive our process, and to leave only when it is told to, so that a step of a journal can be repeated.
 func AttachLoop(ctx context.Context, file string, opts LoopOptions) (Loop, error) {
 	loop, dev, err := attachLoop(ctx, file, opts, 0)
 	if err != nil {
@@ -103,7 +105,8 @@ func attachLoop(ctx context.Context, file string, opts LoopOptions, flags uint32
 		if err == nil {
 			return loop, dev, nil
 		}
-		// Somebody else took or removed the free number between the two calls; that is how the interface is, see loop(4).
+		// Somebody else took or removed the free number between the two calls; that is how the interface is, see
+		// loop(4).
 		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) {
 			return Loop{}, nil, err
 		}
@@ -166,8 +169,9 @@ func configure(number int, backing *os.File, opts LoopOptions, flags uint32) (_ 
 // configured makes sure that the new device is as it was asked for.
 func configured(dev *os.File, path string, opts LoopOptions) (Loop, error) {
 	if !opts.ReadOnly {
-		// BLKROSET on a loop device outlives what was attached to it: LOOP_CONFIGURE sets the disk's flag and leaves that
-		// of the block device alone (seen on 6.18; block/ioctl.c, drivers/block/loop.c). The device is ours alone still.
+		// BLKROSET on a loop device outlives what was attached to it: LOOP_CONFIGURE sets the disk's flag and leaves
+		// that of the block device alone (seen on 6.18; block/ioctl.c, drivers/block/loop.c). The device is ours alone
+		// still.
 		if _, err := setReadOnly(dev, false); err != nil {
 			return Loop{}, err
 		}
@@ -221,8 +225,8 @@ func LoopAt(path string) (loop Loop, ok bool, err error) {
 	return status(dev)
 }
 
-// loops asks the kernel only about devices whose backing file name may be meant: opening a device delays its clearing by
-// others for that moment. A device on storage that does not answer is left out.
+// loops asks the kernel only about devices whose backing file name may be meant: opening a device delays its clearing
+// by others for that moment. A device on storage that does not answer is left out.
 func loops(mayBe func(backingName string) bool, match func(Loop) bool) ([]Loop, error) {
 	entries, err := os.ReadDir(sysBlock)
 	if err != nil {
@@ -258,8 +262,9 @@ func loops(mayBe func(backingName string) bool, match func(Loop) bool) ([]Loop, 
 	return found, nil
 }
 
-// unanswered says that the kernel could not tell of a loop device because the file system of its file does not answer, such as
-// one of a FUSE process that died or of a server that is away. It is nobody's concern who looks for another file.
+// unanswered says that the kernel could not tell of a loop device because the file system of its file does not answer,
+// such as one of a FUSE process that died or of a server that is away. It is nobody's concern who looks for another
+// file.
 func unanswered(err error) bool {
 	for _, e := range []error{unix.ENOTCONN, unix.ESTALE, unix.EIO, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.ECONNABORTED} {
 		if errors.Is(err, e) {
@@ -292,11 +297,12 @@ func status(dev *os.File) (Loop, bool, error) {
 	}, true, nil
 }
 
-// DetachLoop detaches the device if it still is the loop device that was found: the number of a device that is gone is soon
-// another's. It returns when the device is free again, or ctx ends. One that is not attached any more, or is another's by
-// now, is no error. A device that is in use (see InUse) is ErrInUse and stays as it is; the kernel alone would accept the
-// request and detach it at an unknown time later. So is one that somebody has open for longer than a moment, without claiming
-// it; that one does go when they are done, which for a read that the storage does not answer may be never.
+// DetachLoop detaches the device if it still is the loop device that was found: the number of a device that is gone is
+// soon another's. It returns when the device is free again, or ctx ends. One that is not attached any more, or is
+// another's by now, is no error. A device that is in use (see InUse) is ErrInUse and stays as it is; the kernel alone
+// would accept the request and detach it at an unknown time later. So is one that somebody has open for longer than a
+// moment, without claiming it; that one does go when they are done, which for a read that the storage does not answer
+// may be never.
 func DetachLoop(ctx context.Context, loop Loop) error {
 	if err := detachLoop(ctx, loop); err != nil {
 		return fmt.Errorf("detach loop device %s: %w", loop.Path, err)
@@ -339,8 +345,9 @@ func detachLoop(ctx context.Context, loop Loop) error {
 	}
 }
 
-// claim opens the device for nobody else. Whoever makes a mount namespace, such as a container that is being started, has
-// a copy of every mount for a moment, so a device that was unmounted just now may seem to be in use a little longer.
+// claim opens the device for nobody else. Whoever makes a mount namespace, such as a container that is being started,
+// has a copy of every mount for a moment, so a device that was unmounted just now may seem to be in use a little
+// longer.
 func claim(ctx context.Context, loop Loop) (*os.File, error) {
 	deadline := time.Now().Add(claimGrace)
 	wait := newPoll()

@@ -6,9 +6,9 @@
 //   - not nodev and not nosuid. An overlay mount has its own flags and does not look at those of its lower directories
 //     (whiteouts are 0/0 device nodes that overlay recognises by number; opening a device or executing a setuid file
 //     checks the overlay's mount). But containerd mounts a single read-only layer as a bind mount, and a bind mount
-//     takes the flags of where it comes from: with nodev or nosuid a one-layer image would behave otherwise than from the
-//     local disk. What the flags would protect against, users of the node reaching setuid files of images by path, is
-//     prevented as on the local disk: the directory above the mounts is 0700.
+//     takes the flags of where it comes from: with nodev or nosuid a one-layer image would behave otherwise than from
+//     the local disk. What the flags would protect against, users of the node reaching setuid files of images by path,
+//     is prevented as on the local disk: the directory above the mounts is 0700.
 //   - no noexec, for the same reason.
 package fsmount
 
@@ -61,7 +61,8 @@ type Mounted struct {
 
 // Mount mounts the layer disk at the device read-only on the directory target. A file system that the kernel does not
 // have is ErrUnsupported, a damaged one the kernel's error (EUCLEAN, EINVAL or EIO), a target or device that is missing
-// ErrNotFound, a device that others have mounted writable ErrInUse. What is mounted on target already is mounted over: ask At first.
+// ErrNotFound, a device that others have mounted writable ErrInUse. What is mounted on target already is mounted over:
+// ask At first.
 func Mount(device, target string, fs FileSystem) error {
 	if err := mount(device, target, fs); err != nil {
 		return fmt.Errorf("mount %s device %s on %s: %w", fs, device, target, err)
@@ -89,8 +90,8 @@ func mount(device, target string, fs FileSystem) error {
 	return err
 }
 
-// Unmount unmounts the topmost mount on target. Nothing mounted there is no error; a mount in which a process works or has
-// files open is ErrInUse. Overlay mounts above it do not keep it busy, they keep the device busy: see device.InUse.
+// Unmount unmounts the topmost mount on target. Nothing mounted there is no error; a mount in which a process works or
+// has files open is ErrInUse. Overlay mounts above it do not keep it busy, they keep the device busy: see device.InUse.
 func Unmount(target string) error {
 	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 	switch {
@@ -109,8 +110,8 @@ func Unmount(target string) error {
 	return fmt.Errorf("unmount %s: %w", target, err)
 }
 
-// At lists what is mounted on exactly the directory target, the topmost mount, which is the one that is seen, last; none
-// if nothing is. It does not touch target itself, so that it works on a mount whose device has gone.
+// At lists what is mounted on exactly the directory target, the topmost mount, which is the one that is seen, last;
+// none if nothing is. It does not touch target itself, so that it works on a mount whose device has gone.
 func At(target string) ([]Mounted, error) {
 	mounts, err := list(target, func(mountPoint, target string) bool { return mountPoint == target })
 	if err != nil {
@@ -187,8 +188,8 @@ func hasOption(options, want string) bool {
 	return false
 }
 
-// resolveParent makes the path comparable to mountinfo without a system call on the last element, which may be the root of
-// a dead file system.
+// resolveParent makes the path comparable to mountinfo without a system call on the last element, which may be the root
+// of a dead file system.
 func resolveParent(path string) (string, error) {
 	path, err := clean(path)
 	if err != nil || path == "/" {

@@ -10,9 +10,9 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-// Tracefs gives the kernel's tracing file system without mounting it anywhere: it is there for who has the returned root, and goes
-// with it, also with a process that is killed. A kernel without it is ErrUnsupported; one that keeps it from everybody (lockdown)
-// refuses what is opened in it.
+// Tracefs gives the kernel's tracing file system without mounting it anywhere: it is there for who has the returned
+// root, and goes with it, also with a process that is killed. A kernel without it is ErrUnsupported; one that keeps it
+// from everybody (lockdown) refuses what is opened in it.
 func Tracefs() (*os.Root, error) {
 	root, err := detached("tracefs")
 	if err != nil {

@@ -1,4 +1,5 @@
-// Package keylock lets one operation at a time work on each of many things that are known by a key, such as a volume's ID.
+// Package keylock lets one operation at a time work on each of many things that are known by a key, such as a volume's
+// ID.
 package keylock
 
 import (
@@ -13,8 +14,8 @@ type Set struct {
 	busy map[string]chan struct{}
 }
 
-// Do runs do while nothing else runs for the key, and returns its error. Operations on disks can take long, so waiting for
-// the key obeys ctx; do is not run if ctx has ended.
+// Do runs do while nothing else runs for the key, and returns its error. Operations on disks can take long, so waiting
+// for the key obeys ctx; do is not run if ctx has ended.
 func (s *Set) Do(ctx context.Context, key string, do func() error) error {
 	for {
 		other := s.take(key)

@@ -46,7 +46,8 @@ func (s *controller) describe(v blockdev.Volume) *csi.Volume {
 	return out
 }
 
-// CreateVolume makes a sparse file, blank or from a volume snapshot. A volume of the name that fits the request is returned.
+// CreateVolume makes a sparse file, blank or from a volume snapshot. A volume of the name that fits the request is
+// returned.
 func (s *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
 	if err := require("name", req.GetName()); err != nil {
 		return nil, err

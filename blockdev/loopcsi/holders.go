@@ -9,8 +9,8 @@ import (
 	"berth.dev/berth/internal/durable"
 )
 
-// holders says which node each attached volume is attached to: the loop driver itself knows one machine. What is attached and not in
-// it is whose asks first.
+// holders says which node each attached volume is attached to: the loop driver itself knows one machine. What is
+// attached and not in it is whose asks first.
 type holders struct {
 	// file that keeps it over restarts; empty is none.
 	file string

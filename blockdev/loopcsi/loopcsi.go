@@ -1,12 +1,13 @@
 // Package loopcsi serves the embedded loop driver as a CSI driver (container-storage-interface/spec v1.13), for block
-// volumes on one node. It is what berth's CSI client is tested against, and makes the volumes of a machine without a cloud
-// usable by any container orchestrator.
+// volumes on one node. It is what berth's CSI client is tested against, and makes the volumes of a machine without a
+// cloud usable by any container orchestrator.
 //
-// A machine can play several nodes, each with its own ID and socket, so that what happens between nodes can be tried on one.
+// A machine can play several nodes, each with its own ID and socket, so that what happens between nodes can be tried on
+// one.
 //
 // A volume is attached, as a loop device, by ControllerPublishVolume; NodePublishVolume makes that device appear at the
-// target. NodeStageVolume and NodePublishVolume attach it too if it is not, as after a reboot. Volumes with a file system are
-// refused, and so are volume IDs that are paths, which the loop driver itself would attach.
+// target. NodeStageVolume and NodePublishVolume attach it too if it is not, as after a reboot. Volumes with a file
+// system are refused, and so are volume IDs that are paths, which the loop driver itself would attach.
 package loopcsi
 
 import (
@@ -53,7 +54,8 @@ func Features() []Feature { return []Feature{Publish, Stage, ReadOnly, Snapshots
 type Options struct {
 	// NodeID is what the driver calls this node.
 	NodeID string
-	// Holders is a file that says which node has which volume, for a machine that plays several; empty keeps that in memory.
+	// Holders is a file that says which node has which volume, for a machine that plays several; empty keeps that in
+	// memory.
 	Holders string
 	// Version is told to clients.
 	Version string
@@ -133,8 +135,8 @@ func (m *machine) server(nodeID string) *Server {
 	return &Server{&identity{version: m.options.Version}, &controller{storage: st}, &node{storage: st}, st}
 }
 
-// ForNode serves another node, which is played by the same machine: it has the same volumes and volume snapshots, but a volume is
-// attached to one node at a time. Each node's controller attaches to that node only.
+// ForNode serves another node, which is played by the same machine: it has the same volumes and volume snapshots, but a
+// volume is attached to one node at a time. Each node's controller attaches to that node only.
 func (s *Server) ForNode(nodeID string) (*Server, error) {
 	if err := checkNodeID(nodeID); err != nil {
 		return nil, err

@@ -10,12 +10,12 @@ import (
 	"google.golang.org/grpc"
 )
 
-// stopTimeout bounds how long a stop waits for requests: copying a volume's data can take long, and a copy that is cut off
-// leaves nothing and is begun again by the client.
+// stopTimeout bounds how long a stop waits for requests: copying a volume's data can take long, and a copy that is cut
+// off leaves nothing and is begun again by the client.
 const stopTimeout = 10 * time.Second
 
-// Serve answers on the listener until ctx ends, then lets requests finish, up to a bound, and closes the listener. What is
-// attached stays attached.
+// Serve answers on the listener until ctx ends, then lets requests finish, up to a bound, and closes the listener. What
+// is attached stays attached.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := grpc.NewServer()
 	s.Register(server)

@@ -16,8 +16,8 @@ import (
 	"berth.dev/berth/internal/durable"
 )
 
-// attachment is written before the volume is attached and deleted after it was detached, so that whatever of it is there
-// can be found and is known to be ours.
+// attachment is written before the volume is attached and deleted after it was detached, so that whatever of it is
+// there can be found and is known to be ours.
 type attachment struct {
 	VolumeID string `json:"volumeID"`
 	// Path of the file or the block device, without symbolic links.
@@ -32,13 +32,13 @@ type attachment struct {
 	MadeReadOnly bool   `json:"madeReadOnly,omitempty"`
 }
 
-// Attach attaches a volume of the driver, or a file or block device that the user brought if volumeID is an absolute path;
-// those only read-only. A block device becomes read-only for everybody until it is detached, so it must not be in use:
-// ErrInUse. A volume that is attached the other way is ErrExists.
+// Attach attaches a volume of the driver, or a file or block device that the user brought if volumeID is an absolute
+// path; those only read-only. A block device becomes read-only for everybody until it is detached, so it must not be in
+// use: ErrInUse. A volume that is attached the other way is ErrExists.
 //
-// A volume that shares its file with a snapshot or another volume is attached read-only as it is. Attached for writing, it is
-// copied first, so that takes as long as copying; what ends with an error or by ctx leaves the volume as it was, and a storage
-// without room for the copy is ErrNoSpace.
+// A volume that shares its file with a snapshot or another volume is attached read-only as it is. Attached for writing,
+// it is copied first, so that takes as long as copying; what ends with an error or by ctx leaves the volume as it was,
+// and a storage without room for the copy is ErrNoSpace.
 func (d *Driver) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	var dev blockdev.Device
 	err := d.keys.Do(ctx, volumeKey(volumeID), func() (err error) {

@@ -14,11 +14,12 @@ import (
 )
 
 // A volume snapshot and a volume made from one begin with the bytes of another file. File systems that can share blocks
-// between files (xfs, btrfs) do that in no time. Elsewhere both are one file with two names, as long as nobody writes: a file
-// that has several names is never written to. Whoever attaches such a volume for writing waits for a copy of its own.
+// between files (xfs, btrfs) do that in no time. Elsewhere both are one file with two names, as long as nobody writes:
+// a file that has several names is never written to. Whoever attaches such a volume for writing waits for a copy of its
+// own.
 //
-// The number of names is all that says whether a file is shared; there is no record that could be wrong. It is read under
-// the key of the volume, and a file with one name can get another only under that key.
+// The number of names is all that says whether a file is shared; there is no record that could be wrong. It is read
+// under the key of the volume, and a file with one name can get another only under that key.
 
 const (
 	// sharedMode says to people what the driver sees to: nobody writes to this file.
@@ -28,8 +29,8 @@ const (
 	copyChunk = 16 << 20
 )
 
-// duplicate puts at dst, durably, what the file src holds, then zeros up to sizeBytes, which is not less than it has. The file
-// may be src itself under a second name: see own.
+// duplicate puts at dst, durably, what the file src holds, then zeros up to sizeBytes, which is not less than it has.
+// The file may be src itself under a second name: see own.
 func (d *Driver) duplicate(ctx context.Context, dst, src string, sizeBytes int64) error {
 	done, err := reflink(dst, src, sizeBytes)
 	if err == nil && !done {
@@ -59,8 +60,8 @@ func reflink(dst, src string, sizeBytes int64) (bool, error) {
 	return err == nil, err
 }
 
-// share makes dst a second name of src, and is false if the two cannot be one file: of another size, on another file system, one
-// with too many names or without such names, or one that somebody may be writing to.
+// share makes dst a second name of src, and is false if the two cannot be one file: of another size, on another file
+// system, one with too many names or without such names, or one that somebody may be writing to.
 func (d *Driver) share(dst, src string, sizeBytes int64) (_ bool, err error) {
 	file, err := os.Open(src)
 	if err != nil {
@@ -95,8 +96,8 @@ func (d *Driver) share(dst, src string, sizeBytes int64) (_ bool, err error) {
 	return err == nil, err
 }
 
-// own gives a volume that is not attached, and is to be written to, a file that nobody else has: its own already, or a copy,
-// which takes the place of the shared one when it is whole and on the disk. The caller holds the volume's key.
+// own gives a volume that is not attached, and is to be written to, a file that nobody else has: its own already, or a
+// copy, which takes the place of the shared one when it is whole and on the disk. The caller holds the volume's key.
 func (d *Driver) own(ctx context.Context, volumeID string) error {
 	path := d.path(volumesDir, volumeID, diskFile)
 	var st unix.Stat_t

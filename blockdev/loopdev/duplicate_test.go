@@ -325,8 +325,8 @@ func TestKilledProcess(t *testing.T) {
 	require.NoError(t, operations()[os.Getenv(envOperation)](t.Context(), d))
 }
 
-// Whenever the process is killed, what was there holds what it held, what was made is whole or not there, and the operation
-// can be repeated.
+// Whenever the process is killed, what was there holds what it held, what was made is whole or not there, and the
+// operation can be repeated.
 func TestKilled(t *testing.T) {
 	for name, operation := range operations() {
 		t.Run(name, func(t *testing.T) {

@@ -61,8 +61,8 @@ func (d *Driver) names(kind string) ([]string, error) {
 	return names, nil
 }
 
-// make makes a volume or snapshot whose bytes put leaves at a path, synced. It is there whole or not at all: content first,
-// then its directory, then the name.
+// make makes a volume or snapshot whose bytes put leaves at a path, synced. It is there whole or not at all: content
+// first, then its directory, then the name.
 func (d *Driver) make(kind, name string, m meta, put func(path string) error) (err error) {
 	temp, err := os.MkdirTemp(filepath.Join(d.dir, kind), tempPrefix+"new-")
 	if err != nil {

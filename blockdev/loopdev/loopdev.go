@@ -1,7 +1,7 @@
 // Package loopdev is the embedded block storage driver, for machines without a cloud: volumes and volume snapshots are
-// sparse files below one directory, attached as loop devices. Besides its own volumes it attaches, read-only, disks that
-// the user brought: a volume ID that is an absolute path is a file or a block device, which the driver never makes,
-// changes, snapshots or deletes.
+// sparse files below one directory, attached as loop devices. Besides its own volumes it attaches, read-only, disks
+// that the user brought: a volume ID that is an absolute path is a file or a block device, which the driver never
+// makes, changes, snapshots or deletes.
 //
 // Below the directory:
 //
@@ -12,9 +12,9 @@
 //	snapshots/<name>/…         the same for volume snapshots
 //	attachments/<hash>.json    what is attached, written before it is attached
 //
-// Volumes and snapshots are made in a directory with a temporary name that gets its name when all is on the disk, and are
-// deleted the other way round; Open deletes what a crash left under temporary names. Nothing here can survive if the file
-// system below loses what was synced.
+// Volumes and snapshots are made in a directory with a temporary name that gets its name when all is on the disk, and
+// are deleted the other way round; Open deletes what a crash left under temporary names. Nothing here can survive if
+// the file system below loses what was synced.
 package loopdev
 
 import (
@@ -33,8 +33,8 @@ import (
 	"berth.dev/berth/internal/durable"
 )
 
-// Driver plays all roles of package blockdev. It is safe for concurrent use; of one volume or snapshot, one operation runs at a
-// time.
+// Driver plays all roles of package blockdev. It is safe for concurrent use; of one volume or snapshot, one operation
+// runs at a time.
 type Driver struct {
 	dir string
 	// tag marks our loop devices, with the volume's own part added.
@@ -64,8 +64,8 @@ const (
 	tempPrefix = "."
 )
 
-// Open uses the directory dir, made if it is missing, and clears what a crash left there. Another process that has it open is
-// blockdev.ErrInUse. What is attached stays attached.
+// Open uses the directory dir, made if it is missing, and clears what a crash left there. Another process that has it
+// open is blockdev.ErrInUse. What is attached stays attached.
 func Open(dir string) (*Driver, error) {
 	d, err := open(dir)
 	if err != nil {

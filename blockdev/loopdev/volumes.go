@@ -14,9 +14,9 @@ import (
 // blockBytes divides the size of every volume: file systems use blocks of 4 KiB, and a loop device has whole sectors.
 const blockBytes = 4096
 
-// CreateVolume makes a sparse file of zeros, or a volume with the content of a snapshot, which it copies only if it has to: see
-// Attach. A volume ID is the volume's name. It returns the
-// volume that is there already if it has the same source and size; the size is rounded up to 4 KiB.
+// CreateVolume makes a sparse file of zeros, or a volume with the content of a snapshot, which it copies only if it has
+// to: see Attach. A volume ID is the volume's name. It returns the volume that is there already if it has the same
+// source and size; the size is rounded up to 4 KiB.
 func (d *Driver) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	var volume blockdev.Volume
 	err := checkName("volume", req.Name)
@@ -158,8 +158,9 @@ func (d *Driver) each(ctx context.Context, kind string, do func(string, object))
 	return nil
 }
 
-// CreateSnapshot freezes what a volume holds that is not attached for writing: what is written may be still on its way to
-// the file. The snapshot is ready when it returns, and changes no more when the volume is written to later: see Attach. A snapshot ID is the snapshot's name.
+// CreateSnapshot freezes what a volume holds that is not attached for writing: what is written may be still on its way
+// to the file. The snapshot is ready when it returns, and changes no more when the volume is written to later: see
+// Attach. A snapshot ID is the snapshot's name.
 func (d *Driver) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
 	var snapshot blockdev.VolumeSnapshot
 	err := checkName("snapshot", name)

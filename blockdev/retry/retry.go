@@ -19,11 +19,11 @@ const (
 // repeated marks the context of an operation that Do repeats.
 type repeated struct{}
 
-// Do calls operation until its error is not blockdev.Retryable, Attempts are used up or ctx ends, and returns its last error,
-// joined with that of ctx if that was the reason to stop. The operation must be idempotent.
+// Do calls operation until its error is not blockdev.Retryable, Attempts are used up or ctx ends, and returns its last
+// error, joined with that of ctx if that was the reason to stop. The operation must be idempotent.
 //
-// Within an operation that is repeated already, it does the inner one once: else attempts and waits of both would multiply, and
-// somebody who waits for a storage that is not there would learn it after a minute.
+// Within an operation that is repeated already, it does the inner one once: else attempts and waits of both would
+// multiply, and somebody who waits for a storage that is not there would learn it after a minute.
 func Do(ctx context.Context, operation func(context.Context) error) error {
 	if ctx.Value(repeated{}) != nil {
 		return operation(ctx)

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Written are the numbers of the devices that file systems mounted for writing, or swap areas, lie on. Those of other mount
-// namespaces are not known.
+// Written are the numbers of the devices that file systems mounted for writing, or swap areas, lie on. Those of other
+// mount namespaces are not known.
 func Written(roots Roots) (map[uint64]bool, error) {
 	roots = roots.Filled()
 	f, err := os.Open(filepath.Join(roots.Proc, "mountinfo"))
@@ -60,8 +60,8 @@ func readOnly(options string) bool {
 	return false
 }
 
-// deviceNumber of a block device; what is none has none. The path is only looked at if it can be one, because looking at
-// others, such as a dead network file system, may hang.
+// deviceNumber of a block device; what is none has none. The path is only looked at if it can be one, because looking
+// at others, such as a dead network file system, may hang.
 func deviceNumber(path string) (uint64, bool) {
 	var st unix.Stat_t
 	if !strings.HasPrefix(path, "/dev/") || unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {

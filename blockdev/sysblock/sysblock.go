@@ -39,8 +39,8 @@ type Device struct {
 	Path string
 	// Number as stat(2) has it.
 	Number uint64
-	// Sequence tells apart two disks that have the same name and number one after the other (diskseq, Linux 5.15; 0 before).
-	// Partitions have their disk's.
+	// Sequence tells apart two disks that have the same name and number one after the other (diskseq, Linux 5.15; 0
+	// before). Partitions have their disk's.
 	Sequence  uint64
 	SizeBytes int64
 	// Parent is the whole disk of a partition; Partitions are those of a disk.
@@ -54,8 +54,8 @@ type Device struct {
 	Kind   Kind
 }
 
-// IDs are what the storage calls the device, without surrounding spaces. A partition has none. What a device does not tell
-// is empty.
+// IDs are what the storage calls the device, without surrounding spaces. A partition has none. What a device does not
+// tell is empty.
 type IDs struct {
 	Vendor, Model string
 	// Serial of virtio-blk, NVMe (of the controller) or SCSI (VPD page 0x80).

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Event is what the kernel announces about a block device (Documentation/ABI/stable/sysfs-uevent, lib/kobject_uevent.c).
+// Event is what the kernel announces about a block device (Documentation/ABI/stable/sysfs-uevent,
+// lib/kobject_uevent.c).
 type Event struct {
 	// Action is "add", "remove", "change" and a few others.
 	Action string
@@ -105,7 +106,8 @@ func (l *Listener) receive() ([]byte, error) {
 	return l.buf[:n], nil
 }
 
-// parseEvent reads "ACTION@DEVPATH" and NUL-separated KEY=VALUE pairs. ok is false for what is not about a block device.
+// parseEvent reads "ACTION@DEVPATH" and NUL-separated KEY=VALUE pairs. ok is false for what is not about a block
+// device.
 func parseEvent(data []byte) (e Event, ok bool) {
 	head, rest, found := bytes.Cut(data, []byte{0})
 	if !found || !bytes.Contains(head, []byte("@")) {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// The two pages of vital product data that name a SCSI device (SPC-5, 7.7.14 and 7.7.6). Their bytes come from the device:
-// nothing in them is trusted.
+// The two pages of vital product data that name a SCSI device (SPC-5, 7.7.14 and 7.7.6). Their bytes come from the
+// device: nothing in them is trusted.
 const (
 	vpdHeaderBytes        = 4
 	designatorHeaderBytes = 4

@@ -38,9 +38,9 @@ func Program() string {
 }
 
 // NewReader decompresses the gzip members in src. With program empty it does that in this process. Damaged input is an
-// error of Read; bytes that follow the last member are ignored, as gzip(1) and igzip do, so that a layer does not unpack
-// on one machine and fail on another. Close ends the work and waits for its end, whatever is left of src; src must give an error when ctx
-// ends.
+// error of Read; bytes that follow the last member are ignored, as gzip(1) and igzip do, so that a layer does not
+// unpack on one machine and fail on another. Close ends the work and waits for its end, whatever is left of src; src
+// must give an error when ctx ends.
 func NewReader(ctx context.Context, program string, src io.Reader) (io.ReadCloser, error) {
 	if program == "" {
 		in := bufio.NewReader(src)

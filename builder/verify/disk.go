@@ -21,10 +21,10 @@ const (
 	cleanupTimeout = 30 * time.Second
 )
 
-// Disk verifies a layer disk at path: a file, a block device, or a directory where its file system is mounted. A file or
-// device is proved by its header, then mounted read-only in a private directory; both the mount and the loop device are
-// gone when Disk returns, also when ctx ends. It needs root. Errors are as those of Dir; a path that is neither file,
-// block device nor directory is errdefs.ErrInvalidArgument.
+// Disk verifies a layer disk at path: a file, a block device, or a directory where its file system is mounted. A file
+// or device is proved by its header, then mounted read-only in a private directory; both the mount and the loop device
+// are gone when Disk returns, also when ctx ends. It needs root. Errors are as those of Dir; a path that is neither
+// file, block device nor directory is errdefs.ErrInvalidArgument.
 func Disk(ctx context.Context, path string, opts Options) (*Report, error) {
 	info, err := os.Stat(path)
 	if err != nil {

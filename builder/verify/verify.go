@@ -115,7 +115,8 @@ func verifyLayer(ctx context.Context, dir string, layer layerdisk.Layer) (LayerR
 	if want != nil {
 		l.Differences = attrs.Diff(want, got)
 	}
-	// Without a listing to compare with, and as a check of the comparison, the digest alone tells whether the tree is right.
+	// Without a listing to compare with, and as a check of the comparison, the digest alone tells whether the tree is
+	// right.
 	if digest != layer.Attributes && len(l.Differences) == 0 {
 		l.Problems = append(l.Problems, fmt.Sprintf("the digest of its attributes is %s, the index says %s", digest, layer.Attributes))
 	}

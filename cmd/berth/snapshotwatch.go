@@ -13,8 +13,8 @@ import (
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
-// awaitUsable returns when the image snapshot is Available. One that will not be is an error, together with its last state.
-// Progress goes to w: phases and percent on lines, or on one line if w is a terminal.
+// awaitUsable returns when the image snapshot is Available. One that will not be is an error, together with its last
+// state. Progress goes to w: phases and percent on lines, or on one line if w is a terminal.
 func awaitUsable(ctx context.Context, c snapshots, id string, w io.Writer) (*controlv1.ImageSnapshot, error) {
 	stream, err := c.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: id}})
 	if err != nil {

@@ -28,8 +28,8 @@ type foundDisk struct {
 	snapshot string
 }
 
-// find gives the disk of the named image snapshot, attached for the time until release if it is not, or else the attached one with the
-// image.
+// find gives the disk of the named image snapshot, attached for the time until release if it is not, or else the
+// attached one with the image.
 func (d diskSource) find(ctx context.Context, snapshot, image string) (_ foundDisk, release func(context.Context) error, err error) {
 	nothing := func(context.Context) error { return nil }
 	attached, err := d.control.ListDisks(ctx, &controlv1.ListDisksRequest{})

@@ -69,8 +69,8 @@ func (p *process) openStorage() *loopdev.Driver {
 	return driver
 }
 
-// A disk on a volume snapshot by hand: its volume is made, serves, survives a restart, and is deleted with the disk. One that is not
-// the expected disk leaves no volume.
+// A disk on a volume snapshot by hand: its volume is made, serves, survives a restart, and is deleted with the disk.
+// One that is not the expected disk leaves no volume.
 func TestAttachVolumeSnapshotByHand(t *testing.T) {
 	t.Parallel()
 	p := newProcess(t, "")

@@ -33,8 +33,8 @@ func plug(t *testing.T, file string) device.Loop {
 	return loop
 }
 
-// fail makes reads of the device fail, and has the kernel announce that something about it changed, as many disks do when
-// they go; heal undoes it.
+// fail makes reads of the device fail, and has the kernel announce that something about it changed, as many disks do
+// when they go; heal undoes it.
 func fail(t *testing.T, loop device.Loop, file string) (heal func()) {
 	t.Helper()
 	data, err := os.ReadFile(file)

@@ -58,8 +58,8 @@ func csiConfig(c config.CSI, directory string) csi.Config {
 	}
 }
 
-// deviceWait is how long the driver of attached disks waits for a device: clouds need 2 to 20 seconds to attach one, but
-// whoever wants the disk asks again, and detaching it has to wait for an attempt to end.
+// deviceWait is how long the driver of attached disks waits for a device: clouds need 2 to 20 seconds to attach one,
+// but whoever wants the disk asks again, and detaching it has to wait for an attempt to end.
 const deviceWait = 10 * time.Second
 
 func discoverOptions(d config.Discover) attached.Options {

@@ -11,8 +11,8 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// diskFailures tells people whose disks failed: in the node's events, and in those of the image snapshot if it is one of this node's
-// own. The stage tells of them early in a start, and must not wait.
+// diskFailures tells people whose disks failed: in the node's events, and in those of the image snapshot if it is one
+// of this node's own. The stage tells of them early in a start, and must not wait.
 type diskFailures struct {
 	ledger *control.Ledger
 	queue  chan diskFailure

@@ -12,7 +12,8 @@ import (
 	"berth.dev/berth/readahead/firststart"
 )
 
-// openRecorder makes what records first starts, if the configuration wants that. started is before any disk was mounted.
+// openRecorder makes what records first starts, if the configuration wants that. started is before any disk was
+// mounted.
 func (n *node) openRecorder(ctx context.Context, c config.Config, started time.Time) (err error) {
 	if !c.Hydration.RecordFirstStart {
 		return nil

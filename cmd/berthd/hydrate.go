@@ -76,8 +76,8 @@ func (d visitedDisks) Visit(ctx context.Context, diskUUID string) (context.Conte
 		MountPoint: v.MountPoint, Index: v.Index}, leave, nil
 }
 
-// accessLists finds lists where they may be, in this order: with an image snapshot of the very disk, in the node's own directory, and
-// beside the catalog.
+// accessLists finds lists where they may be, in this order: with an image snapshot of the very disk, in the node's own
+// directory, and beside the catalog.
 type accessLists struct {
 	// snapshots is nil if this node keeps none.
 	snapshots store.AccessLists

@@ -170,7 +170,8 @@ func openBuilder(ctx context.Context, c config.Config) (*buildproc.Builder, erro
 	return buildproc.Open(bc)
 }
 
-// run works until ctx ends. A store that fails stops only image snapshots: no container may fail to start for want of them.
+// run works until ctx ends. A store that fails stops only image snapshots: no container may fail to start for want of
+// them.
 func (s *imageSnapshots) run(ctx context.Context) {
 	type part struct {
 		name string

@@ -30,7 +30,8 @@ const importTrace = "imageimport.json"
 // importReconnect bounds the wait between attempts to reach a containerd that was away: pods wait for it.
 const importReconnect = 2 * time.Second
 
-// openImporter makes what registers images of disks in containerd. Nothing is sent before there is something to register.
+// openImporter makes what registers images of disks in containerd. Nothing is sent before there is something to
+// register.
 func (n *node) openImporter(c config.Config) error {
 	connect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: importReconnect}
 	connect.Backoff.MaxDelay = importReconnect
@@ -118,8 +119,8 @@ type criImages struct {
 // criNamespace is where CRI has its images.
 const criNamespace = "k8s.io"
 
-// usable refuses the namespace of a CRI that has its images in another snapshotter: it would believe that they are there, and fail to
-// start containers of them instead of pulling.
+// usable refuses the namespace of a CRI that has its images in another snapshotter: it would believe that they are
+// there, and fail to start containers of them instead of pulling.
 func (c criImages) usable(ctx context.Context, namespace string) error {
 	if namespace != criNamespace {
 		return nil
@@ -211,8 +212,8 @@ func needsRestartForImports(old, c config.Import) bool {
 	return !old.Equal(c)
 }
 
-// pullWatcher is an observer of the snapshotter that keeps from others what no pull asked for: an image that is registered is
-// neither used nor started.
+// pullWatcher is an observer of the snapshotter that keeps from others what no pull asked for: an image that is
+// registered is neither used nor started.
 type pullWatcher struct {
 	snapshotter.Observer
 	// importer is set before anything is asked.

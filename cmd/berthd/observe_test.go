@@ -58,8 +58,9 @@ func TestObserverTellsLedgerAndMetrics(t *testing.T) {
 	require.Equal(t, "disk on fire", ledger.Last(c).Detail)
 }
 
-// A disk that fails is told of with its image snapshot: the one it was attached for, also if no catalog has that any more, or the one
-// that a catalog knows it by. What is told while nobody listens yet waits, and what is too much is told without.
+// A disk that fails is told of with its image snapshot: the one it was attached for, also if no catalog has that any
+// more, or the one that a catalog knows it by. What is told while nobody listens yet waits, and what is too much is
+// told without.
 func TestDiskFailuresNameTheImageSnapshot(t *testing.T) {
 	ledger := control.NewLedger()
 	o := observer{metrics: metrics.New(prometheus.NewRegistry(), "v1"), ledger: ledger, failures: newDiskFailures(ledger)}

@@ -23,7 +23,8 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// catalogTimeout bounds how long a start waits until the catalog has been read. Pulls that come before that find only what is read.
+// catalogTimeout bounds how long a start waits until the catalog has been read. Pulls that come before that find only
+// what is read.
 const catalogTimeout = 10 * time.Second
 
 // openCatalogs is the one list of catalogs.
@@ -73,8 +74,8 @@ func texts[T ~string](values []T) []string {
 	return list
 }
 
-// followCatalogs starts following all catalogs until ctx ends, and returns when they have been read, or a bound is over. wait returns
-// when nothing of it runs any more.
+// followCatalogs starts following all catalogs until ctx ends, and returns when they have been read, or a bound is
+// over. wait returns when nothing of it runs any more.
 func (n *node) followCatalogs(ctx context.Context) (wait func()) {
 	ended := make(chan struct{}, len(n.catalogs))
 	synced := make(chan struct{}, len(n.catalogs))

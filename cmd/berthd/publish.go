@@ -14,8 +14,8 @@ import (
 // publishedDir notes what was published where.
 func publishedDir(root string) string { return filepath.Join(root, "published") }
 
-// runPublishing takes away what was published in directories that are not configured any more, and then publishes. It does not wait for
-// a directory that hangs.
+// runPublishing takes away what was published in directories that are not configured any more, and then publishes. It
+// does not wait for a directory that hangs.
 func (s *imageSnapshots) runPublishing(ctx context.Context) error {
 	left := make(chan error, 1)
 	go func() {

@@ -74,7 +74,8 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 		return err
 	}
 	defer joinClose(&err, lock)
-	// Clients that come too early wait in the socket's queue instead of failing. Nothing else runs yet, see unixsocket.Listen.
+	// Clients that come too early wait in the socket's queue instead of failing. Nothing else runs yet, see
+	// unixsocket.Listen.
 	listener, err := unixsocket.Listen(ctx, c.Socket)
 	if err != nil {
 		return err

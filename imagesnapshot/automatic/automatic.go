@@ -1,12 +1,13 @@
-// Package automatic has image snapshots made of images that pulls want and no image snapshot has (E-5, E-20): beside the pulls, of
-// exactly the manifest that was pulled, and once for each image however many pulls ask.
+// Package automatic has image snapshots made of images that pulls want and no image snapshot has (E-5, E-20): beside
+// the pulls, of exactly the manifest that was pulled, and once for each image however many pulls ask.
 //
-// A pull only leaves word. When it has asked for nothing more for a while, so that the build does not compete with it, a single worker
-// finds out whether the image may and should have an image snapshot, and asks the life cycle for it, which keeps that through
-// restarts. Word that is left and not acted on is lost with the process: the next pull leaves it again.
+// A pull only leaves word. When it has asked for nothing more for a while, so that the build does not compete with it,
+// a single worker finds out whether the image may and should have an image snapshot, and asks the life cycle for it,
+// which keeps that through restarts. Word that is left and not acted on is lost with the process: the next pull leaves
+// it again.
 //
-// What is pulled with the credentials of a pod is none of this package's business: it sees the image as builds do, that is, with the
-// credentials that it is configured with, and leaves alone what it may not see.
+// What is pulled with the credentials of a pod is none of this package's business: it sees the image as builds do, that
+// is, with the credentials that it is configured with, and leaves alone what it may not see.
 package automatic
 
 import (
@@ -42,13 +43,13 @@ type Config struct {
 	// Owner whose image snapshots they are, and whose secrets Registries name.
 	Owner      string
 	Registries []imagesnapshot.Registry
-	// Allow and Deny are beginnings of references, whole components of them. If Allow is not empty, only those are made; Deny
-	// wins.
+	// Allow and Deny are beginnings of references, whole components of them. If Allow is not empty, only those are
+	// made; Deny wins.
 	Allow, Deny []string
 	// MinBytes is the smallest image that is worth it, in compressed bytes.
 	MinBytes int64
-	// Delay after the last question of a pull, so that the build does not compete with it. It is waited ten times at most,
-	// counted from the first one.
+	// Delay after the last question of a pull, so that the build does not compete with it. It is waited ten times at
+	// most, counted from the first one.
 	Delay time.Duration
 	// Retry is the longest time after which one is looked at again that was refused: too small, or not to be seen.
 	Retry time.Duration
@@ -84,8 +85,8 @@ func Outcomes() []Outcome {
 	return []Outcome{OutcomeAsked, OutcomeExists, OutcomeDenied, OutcomeTooSmall, OutcomeNoAccess, OutcomeQuota, OutcomeError, OutcomeDropped}
 }
 
-// AnnotationImage is the reference that a pull named, on image snapshots that were made because of it: the spec has the digest
-// instead of the tag.
+// AnnotationImage is the reference that a pull named, on image snapshots that were made because of it: the spec has the
+// digest instead of the tag.
 const AnnotationImage = "berth.dev/image"
 
 // Maker is safe for concurrent use.
@@ -135,8 +136,9 @@ func New(cfg Config) (*Maker, error) {
 	return &Maker{cfg: cfg, wake: make(chan struct{}, 1), pending: make(map[string]*pending), refused: make(map[string]refusal)}, nil
 }
 
-// Wanted leaves word that a pull wants an image that no image snapshot has: its reference as the pull names it, and the digest of its
-// manifest for this node's platform. Without both nothing is done, because what was pulled would not be known. It does not block.
+// Wanted leaves word that a pull wants an image that no image snapshot has: its reference as the pull names it, and the
+// digest of its manifest for this node's platform. Without both nothing is done, because what was pulled would not be
+// known. It does not block.
 func (m *Maker) Wanted(ref string, manifest digest.Digest) {
 	image, named, err := canonical(ref, manifest)
 	if err != nil {
@@ -167,7 +169,8 @@ func (m *Maker) Wanted(ref string, manifest digest.Digest) {
 	}
 }
 
-// canonical gives the reference by digest, which names what was pulled whatever the tag means by now, and that with the tag.
+// canonical gives the reference by digest, which names what was pulled whatever the tag means by now, and that with the
+// tag.
 func canonical(ref string, manifest digest.Digest) (image, named string, err error) {
 	parsed, err := reference.ParseDockerRef(ref)
 	if err != nil {

@@ -236,7 +236,8 @@ func TestAllowAndDeny(t *testing.T) {
 	}
 }
 
-// What is refused is not looked at with each pull: trouble that may pass after a minute, then later and later, the rest after a day.
+// What is refused is not looked at with each pull: trouble that may pass after a minute, then later and later, the rest
+// after a day.
 func TestRefusals(t *testing.T) {
 	for name, c := range map[string]struct {
 		set   func(*life)

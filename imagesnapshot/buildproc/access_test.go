@@ -23,8 +23,9 @@ import (
 // registryName is what the registry of these tests is called, in no other name server's words.
 const registryName = "registry.berth.invalid"
 
-// TestRegistryAccess is C-32 to C-36 and C-40: a build gets at a registry that only a name server of the spec knows, whose certificate
-// only the spec accepts and whose password only the spec's secret has, and every one of them is needed.
+// TestRegistryAccess is C-32 to C-36 and C-40: a build gets at a registry that only a name server of the spec knows,
+// whose certificate only the spec accepts and whose password only the spec's secret has, and every one of them is
+// needed.
 func TestRegistryAccess(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: name servers answer on port 53")

@@ -1,12 +1,13 @@
-// Package buildproc builds layer disks in a process of their own, "berth build", under limits, so that a build cannot hurt the daemon
-// that wants it: it has its own share of the processors, its own bound on memory, and ends as a whole when it is told to.
+// Package buildproc builds layer disks in a process of their own, "berth build", under limits, so that a build cannot
+// hurt the daemon that wants it: it has its own share of the processors, its own bound on memory, and ends as a whole
+// when it is told to.
 //
-// Where a cgroup may be made (version 2) the process is started in one of its own: cpu.weight and memory.max bound it, cgroup.kill
-// ends it with everything it started. Where not, or where a controller is missing, nice(2) and RLIMIT_DATA take their place, and its
-// process group is killed. It dies with the daemon in any case.
+// Where a cgroup may be made (version 2) the process is started in one of its own: cpu.weight and memory.max bound it,
+// cgroup.kill ends it with everything it started. Where not, or where a controller is missing, nice(2) and RLIMIT_DATA
+// take their place, and its process group is killed. It dies with the daemon in any case.
 //
-// Credentials reach it by a file that only its user can read, in a directory that is removed with it; they are never on a command
-// line, and are taken out of every message.
+// Credentials reach it by a file that only its user can read, in a directory that is removed with it; they are never on
+// a command line, and are taken out of every message.
 package buildproc
 
 import (
@@ -30,12 +31,13 @@ import (
 type Config struct {
 	// Command is the berth program, and arguments that come before "build", if any.
 	Command []string
-	// TempDir takes credentials and the layers that wait for their turn; it should have room for the largest layers. Builder
-	// deletes what is in it under names that begin with "build-".
+	// TempDir takes credentials and the layers that wait for their turn; it should have room for the largest layers.
+	// Builder deletes what is in it under names that begin with "build-".
 	TempDir string
 	// Secrets finds the credentials that registries of a spec name; nil if there are none.
 	Secrets SecretSource
-	// Cgroup is a directory of the cgroup file system, version 2, to make cgroups in; empty for none. See MoveToSubgroup.
+	// Cgroup is a directory of the cgroup file system, version 2, to make cgroups in; empty for none. See
+	// MoveToSubgroup.
 	Cgroup string
 	// CPUWeight is that of cgroups, 1 to 10000 with 100 for an equal share; 0 is 50.
 	CPUWeight int
@@ -56,8 +58,8 @@ type Builder struct{ cfg Config }
 
 var _ lifecycle.Builder = (*Builder)(nil)
 
-// Open makes the directory for temporary files, if it is missing, and deletes what builds left there that were killed with their
-// daemon.
+// Open makes the directory for temporary files, if it is missing, and deletes what builds left there that were killed
+// with their daemon.
 func Open(cfg Config) (*Builder, error) {
 	if len(cfg.Command) == 0 || cfg.TempDir == "" {
 		return nil, fmt.Errorf("open builder: no program or no directory for temporary files: %w", errdefs.ErrInvalidArgument)

@@ -12,16 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// daemonGroup is the sub-group that the daemon itself is in, beside those of its builds: a cgroup that gives controllers to groups below
-// it has no processes of its own (cgroups(7), "no internal processes").
+// daemonGroup is the sub-group that the daemon itself is in, beside those of its builds: a cgroup that gives
+// controllers to groups below it has no processes of its own (cgroups(7), "no internal processes").
 const daemonGroup = "daemon"
 
-// MoveToSubgroup makes a cgroup that is left to this process a place for cgroups of builds, and returns it: the process, with all its
-// threads, moves to a group of its own in it, and the controllers that limit builds are enabled for groups below it. Doing it again
-// changes nothing. It is for the beginning of a process, which has no children yet.
+// MoveToSubgroup makes a cgroup that is left to this process a place for cgroups of builds, and returns it: the
+// process, with all its threads, moves to a group of its own in it, and the controllers that limit builds are enabled
+// for groups below it. Doing it again changes nothing. It is for the beginning of a process, which has no children yet.
 //
-// dir is that cgroup, made if it is missing; empty is the one that systemd has left to the service (Delegate=). NotFound says that
-// there is none: not this version of cgroups, no systemd, or no delegation.
+// dir is that cgroup, made if it is missing; empty is the one that systemd has left to the service (Delegate=).
+// NotFound says that there is none: not this version of cgroups, no systemd, or no delegation.
 func MoveToSubgroup(dir string) (string, error) {
 	own, err := ownCgroup()
 	if err != nil {
@@ -102,8 +102,8 @@ func ownCgroup() (string, error) {
 	return "", fmt.Errorf("this process has no cgroup of version 2: %w", errdefs.ErrNotFound)
 }
 
-// delegated says whether systemd has marked the cgroup as left to the service: since v236 with the first attribute, and since v251 with
-// the second.
+// delegated says whether systemd has marked the cgroup as left to the service: since v236 with the first attribute, and
+// since v251 with the second.
 func delegated(dir string) bool {
 	value := make([]byte, 1)
 	for _, name := range []string{"trusted.delegate", "user.delegate"} {

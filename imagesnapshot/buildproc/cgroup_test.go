@@ -64,8 +64,8 @@ func TestServiceProcess(t *testing.T) {
 	require.Empty(t, groups)
 }
 
-// TestMoveToSubgroup runs a daemon in a cgroup that is left to it as systemd leaves one to a service, on whatever hierarchy of version 2
-// this machine has. Where that has no controllers, builds have a group and other limits.
+// TestMoveToSubgroup runs a daemon in a cgroup that is left to it as systemd leaves one to a service, on whatever
+// hierarchy of version 2 this machine has. Where that has no controllers, builds have a group and other limits.
 func TestMoveToSubgroup(t *testing.T) {
 	service := cgroup(t)
 	if service == "" {

@@ -168,7 +168,8 @@ func TestMachine(t *testing.T) {
 	m.requireStorage(t)
 }
 
-// TestTagMovesWhileBuilding is C-53: whatever a tag means during and after the build, the status has the digest that is on the disk.
+// TestTagMovesWhileBuilding is C-53: whatever a tag means during and after the build, the status has the digest that is
+// on the disk.
 func TestTagMovesWhileBuilding(t *testing.T) {
 	h := newHub(t, "")
 	ref := h.push(t, "app:1", layer(t, "first", 1<<20))
@@ -247,7 +248,8 @@ func TestMachineProcess(t *testing.T) {
 	require.NoError(t, m.engine.Run(ctx))
 }
 
-// TestSIGKILL kills a whole daemon at different moments of a build; the next one ends it well, and nothing is left of the first.
+// TestSIGKILL kills a whole daemon at different moments of a build; the next one ends it well, and nothing is left of
+// the first.
 func TestSIGKILL(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")

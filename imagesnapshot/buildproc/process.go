@@ -175,8 +175,8 @@ func follow(ctx context.Context, cmd *exec.Cmd, group *group, take func([]byte) 
 	}
 	started, ended, read := make(chan error, 1), make(chan error, 1), make(chan error, 1)
 	go func() {
-		// The child is to die with this process (prctl(2), PR_SET_PDEATHSIG), of which the kernel thinks as of the thread that
-		// started it: so that thread must live as long.
+		// The child is to die with this process (prctl(2), PR_SET_PDEATHSIG), of which the kernel thinks as of the
+		// thread that started it: so that thread must live as long.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
@@ -267,8 +267,9 @@ func (t *tailBuffer) String() string {
 	return strings.TrimSpace(string(t.b))
 }
 
-// outOfMemory says whether a Go program ended because the kernel refused it memory: it says so first, and then where all its goroutines
-// were (runtime/malloc.go, runtime/mem_linux.go, runtime/cgo/gcc_libinit.c; the stack of a thread is memory too).
+// outOfMemory says whether a Go program ended because the kernel refused it memory: it says so first, and then where
+// all its goroutines were (runtime/malloc.go, runtime/mem_linux.go, runtime/cgo/gcc_libinit.c; the stack of a thread is
+// memory too).
 func (t *tailBuffer) outOfMemory() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -76,8 +76,8 @@ func manyFiles(t *testing.T, count int) v1.Layer {
 	return l
 }
 
-// A build that needs more memory than it is allowed ends with a reason that says so, whichever way the machine has to hold it, and
-// nothing else does: the same daemon builds the next one.
+// A build that needs more memory than it is allowed ends with a reason that says so, whichever way the machine has to
+// hold it, and nothing else does: the same daemon builds the next one.
 func TestBuildThatNeedsTooMuchMemory(t *testing.T) {
 	h := newHub(t, "")
 	big, ok := h.push(t, "big:1", manyFiles(t, 250_000)), h.push(t, "ok:1", layer(t, "base", 1<<20))

@@ -19,13 +19,13 @@ import (
 
 // SecretSource finds credentials by the names that specs have for them.
 type SecretSource interface {
-	// DockerConfig gives a config.json of docker, as a Kubernetes secret of type kubernetes.io/dockerconfigjson holds it;
-	// NotFound. Only what belongs to the owner may be given.
+	// DockerConfig gives a config.json of docker, as a Kubernetes secret of type kubernetes.io/dockerconfigjson holds
+	// it; NotFound. Only what belongs to the owner may be given.
 	DockerConfig(ctx context.Context, owner, name string) ([]byte, error)
 }
 
-// SecretDir is a SecretSource of files, readable for root alone: NAME.json for those without an owner, owner-OWNER/NAME.json, the
-// owner escaped as in a URL, for those of one.
+// SecretDir is a SecretSource of files, readable for root alone: NAME.json for those without an owner,
+// owner-OWNER/NAME.json, the owner escaped as in a URL, for those of one.
 type SecretDir string
 
 var _ SecretSource = SecretDir("")
@@ -81,7 +81,8 @@ func (a dockerAuth) secrets() []string {
 	return list
 }
 
-// credentials joins what the registries of a spec need into one config.json, each registry with the entry for itself alone.
+// credentials joins what the registries of a spec need into one config.json, each registry with the entry for itself
+// alone.
 func (b *Builder) credentials(ctx context.Context, owner string, registries []imagesnapshot.Registry) (encoded []byte, secrets []string, err error) {
 	joined := dockerConfig{Auths: make(map[string]dockerAuth)}
 	for _, r := range registries {

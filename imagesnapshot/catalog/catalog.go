@@ -1,11 +1,11 @@
-// Package catalog tells nodes which image snapshots there are: what is on each layer disk, and where the disk is. An entry carries
-// the disk's whole index, so that a node can match images against it by layer without attaching anything.
+// Package catalog tells nodes which image snapshots there are: what is on each layer disk, and where the disk is. An
+// entry carries the disk's whole index, so that a node can match images against it by layer without attaching anything.
 //
-// A catalog decides which disk is attached, never which bytes are served: what is attached has to prove that it is the disk of
-// this index, and layers are found on it by their digests.
+// A catalog decides which disk is attached, never which bytes are served: what is attached has to prove that it is the
+// disk of this index, and layers are found on it by their digests.
 //
-// Where entries are kept is the matter of a folder below this one; package catalogtest proves that it keeps to what is written
-// here.
+// Where entries are kept is the matter of a folder below this one; package catalogtest proves that it keeps to what is
+// written here.
 package catalog
 
 import (
@@ -23,8 +23,8 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// Entry is one image snapshot as nodes see it. Images, their platforms, digests and sizes are those of the index and written
-// nowhere else, so that nothing can contradict it.
+// Entry is one image snapshot as nodes see it. Images, their platforms, digests and sizes are those of the index and
+// written nowhere else, so that nothing can contradict it.
 type Entry struct {
 	// Name as the user knows it.
 	Name string
@@ -39,8 +39,8 @@ type Entry struct {
 	Source  Source
 	// Index is the layer disk's encoded index. It is shared by all who have the entry and must not be changed.
 	Index []byte
-	// Images, in place of Source and Index, are the normalised references of one that has no disk, because it is still being made or
-	// taken down. Nobody can use it, but nodes can say why (C-3).
+	// Images, in place of Source and Index, are the normalised references of one that has no disk, because it is still
+	// being made or taken down. Nobody can use it, but nodes can say why (C-3).
 	Images []string
 }
 
@@ -56,15 +56,16 @@ type Source struct {
 	Driver string
 	// SnapshotID is a volume snapshot of which each node makes a volume for itself. Either this or VolumeID.
 	SnapshotID string
-	// VolumeID is a volume, which nodes attach read-only and never delete. The driver "loop" takes an absolute path too.
+	// VolumeID is a volume, which nodes attach read-only and never delete. The driver "loop" takes an absolute path
+	// too.
 	VolumeID string
 }
 
 // Lister tells what entries there are.
 type Lister interface {
-	// Watch sends every entry that there is, then one Change that says Synced, and then each change. States in between may be
-	// left out, never the last one. The channel is closed when ctx ends. A receiver that does not receive holds up nobody
-	// but itself.
+	// Watch sends every entry that there is, then one Change that says Synced, and then each change. States in between
+	// may be left out, never the last one. The channel is closed when ctx ends. A receiver that does not receive holds
+	// up nobody but itself.
 	Watch(ctx context.Context) (<-chan Change, error)
 }
 
@@ -77,10 +78,11 @@ type Publisher interface {
 	Withdraw(ctx context.Context, id string) error
 }
 
-// ListPublisher has access lists of the images of entries too, beside them: they are read when an image starts, and by nobody before.
+// ListPublisher has access lists of the images of entries too, beside them: they are read when an image starts, and by
+// nobody before.
 type ListPublisher interface {
-	// PublishAccessLists has these lists go with the entry of that ID, in place of those that did; none is none. Withdraw takes them
-	// away as well.
+	// PublishAccessLists has these lists go with the entry of that ID, in place of those that did; none is none.
+	// Withdraw takes them away as well.
 	PublishAccessLists(ctx context.Context, id string, lists []*accesslist.List) error
 }
 
@@ -189,8 +191,8 @@ func CheckID(id string) error {
 	return nil
 }
 
-// ReadIndex reads the encoded index of the layer disk in the device or file r, proved as layerdisk.ReadIndex proves it, with the same
-// errors.
+// ReadIndex reads the encoded index of the layer disk in the device or file r, proved as layerdisk.ReadIndex proves it,
+// with the same errors.
 func ReadIndex(r io.ReaderAt) ([]byte, error) {
 	_, identity, err := layerdisk.ReadIndex(r)
 	if err != nil {

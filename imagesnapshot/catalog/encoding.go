@@ -56,8 +56,8 @@ func Encode(e Entry) ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
-// Decode reads what Encode wrote and checks all of it; the data may come from strangers. Errors are errdefs.ErrDataLoss for what is
-// incomplete or contradicts itself, and errdefs.ErrInvalidArgument for what cannot be an entry.
+// Decode reads what Encode wrote and checks all of it; the data may come from strangers. Errors are errdefs.ErrDataLoss
+// for what is incomplete or contradicts itself, and errdefs.ErrInvalidArgument for what cannot be an entry.
 func Decode(data []byte) (Entry, error) {
 	if len(data) > MaxEncodedBytes {
 		return Entry{}, fmt.Errorf("decode catalog entry: more than %d bytes: %w", MaxEncodedBytes, errdefs.ErrInvalidArgument)

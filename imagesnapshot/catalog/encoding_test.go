@@ -24,7 +24,8 @@ func sample(t testing.TB) []byte {
 	return data
 }
 
-// C-3: one that has no disk is told of too, so that nodes can say why it is not used; it cannot be taken for one that has.
+// C-3: one that has no disk is told of too, so that nodes can say why it is not used; it cannot be taken for one that
+// has.
 func TestEntryWithoutDisk(t *testing.T) {
 	making := catalog.Entry{Name: "a", ID: "a", State: "Creating", Created: time.Unix(1700000000, 0).UTC(), Images: []string{"docker.io/library/nginx:1"}}
 	data, err := catalog.Encode(making)

@@ -22,21 +22,22 @@ type Backend struct {
 	Snapshotter blockdev.Snapshotter
 	// Flash may be nil.
 	Flash FlashSnapshotter
-	// Check says why the storage cannot keep image snapshots, before anything is made in it; nil is that it can. Its errors are
-	// those of package blockdev: ErrUnsupported ends a build, what passes is tried again.
+	// Check says why the storage cannot keep image snapshots, before anything is made in it; nil is that it can. Its
+	// errors are those of package blockdev: ErrUnsupported ends a build, what passes is tried again.
 	Check func(ctx context.Context) error
-	// TakeParameters gives those of a spec's parameters that the storage takes when it makes a volume, in its own words, and the
-	// keys of the others; nil takes none.
+	// TakeParameters gives those of a spec's parameters that the storage takes when it makes a volume, in its own
+	// words, and the keys of the others; nil takes none.
 	TakeParameters func(parameters map[string]string) (taken map[string]string, ignored []string)
 }
 
-// FlashSnapshotter makes temporary volume snapshots that can be used at once, where the storage has such a thing. They are looked up
-// and deleted like others. Where it has not, the volume itself serves instead.
+// FlashSnapshotter makes temporary volume snapshots that can be used at once, where the storage has such a thing. They
+// are looked up and deleted like others. Where it has not, the volume itself serves instead.
 type FlashSnapshotter interface {
 	CreateFlashSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error)
 }
 
-// driverName is the name of the driver that something in the store names; what is from before there was a choice names none.
+// driverName is the name of the driver that something in the store names; what is from before there was a choice names
+// none.
 func (e *Engine) driverName(name string) string { return cmp.Or(name, e.Unnamed) }
 
 // backend finds the storage that has something. Its error is FailedPrecondition: somebody has to configure the driver.
@@ -52,8 +53,8 @@ func (e *Engine) backend(driver string) (Backend, error) {
 		driver, errdefs.ErrFailedPrecondition)
 }
 
-// drivers gives the names of those that may have something of ours: all, or only those that new builds use or that something in the
-// list is on. Every node has this program, and a listing of all volumes costs a cloud something.
+// drivers gives the names of those that may have something of ours: all, or only those that new builds use or that
+// something in the list is on. Every node has this program, and a listing of all volumes costs a cloud something.
 func (e *Engine) drivers(list []*imagesnapshot.ImageSnapshot, all bool) []string {
 	names := map[string]bool{e.Driver: true}
 	if all {

@@ -35,7 +35,8 @@ func requireEmpty(t *testing.T, f *blockdevtest.Fake) {
 	require.Empty(t, snapshots)
 }
 
-// moveTo restarts the engine so that it builds in another storage, under the driver's name; the one of before is one of the others.
+// moveTo restarts the engine so that it builds in another storage, under the driver's name; the one of before is one of
+// the others.
 func (w *world) moveTo(driver string, f *blockdevtest.Fake) {
 	w.stop()
 	w.cfg.Others = map[string]lifecycle.Backend{w.cfg.Driver: backendOf(w.fake)}
@@ -53,8 +54,8 @@ func named(driver string) func(*world) {
 	return func(w *world) { w.cfg.Driver = driver }
 }
 
-// Another driver is configured: what is there stays where it is and usable, new builds go to the new one and take nothing over from
-// the other's storage, an update moves, and what is deleted leaves both.
+// Another driver is configured: what is there stays where it is and usable, new builds go to the new one and take
+// nothing over from the other's storage, an update moves, and what is deleted leaves both.
 func TestDriverChanges(t *testing.T) {
 	newWorld(t, func(w *world) {
 		first, second := w.fake, blockdevtest.NewFake(0)
@@ -125,8 +126,8 @@ func TestUnnamedDriver(t *testing.T) {
 	})
 }
 
-// An image snapshot whose driver is not configured any more stays as it is; its deletion says what holds it, once, and ends when the
-// driver is back.
+// An image snapshot whose driver is not configured any more stays as it is; its deletion says what holds it, once, and
+// ends when the driver is back.
 func TestDriverNotConfigured(t *testing.T) {
 	newWorld(t, func(w *world) {
 		first := w.fake
@@ -224,8 +225,8 @@ func between(a *asked) func(*world) {
 	}
 }
 
-// C-41 to C-43: parameters of the backend are kept and returned; those that the storage takes go to it, of the others an event says
-// that they had no effect.
+// C-41 to C-43: parameters of the backend are kept and returned; those that the storage takes go to it, of the others
+// an event says that they had no effect.
 func TestParameters(t *testing.T) {
 	a := &asked{}
 	newWorld(t, func(w *world) {
@@ -272,8 +273,8 @@ func TestParametersOfEmbeddedStorage(t *testing.T) {
 	})
 }
 
-// E-22 in storage that makes volumes larger than they were asked for: a disk of the same size as wanted is a base all the same, and
-// the volume of it is asked for as large as the volume snapshot.
+// E-22 in storage that makes volumes larger than they were asked for: a disk of the same size as wanted is a base all
+// the same, and the volume of it is asked for as large as the volume snapshot.
 func TestReuseInStorageThatRoundsUp(t *testing.T) {
 	const gib = 1 << 30
 	a := &asked{change: func(req *blockdev.CreateVolumeRequest) error {
@@ -317,8 +318,8 @@ func TestBaseIsRefused(t *testing.T) {
 	}
 }
 
-// Some storage (Cinder with most of its backends) keeps a volume for as long as it has volume snapshots. The volume of the build then
-// stays, and goes with the image snapshot.
+// Some storage (Cinder with most of its backends) keeps a volume for as long as it has volume snapshots. The volume of
+// the build then stays, and goes with the image snapshot.
 func TestVolumeThatStaysWithItsSnapshots(t *testing.T) {
 	a, refused := &asked{}, 0
 	newWorld(t, func(w *world) {

@@ -24,8 +24,8 @@ type base struct {
 
 // chooseBase finds the volume snapshot that shares most bytes with a plan (E-22), nil if none is worth it.
 //
-// Only the owner's own image snapshots are looked at: a manifest may name any diff ID, and a tenant who wrote one with those of
-// another's private layers would get their contents without ever having been let at them by a registry.
+// Only the owner's own image snapshots are looked at: a manifest may name any diff ID, and a tenant who wrote one with
+// those of another's private layers would get their contents without ever having been let at them by a registry.
 func (r *run) chooseBase(ctx context.Context, s *imagesnapshot.ImageSnapshot, p Plan, sizeBytes int64) (*base, error) {
 	list, err := r.Store.List(ctx, store.Filter{Owner: &s.Owner})
 	if err != nil {
@@ -84,8 +84,8 @@ func (r *run) candidate(o *imagesnapshot.ImageSnapshot, driver string) *base {
 	return nil
 }
 
-// shared sums up the layers of a disk that a plan needs, and all of them. A layer that is bound to its stack counts only with the
-// same stack below it.
+// shared sums up the layers of a disk that a plan needs, and all of them. A layer that is bound to its stack counts
+// only with the same stack below it.
 func shared(ix *layerdisk.Index, diffIDs, chains map[digest.Digest]bool) (common, total int64) {
 	bound := make(map[int]bool)
 	for _, c := range ix.Chains {
@@ -102,5 +102,6 @@ func shared(ix *layerdisk.Index, diffIDs, chains map[digest.Digest]bool) (common
 	return common, total
 }
 
-// worthwhile wants a disk of which at least half is needed: the rest would be carried along, in every copy and for ever.
+// worthwhile wants a disk of which at least half is needed: the rest would be carried along, in every copy and for
+// ever.
 func worthwhile(common, total int64) bool { return common > 0 && common >= total-common }

@@ -11,7 +11,8 @@ import (
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
 
-// TestReuse is E-22, Q9: an image snapshot that asks for it, and no other, starts from the disk of its owner that shares most with it.
+// TestReuse is E-22, Q9: an image snapshot that asks for it, and no other, starts from the disk of its owner that
+// shares most with it.
 func TestReuse(t *testing.T) {
 	newWorld(t, func(w *world) {
 		owner := func(name, owner string, images ...string) *imagesnapshot.ImageSnapshot {

@@ -18,8 +18,8 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// begin turns a Pending image snapshot into one that is being created, when there is room for it among its owner's and among the
-// builds.
+// begin turns a Pending image snapshot into one that is being created, when there is room for it among its owner's and
+// among the builds.
 func (r *run) begin(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.Time, bool, error) {
 	if err := r.makeRoom(ctx, s); err != nil {
 		if !errdefs.IsResourceExhausted(err) {
@@ -134,8 +134,8 @@ func (r *run) plan(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	return r.put(ctx, s)
 }
 
-// sizeFor estimates a volume for a plan: three times what the layers take compressed (requirements Q15), in whole GiB, and not
-// less than the smallest legal size.
+// sizeFor estimates a volume for a plan: three times what the layers take compressed (requirements Q15), in whole GiB,
+// and not less than the smallest legal size.
 func (r *run) sizeFor(p Plan) int64 {
 	const times = 3
 	var sum int64
@@ -229,8 +229,8 @@ func (r *run) build(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	return r.built(ctx, s, result)
 }
 
-// attachOwn attaches a volume to be written to. A driver that finds devices by names that several volumes may have, such as serials that
-// are cut off, could give the device of another one.
+// attachOwn attaches a volume to be written to. A driver that finds devices by names that several volumes may have,
+// such as serials that are cut off, could give the device of another one.
 func attachOwn(ctx context.Context, b Backend, volumeID string) (device blockdev.Device, err error) {
 	var attached map[string]blockdev.Device
 	err = retry.Do(ctx, func(ctx context.Context) (err error) {

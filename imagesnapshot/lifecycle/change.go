@@ -35,8 +35,8 @@ type DeleteRequest struct {
 	DryRun        bool
 }
 
-// Delete marks an image snapshot; Run takes it down, and first aborts what is being built (C-25). It works in every phase, and doing it
-// again is no error. It returns the object as it is now. Errors: NotFound, Conflict.
+// Delete marks an image snapshot; Run takes it down, and first aborts what is being built (C-25). It works in every
+// phase, and doing it again is no error. It returns the object as it is now. Errors: NotFound, Conflict.
 func (e *Engine) Delete(ctx context.Context, req DeleteRequest) (*imagesnapshot.ImageSnapshot, error) {
 	return e.change(ctx, req.NameOrID, req.DryRun, func(s *imagesnapshot.ImageSnapshot) error {
 		if err := req.Preconditions.check(s); err != nil {
@@ -69,9 +69,9 @@ type UpdateRequest struct {
 	DryRun        bool
 }
 
-// Update takes a new spec, in phases Available and UpdateFailed only (E-28). If that changes what is on the disk, Run builds anew
-// and switches when that has succeeded. Errors: NotFound, Conflict, imagesnapshot.FieldError (InvalidArgument),
-// FailedPrecondition for other phases.
+// Update takes a new spec, in phases Available and UpdateFailed only (E-28). If that changes what is on the disk, Run
+// builds anew and switches when that has succeeded. Errors: NotFound, Conflict, imagesnapshot.FieldError
+// (InvalidArgument), FailedPrecondition for other phases.
 func (e *Engine) Update(ctx context.Context, req UpdateRequest) (CreateResult, error) {
 	var warnings []string
 	s, err := e.change(ctx, req.NameOrID, req.DryRun, func(s *imagesnapshot.ImageSnapshot) error {
@@ -150,8 +150,8 @@ func (e *Engine) change(ctx context.Context, nameOrID string, dryRun bool, do fu
 	return e.mutate(ctx, s.Name, s.ID, do)
 }
 
-// Note records an event of an image snapshot that something else than its life cycle saw. NotFound if there is none of that name
-// and ID.
+// Note records an event of an image snapshot that something else than its life cycle saw. NotFound if there is none of
+// that name and ID.
 func (e *Engine) Note(ctx context.Context, name, id string, kind imagesnapshot.EventType, reason imagesnapshot.Reason, message string) error {
 	now := time.Now().UTC()
 	_, err := e.mutate(ctx, name, id, func(s *imagesnapshot.ImageSnapshot) error {

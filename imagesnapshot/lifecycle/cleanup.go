@@ -38,8 +38,8 @@ func (r *run) cleanup(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time
 	return time.Time{}, false, r.dropIndexes(ctx)
 }
 
-// takeDown deletes everything that an image snapshot has, and then the object. Nothing is journalled: what it has follows from the
-// object, which stays as it is until the end but for what the user is told.
+// takeDown deletes everything that an image snapshot has, and then the object. Nothing is journalled: what it has
+// follows from the object, which stays as it is until the end but for what the user is told.
 func (r *run) takeDown(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.Time, bool, error) {
 	if _, err := r.discardAll(ctx, r.everything(s)); err != nil {
 		return time.Time{}, true, errors.Join(fmt.Errorf("take image snapshot %s down: %w", s.Name, err), r.tellWhatHolds(ctx, s, err))
@@ -51,7 +51,8 @@ func (r *run) takeDown(ctx context.Context, s *imagesnapshot.ImageSnapshot) (tim
 	return time.Time{}, true, r.dropIndexes(ctx)
 }
 
-// tellWhatHolds says in the object why it is not gone yet, once for each reason: every write has it looked at again at once.
+// tellWhatHolds says in the object why it is not gone yet, once for each reason: every write has it looked at again at
+// once.
 func (r *run) tellWhatHolds(ctx context.Context, s *imagesnapshot.ImageSnapshot, err error) error {
 	message := imagesnapshot.Shorten("cannot be deleted yet: " + imagesnapshot.Redact(err.Error()))
 	if errors.Is(err, context.Canceled) || blockdev.Retryable(err) || s.Status.Message == message {
@@ -82,8 +83,9 @@ func (r *run) everything(s *imagesnapshot.ImageSnapshot) []imagesnapshot.Leftove
 	return r.withFlash(s, w, list)
 }
 
-// discardAll deletes leftovers and gives those that are still there. Volume snapshots go first: some storage keeps a volume for as
-// long as it has any, and one whose ID nobody was told is found by asking for it again, which takes its volume.
+// discardAll deletes leftovers and gives those that are still there. Volume snapshots go first: some storage keeps a
+// volume for as long as it has any, and one whose ID nobody was told is found by asking for it again, which takes its
+// volume.
 func (e *Engine) discardAll(ctx context.Context, list []imagesnapshot.Leftover) (left []imagesnapshot.Leftover, err error) {
 	failed := make([]bool, len(list))
 	for _, discard := range []func(context.Context, imagesnapshot.Leftover) error{e.discardSnapshot, e.discardVolume} {

@@ -13,8 +13,8 @@ import (
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
 
-// life is a whole life: creation, an update, deletion, with a second image snapshot that shares layers. Every call to the engine may
-// find the process dead; it is repeated with the next one.
+// life is a whole life: creation, an update, deletion, with a second image snapshot that shares layers. Every call to
+// the engine may find the process dead; it is repeated with the next one.
 func life(w *world, flash bool) {
 	sp := spec(refA)
 	sp.Flash, sp.ReuseLayers = flash, true
@@ -109,8 +109,8 @@ func (w *world) surviveUntil(condition func() bool, what string) {
 	require.FailNow(w, "never "+what, "%+v", list)
 }
 
-// TestCrashAnywhere kills the process at each of its calls to the store, the storage and the builder, before the call and after it,
-// and wants the next process to end the life well: nothing lost, nothing left over.
+// TestCrashAnywhere kills the process at each of its calls to the store, the storage and the builder, before the call
+// and after it, and wants the next process to end the life well: nothing lost, nothing left over.
 func TestCrashAnywhere(t *testing.T) {
 	for _, mode := range []struct {
 		name                string
@@ -143,7 +143,8 @@ func TestCrashAnywhere(t *testing.T) {
 	}
 }
 
-// TestFlash is E-23: with a storage that takes an hour to complete a snapshot, usable after the build, not an hour later.
+// TestFlash is E-23: with a storage that takes an hour to complete a snapshot, usable after the build, not an hour
+// later.
 func TestFlash(t *testing.T) {
 	const slow = time.Hour
 	timeToReady := func(t *testing.T, flash, storage bool) (took time.Duration) {
@@ -184,8 +185,8 @@ func TestFlash(t *testing.T) {
 	}
 }
 
-// TestFlashWithoutRegular: the regular snapshot comes to nothing. A new image snapshot is unavailable then, an updated one has its
-// old content again.
+// TestFlashWithoutRegular: the regular snapshot comes to nothing. A new image snapshot is unavailable then, an updated
+// one has its old content again.
 func TestFlashWithoutRegular(t *testing.T) {
 	newWorld(t, func(w *world) {
 		plain := spec(refA)

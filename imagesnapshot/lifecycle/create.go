@@ -31,8 +31,9 @@ type CreateResult struct {
 	Warnings []string
 }
 
-// Create accepts an image snapshot; Run builds it. Errors: imagesnapshot.FieldError (InvalidArgument), AlreadyExists for a name that
-// is taken, Conflict for a client token that came with another request, ResourceExhausted for an owner whose quota is used up.
+// Create accepts an image snapshot; Run builds it. Errors: imagesnapshot.FieldError (InvalidArgument), AlreadyExists
+// for a name that is taken, Conflict for a client token that came with another request, ResourceExhausted for an owner
+// whose quota is used up.
 func (e *Engine) Create(ctx context.Context, req CreateRequest) (CreateResult, error) {
 	return e.create(ctx, req, imagesnapshot.OriginManual)
 }
@@ -48,8 +49,8 @@ type AutomaticRequest struct {
 	DryRun bool
 }
 
-// EnsureAutomatic creates the one automatic image snapshot of an owner for a set of images (E-5), or finds it: however many ask,
-// one is made. It may be in any phase; one that failed is not tried again before it is gone.
+// EnsureAutomatic creates the one automatic image snapshot of an owner for a set of images (E-5), or finds it: however
+// many ask, one is made. It may be in any phase; one that failed is not tried again before it is gone.
 func (e *Engine) EnsureAutomatic(ctx context.Context, req AutomaticRequest) (CreateResult, error) {
 	return e.create(ctx, CreateRequest{
 		Name: imagesnapshot.AutomaticName(req.Owner, req.Images, req.Platforms), Owner: req.Owner,
@@ -146,8 +147,8 @@ type quota struct {
 	what string
 }
 
-// quotas that an image snapshot counts for. That of automatic ones comes first: they make room for one another, before anything else
-// has to.
+// quotas that an image snapshot counts for. That of automatic ones comes first: they make room for one another, before
+// anything else has to.
 func (e *Engine) quotas(s *imagesnapshot.ImageSnapshot) []quota {
 	all := quota{e.Limits.MaxPerOwner, func(*imagesnapshot.ImageSnapshot) bool { return true }, "image snapshots"}
 	if s.Origin != imagesnapshot.OriginAutomatic {
@@ -222,8 +223,8 @@ func lastUse(s *imagesnapshot.ImageSnapshot) time.Time {
 	return last
 }
 
-// makeRoom eliminates as many as are too many for s to start, or says that there is no room. It is called when s begins, so it
-// is repeated after a crash.
+// makeRoom eliminates as many as are too many for s to start, or says that there is no room. It is called when s
+// begins, so it is repeated after a crash.
 func (e *Engine) makeRoom(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	e.admit.Lock()
 	defer e.admit.Unlock()

@@ -14,8 +14,8 @@ import (
 )
 
 // TestCreate is also C-47, C-50, C-51 and A-10: status with digests and sizes, and the volume snapshot's ID and name.
-// TestCreate is a life up to its use: accepted at once, usable when it is complete (E-26), kept for ever (A-7, Q7), with what is on the
-// disk (C-47), one volume snapshot (C-50, C-51, E-29) and the time of the last change (C-49).
+// TestCreate is a life up to its use: accepted at once, usable when it is complete (E-26), kept for ever (A-7,
+// Q7), with what is on the disk (C-47), one volume snapshot (C-50, C-51, E-29) and the time of the last change (C-49).
 func TestCreate(t *testing.T) {
 	newWorld(t, func(w *world) {
 		w.ready = 0
@@ -63,7 +63,8 @@ func TestCopies(t *testing.T) {
 	})
 }
 
-// TestClientToken makes repeating a create safe, over restarts too, and tells another request with it from a repeated one.
+// TestClientToken makes repeating a create safe, over restarts too, and tells another request with it from a repeated
+// one.
 func TestClientToken(t *testing.T) {
 	newWorld(t, func(w *world) {
 		req := lifecycle.CreateRequest{Name: "one", ClientToken: "token", Spec: spec(refA)}

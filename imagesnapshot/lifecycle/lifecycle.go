@@ -1,11 +1,12 @@
-// Package lifecycle makes image snapshots happen: it takes them from what a user asked for to a volume snapshot in the storage, and
-// down again.
+// Package lifecycle makes image snapshots happen: it takes them from what a user asked for to a volume snapshot in the
+// storage, and down again.
 //
-// One Engine owns all image snapshots of a store. Its methods are the use cases of every front end; they only write to the store.
-// Run does the work: for each image snapshot one goroutine at a time, which takes one step after another. Before a step does
-// anything outside the store, what it is going to do stands in Status.Work, and every step can be repeated; so a process that is
-// killed between any two instructions is followed by one that goes on, and nothing in the storage is without an owner for long.
-// What a crash leaves in the storage without a journal, Sweep finds by its name.
+// One Engine owns all image snapshots of a store. Its methods are the use cases of every front end; they only write to
+// the store. Run does the work: for each image snapshot one goroutine at a time, which takes one step after another.
+// Before a step does anything outside the store, what it is going to do stands in Status.Work, and every step can be
+// repeated; so a process that is killed between any two instructions is followed by one that goes on, and nothing in
+// the storage is without an owner for long. What a crash leaves in the storage without a journal, Sweep finds by its
+// name.
 //
 // No lock is held while the storage, a registry or a build is waited for.
 package lifecycle
@@ -26,9 +27,9 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// Builder makes layer disks. Errors are NotFound for images that are not there, InvalidArgument and NotImplemented for those
-// that cannot be used, Unauthenticated and PermissionDenied by the registry, TooSmallError, DataLoss for a base that is damaged.
-// Their texts hold no secret.
+// Builder makes layer disks. Errors are NotFound for images that are not there, InvalidArgument and NotImplemented for
+// those that cannot be used, Unauthenticated and PermissionDenied by the registry, TooSmallError, DataLoss for a base
+// that is damaged. Their texts hold no secret.
 type Builder interface {
 	// Plan finds out what the images consist of, without fetching layers.
 	Plan(ctx context.Context, req PlanRequest) (Plan, error)
@@ -101,13 +102,15 @@ type Config struct {
 	// Backend is where builds put what they make, and Driver its name.
 	Backend
 	Driver string
-	// Others are storage that image snapshots may be on already, by their drivers' names: those stay usable, and can be deleted.
+	// Others are storage that image snapshots may be on already, by their drivers' names: those stay usable, and can be
+	// deleted.
 	Others map[string]Backend
 	// Unnamed is the driver of image snapshots that name none, which are from before there was a choice.
 	Unnamed string
 	Builder Builder
 
-	// Installation is a UUID that tells our volumes and volume snapshots from those of other installations on the same storage.
+	// Installation is a UUID that tells our volumes and volume snapshots from those of other installations on the same
+	// storage.
 	Installation string
 	Limits       imagesnapshot.Limits
 	// MaxBuilds at once; 0 is 1.
@@ -117,8 +120,8 @@ type Config struct {
 	Observer Observer
 }
 
-// Observer is told what becomes of image snapshots, each thing once, after it was written. It must not block. Reasons are of a fixed
-// set.
+// Observer is told what becomes of image snapshots, each thing once, after it was written. It must not block. Reasons
+// are of a fixed set.
 type Observer interface {
 	BuildStarted()
 	BuildEnded(o BuildOutcome)
@@ -165,7 +168,8 @@ func (noObserver) Swept(SweepReport)                  {}
 type Times struct {
 	// KeepFailed is how long a failure is kept with its reason: a day (requirements 2.3).
 	KeepFailed time.Duration
-	// ExpiredGrace is how long an expired one is Unavailable before it is deleted, so that nodes learn of it: 10 minutes.
+	// ExpiredGrace is how long an expired one is Unavailable before it is deleted, so that nodes learn of it: 10
+	// minutes.
 	ExpiredGrace time.Duration
 	// UnusedAutomatic is how long an automatic one may go unused: 3 days (E-30).
 	UnusedAutomatic time.Duration
@@ -251,8 +255,8 @@ func (e *Engine) Find(ctx context.Context, nameOrID string) (*imagesnapshot.Imag
 // errSuperseded says that an image snapshot is another one by now.
 var errSuperseded = fmt.Errorf("image snapshot was deleted meanwhile: %w", errdefs.ErrNotFound)
 
-// mutate changes the object of a name and ID, again and again until nobody else changed it in between. change may be called
-// several times; its error ends it.
+// mutate changes the object of a name and ID, again and again until nobody else changed it in between. change may be
+// called several times; its error ends it.
 func (e *Engine) mutate(ctx context.Context, name, id string, change func(*imagesnapshot.ImageSnapshot) error) (*imagesnapshot.ImageSnapshot, error) {
 	for {
 		s, err := e.Store.Get(ctx, name)
@@ -272,8 +276,8 @@ func (e *Engine) mutate(ctx context.Context, name, id string, change func(*image
 	}
 }
 
-// names are those of our volumes and volume snapshots: prefix, kind, the ID of the image snapshot, the number of the build, and
-// the number of the copy.
+// names are those of our volumes and volume snapshots: prefix, kind, the ID of the image snapshot, the number of the
+// build, and the number of the copy.
 type names struct{ prefix string }
 
 const (

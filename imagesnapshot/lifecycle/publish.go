@@ -14,7 +14,8 @@ import (
 	"berth.dev/berth/imagesnapshot"
 )
 
-// takeSnapshots asks the storage for the regular volume snapshots. Before that, with Flash, what was built is made usable (E-23).
+// takeSnapshots asks the storage for the regular volume snapshots. Before that, with Flash, what was built is made
+// usable (E-23).
 func (r *run) takeSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	w := s.Status.Work
 	b, err := r.backend(w.Driver)
@@ -112,8 +113,8 @@ func (r *run) serve(s *imagesnapshot.ImageSnapshot, content imagesnapshot.Conten
 	return s.SetPhase(imagesnapshot.PhaseAvailable, reason, message)
 }
 
-// Waits between two looks at volume snapshots that are not ready: as often as a small one could be missed, as seldom as a large
-// one needs.
+// Waits between two looks at volume snapshots that are not ready: as often as a small one could be missed, as seldom as
+// a large one needs.
 const (
 	firstPoll = time.Second
 	lastPoll  = 30 * time.Second
@@ -201,8 +202,8 @@ func leftovers(c imagesnapshot.Content) []imagesnapshot.Leftover {
 	return list
 }
 
-// maxStorageFailures in a row end the work, if nothing is built yet or nothing is to be expected; with the waits between them, and those of
-// package retry, that is about ten minutes.
+// maxStorageFailures in a row end the work, if nothing is built yet or nothing is to be expected; with the waits
+// between them, and those of package retry, that is about ten minutes.
 const maxStorageFailures = 10
 
 // storageFailed tries again later what may succeed then, and otherwise ends the work.
@@ -212,12 +213,13 @@ func (r *run) storageFailed(ctx context.Context, s *imagesnapshot.ImageSnapshot,
 	}
 	w := s.Status.Work
 	message := imagesnapshot.Redact(err.Error())
-	// What we have just made may not be known to all parts of the storage yet, and an internal error is what many drivers make of
-	// everything that passes.
+	// What we have just made may not be known to all parts of the storage yet, and an internal error is what many
+	// drivers make of everything that passes.
 	passing := blockdev.Retryable(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsResourceExhausted(err) ||
 		errdefs.IsNotFound(err) || errdefs.IsInternal(err)
 	w.Failures++
-	// What is built is not thrown away because the storage is busy, as with a detachment that takes an hour: the deadline ends that.
+	// What is built is not thrown away because the storage is busy, as with a detachment that takes an hour: the
+	// deadline ends that.
 	worthWaiting := w.Built != nil && blockdev.Retryable(err)
 	if !passing || w.Failures >= maxStorageFailures && !worthWaiting {
 		return r.fail(ctx, s, imagesnapshot.ReasonStorageFailed, message)

@@ -39,8 +39,9 @@ type task struct {
 // errDeletionAsked ends what is going on for an image snapshot that is to be deleted.
 var errDeletionAsked = errors.New("its deletion was asked for")
 
-// Run works until ctx ends, and then returns nil when everything it started has stopped; what was going on is taken up by the next
-// Run. An error means that the store failed, and nothing runs any more then either. There must be one Run at a time for a store.
+// Run works until ctx ends, and then returns nil when everything it started has stopped; what was going on is taken up
+// by the next Run. An error means that the store failed, and nothing runs any more then either. There must be one Run
+// at a time for a store.
 func (e *Engine) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer e.queue.work.Wait()

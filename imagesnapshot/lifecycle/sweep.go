@@ -15,8 +15,8 @@ import (
 
 // SweepReport is what a sweep found.
 type SweepReport struct {
-	// Orphans are volumes and volume snapshots that this installation made and nothing refers to: what calls left behind
-	// that were broken off and completed by the storage all the same.
+	// Orphans are volumes and volume snapshots that this installation made and nothing refers to: what calls left
+	// behind that were broken off and completed by the storage all the same.
 	Orphans []imagesnapshot.Leftover
 	// Deleted of them, if that was asked for.
 	Deleted []imagesnapshot.Leftover
@@ -24,9 +24,9 @@ type SweepReport struct {
 	Lost []string
 }
 
-// Sweep compares the storage of all drivers with the store. Orphans are deleted if remove says so; whatever has not exactly a name that
-// this installation gives is left alone. Image snapshots whose volume snapshots are gone become Unavailable. What one driver refuses
-// does not keep the others from being looked at.
+// Sweep compares the storage of all drivers with the store. Orphans are deleted if remove says so; whatever has not
+// exactly a name that this installation gives is left alone. Image snapshots whose volume snapshots are gone become
+// Unavailable. What one driver refuses does not keep the others from being looked at.
 func (e *Engine) Sweep(ctx context.Context, remove bool) (SweepReport, error) {
 	return e.sweep(ctx, remove, true)
 }
@@ -38,8 +38,8 @@ func (e *Engine) sweep(ctx context.Context, remove, everywhere bool) (SweepRepor
 	if err != nil {
 		return report, fmt.Errorf("sweep: %w", err)
 	}
-	// First the storage, then the store: everything is journalled before it is made, so what was there at the first look
-	// and has no owner at the second has none.
+	// First the storage, then the store: everything is journalled before it is made, so what was there at the first
+	// look and has no owner at the second has none.
 	found, err := e.inStorage(ctx, e.drivers(all, everywhere))
 	errs := []error{err}
 	if all, err = e.Store.List(ctx, store.Filter{}); err != nil {
@@ -141,8 +141,8 @@ func (i *inventory) look(ctx context.Context, driver string, b Backend, n names)
 	return err
 }
 
-// settleWait is how long a storage may take until all its parts know of something new: EC2 tells clients to be ready for five minutes
-// (docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
+// settleWait is how long a storage may take until all its parts know of something new: EC2 tells clients to be ready
+// for five minutes (docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
 const settleWait = 5 * time.Minute
 
 // checkSnapshots drops from an image snapshot the volume snapshots that are not there any more.

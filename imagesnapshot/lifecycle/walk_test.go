@@ -31,10 +31,11 @@ type walker struct {
 	taken map[string]bool
 }
 
-// TestWalk goes through the lives of image snapshots of two owners with a small quota, on a cloud that misbehaves in all ways, in ways that
-// change, with builds that fail, a process that dies at any of its calls, and others who delete what is ours. At all times: what an
-// image snapshot that is usable promises is in the storage, byte for byte; none is said to be lost that is not; no owner has more than
-// its quota; what is others' stays. In the end, when the cloud behaves again, all comes to rest, and when all are deleted nothing is left.
+// TestWalk goes through the lives of image snapshots of two owners with a small quota, on a cloud that misbehaves in
+// all ways, in ways that change, with builds that fail, a process that dies at any of its calls, and others who delete
+// what is ours. At all times: what an image snapshot that is usable promises is in the storage, byte for byte; none is
+// said to be lost that is not; no owner has more than its quota; what is others' stays. In the end, when the cloud
+// behaves again, all comes to rest, and when all are deleted nothing is left.
 func TestWalk(t *testing.T) {
 	walk.Run(t, 10000, 500, func(w *walk.Walk) {
 		n := newWalker(w)

@@ -14,8 +14,8 @@ const DefaultPath = "/etc/berth/config.toml"
 
 // Config is everything berthd can be told. Default has the values used for what a file leaves out.
 type Config struct {
-	// Root is the directory of all state. Layer disks are mounted below it, so it must be short: overlay's mount options
-	// have to fit one page.
+	// Root is the directory of all state. Layer disks are mounted below it, so it must be short: overlay's mount
+	// options have to fit one page.
 	Root string `toml:"root"`
 	// Socket is the unix socket of the snapshots, control and health services.
 	Socket      string      `toml:"socket"`

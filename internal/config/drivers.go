@@ -19,7 +19,8 @@ type CSI struct {
 	// Node is the unix socket of the node service, Controller that of the controller service; empty is the same one.
 	Node       string `toml:"node"`
 	Controller string `toml:"controller"`
-	// Directory in which devices appear; empty is <root>/csi/<name>. A driver in a container must see it at the same path.
+	// Directory in which devices appear; empty is <root>/csi/<name>. A driver in a container must see it at the same
+	// path.
 	Directory string `toml:"directory"`
 	// Timeout of one request; 0 is the client's default.
 	Timeout Duration `toml:"timeout"`

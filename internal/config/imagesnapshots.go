@@ -10,8 +10,8 @@ import (
 
 // ImageSnapshots says how image snapshots are made and kept.
 type ImageSnapshots struct {
-	// Driver whose storage keeps those that are built from now on: LoopDriver or the name of a CSI driver. Those that are there stay
-	// where they are.
+	// Driver whose storage keeps those that are built from now on: LoopDriver or the name of a CSI driver. Those that
+	// are there stay where they are.
 	Driver string `toml:"driver"`
 	// PublishDirectory is a directory of catalog entries in which other nodes find them; empty is none.
 	PublishDirectory string `toml:"publish_directory"`
@@ -47,7 +47,8 @@ type ImageSnapshots struct {
 	BuildMemoryMiB int `toml:"build_memory_mib"`
 	// BuildCPUWeight is the share of one build in the processors, as in cgroups.
 	BuildCPUWeight int `toml:"build_cpu_weight"`
-	// BuildCgroup is a cgroup of version 2 that is left to berthd, for builds; empty is the one that systemd has left to its service.
+	// BuildCgroup is a cgroup of version 2 that is left to berthd, for builds; empty is the one that systemd has left
+	// to its service.
 	BuildCgroup string `toml:"build_cgroup"`
 	// SecretsDirectory has the credentials that registries name; empty is none.
 	SecretsDirectory string `toml:"secrets_directory"`

@@ -8,8 +8,8 @@ import (
 
 // Import is about registering the images of attached disks in containerd.
 type Import struct {
-	// Enabled registers the images of all disks that do not say otherwise. Off, because a disk's names for its images then stand
-	// on this node for what the registries of those names have.
+	// Enabled registers the images of all disks that do not say otherwise. Off, because a disk's names for its images
+	// then stand on this node for what the registries of those names have.
 	Enabled bool `toml:"enabled"`
 	// Namespaces of containerd to register them in.
 	Namespaces []string `toml:"namespaces"`

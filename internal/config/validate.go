@@ -33,7 +33,8 @@ const (
 // diskName is also what "berth detach" takes and a metric may show, so it is kept short and plain.
 var diskName = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$`)
 
-// Validate names every key whose value cannot be used and what may stand there. The error is errdefs.ErrInvalidArgument.
+// Validate names every key whose value cannot be used and what may stand there. The error is
+// errdefs.ErrInvalidArgument.
 func (c *Config) Validate() error {
 	var errs []error
 	refuse := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }

@@ -1,5 +1,5 @@
-// Package durable keeps what a driver has to know after a crash: one value in one file, whole or not there, and on the disk
-// when a function returns. Two at once for one path have to be kept apart by the caller.
+// Package durable keeps what a driver has to know after a crash: one value in one file, whole or not there, and on the
+// disk when a function returns. Two at once for one path have to be kept apart by the caller.
 package durable
 
 import (

@@ -7,7 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// HydrationTotals are what was read ahead since the start, and how many starts are being read ahead for or wait for that.
+// HydrationTotals are what was read ahead since the start, and how many starts are being read ahead for or wait for
+// that.
 type HydrationTotals struct {
 	Bytes, Reads, Skipped int64
 	Running, Waiting      int
@@ -25,8 +26,8 @@ type hydrationTotals struct {
 	bytes, reads, skipped, under *prometheus.Desc
 }
 
-// RegisterHydration adds the metrics about reading ahead. results are all values that the label can have; any other is counted as
-// "other". totals is called at each scrape.
+// RegisterHydration adds the metrics about reading ahead. results are all values that the label can have; any other is
+// counted as "other". totals is called at each scrape.
 func RegisterHydration(registry prometheus.Registerer, results []string, totals func() HydrationTotals) *Hydration {
 	h := &Hydration{results: slices.Clone(results), took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "berth_hydration_duration_seconds",

@@ -23,7 +23,8 @@ type ImageSnapshots struct {
 
 // ImageSnapshotWords are all values that the labels can have; any other is counted as "other".
 type ImageSnapshotWords struct {
-	// Reasons of builds that ended and of lives that ended, Endings of lives, Automatic what came of pulls that nothing matched.
+	// Reasons of builds that ended and of lives that ended, Endings of lives, Automatic what came of pulls that nothing
+	// matched.
 	Reasons, Endings, Automatic []string
 }
 

@@ -14,8 +14,8 @@ type OnDemand struct {
 	attached          *prometheus.HistogramVec
 }
 
-// RegisterOnDemand adds the metrics about disks that are attached on demand. outcomes and results are all values that the labels can
-// have; any other is counted as "other". entries is called at each scrape.
+// RegisterOnDemand adds the metrics about disks that are attached on demand. outcomes and results are all values that
+// the labels can have; any other is counted as "other". entries is called at each scrape.
 func RegisterOnDemand(registry prometheus.Registerer, outcomes, results []string, entries func() int) *OnDemand {
 	o := &OnDemand{
 		outcomes: slices.Clone(outcomes), results: slices.Clone(results),

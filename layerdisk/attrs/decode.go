@@ -14,8 +14,8 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// maxLineBytes bounds the memory for one entry. The longest line, with MaxXattrsBytes all escaped to four bytes each, has
-// a third of it.
+// maxLineBytes bounds the memory for one entry. The longest line, with MaxXattrsBytes all escaped to four bytes each,
+// has a third of it.
 const maxLineBytes = 16 << 20
 
 // Decoder reads a listing that nobody vouches for, entry by entry. It takes only the canonical form, so that equal

@@ -25,10 +25,10 @@ const (
 )
 
 // FromDir lists the tree below dir, the root included, sorted. It follows no symbolic link below dir and refuses a
-// directory on which another file system is mounted (errdefs.ErrFailedPrecondition), because that is not the layer's. So
-// it is for layers and not for overlay mounts, whose files show the device numbers of their layers.
-// The tree must not change meanwhile; a file that does is errdefs.ErrUnavailable. It needs the privileges to read every
-// file and the trusted xattrs. Memory is that of the entries, about 200 bytes and the path each.
+// directory on which another file system is mounted (errdefs.ErrFailedPrecondition), because that is not the layer's.
+// So it is for layers and not for overlay mounts, whose files show the device numbers of their layers. The tree must
+// not change meanwhile; a file that does is errdefs.ErrUnavailable. It needs the privileges to read every file and the
+// trusted xattrs. Memory is that of the entries, about 200 bytes and the path each.
 func FromDir(ctx context.Context, dir string) ([]Entry, error) {
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -30,7 +30,8 @@ var (
 	longName   = strings.Repeat("n", 255)
 	longTarget = strings.Repeat("t/", 2047) + "t" // 4095 bytes
 	notUTF8    = "caf\xe9 \xff\n\\"
-	// Capability cap_net_raw+ep, version 2 (linux/capability.h), and a POSIX ACL with one named user (linux/posix_acl_xattr.h).
+	// Capability cap_net_raw+ep, version 2 (linux/capability.h), and a POSIX ACL with one named user
+	// (linux/posix_acl_xattr.h).
 	capability = []byte{1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	acl        = posixACL([]aclEntry{{1, 6, ^uint32(0)}, {2, 4, 1234}, {4, 4, ^uint32(0)}, {16, 4, ^uint32(0)}, {32, 4, ^uint32(0)}})
 )

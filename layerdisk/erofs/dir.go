@@ -14,8 +14,8 @@ type dirent struct {
 	kind byte
 }
 
-// names calls f for every name of a directory in the bytewise order in which the kernel searches, "." and ".." included;
-// i is the index of the child, -1 for "." and -2 for "..".
+// names calls f for every name of a directory in the bytewise order in which the kernel searches, "." and ".."
+// included; i is the index of the child, -1 for "." and -2 for "..".
 func names(children []tree.Child, f func(name string, i int)) {
 	dot := sort.Search(len(children), func(i int) bool { return children[i].Name > "." })
 	dotdot := sort.Search(len(children), func(i int) bool { return children[i].Name > ".." })
@@ -32,7 +32,8 @@ func names(children []tree.Child, f func(name string, i int)) {
 	}
 }
 
-// dirSize is the size of a directory in bytes: whole blocks, each with its entries first and then their names, and a rest.
+// dirSize is the size of a directory in bytes: whole blocks, each with its entries first and then their names, and a
+// rest.
 func dirSize(children []tree.Child) uint64 {
 	var blocks uint64
 	used := 0

@@ -30,8 +30,8 @@ const (
 
 	chunkEntrySize = 4
 	holeAddr       = 1<<32 - 1
-	// minChunkBits is the unit at which package tree makes holes, 64 KiB, over the block size; more than 1 GiB per chunk
-	// saves nothing.
+	// minChunkBits is the unit at which package tree makes holes, 64 KiB, over the block size; more than 1 GiB per
+	// chunk saves nothing.
 	minChunkBits = 4
 	maxChunkBits = 18
 

@@ -170,7 +170,8 @@ func TestHolesAreNotStored(t *testing.T) {
 	require.Equal(t, int64(65536), hole)
 }
 
-// The list of chunks of this file takes more than a block, and its last run ends with the file, in the middle of a chunk.
+// The list of chunks of this file takes more than a block, and its last run ends with the file, in the middle of a
+// chunk.
 func TestManyChunks(t *testing.T) {
 	needRoot(t)
 	data := strings.Repeat("d", 65536) + strings.Repeat("\x00", 80<<20) + strings.Repeat("e", 70_001)

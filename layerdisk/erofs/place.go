@@ -13,9 +13,9 @@ import (
 type visitor func(src *source, n tree.Number, parent uint64, in *tree.Inode) error
 
 // walk visits the inodes in their order on the disk: first the root and the other directories of our own with the layer
-// roots among them, level by level, so that whatever a mount and an overlay touch lies together; then our own files; then
-// layer by layer the inodes of each directory together, before those of its subdirectories. parent is the nid of the
-// directory that first named the inode; it is only right once slots are set, which the first walk does.
+// roots among them, level by level, so that whatever a mount and an overlay touch lies together; then our own files;
+// then layer by layer the inodes of each directory together, before those of its subdirectories. parent is the nid of
+// the directory that first named the inode; it is only right once slots are set, which the first walk does.
 func (l *Layout) walk(visit visitor) error {
 	type place struct {
 		n      tree.Number

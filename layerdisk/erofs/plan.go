@@ -13,7 +13,8 @@ import (
 
 // Errors by class.
 var (
-	// ErrInvalid is the class of images that make no sense, such as data regions that overlap; errdefs.ErrInvalidArgument.
+	// ErrInvalid is the class of images that make no sense, such as data regions that overlap;
+	// errdefs.ErrInvalidArgument.
 	ErrInvalid = fmt.Errorf("image is not valid: %w", errdefs.ErrInvalidArgument)
 	// ErrTooBig is the class of images beyond what EROFS can hold; errdefs.ErrResourceExhausted.
 	ErrTooBig = fmt.Errorf("too big for EROFS: %w", errdefs.ErrResourceExhausted)
@@ -33,8 +34,8 @@ type Image struct {
 	Files []File
 	// DataEnd is the first block behind all data regions, 1 if there are none.
 	DataEnd uint64
-	// KeptEnd is the first block behind what was on the disk before, 0 if nothing was. Regions of layers before it may overlap:
-	// such a layer has the region from its first to its last block, wherever the rest is.
+	// KeptEnd is the first block behind what was on the disk before, 0 if nothing was. Regions of layers before it may
+	// overlap: such a layer has the region from its first to its last block, wherever the rest is.
 	KeptEnd uint64
 }
 
@@ -43,11 +44,11 @@ type Layer struct {
 	// Path of the layer's directory in the file system, such as l/1a.
 	Path string
 	Tree *tree.Tree
-	// FirstBlock of the layer's data region of Tree.Blocks blocks, at least 1. Layers that are looks of one tree (tree.On)
-	// have the same region.
+	// FirstBlock of the layer's data region of Tree.Blocks blocks, at least 1. Layers that are looks of one tree
+	// (tree.On) have the same region.
 	FirstBlock uint64
-	// Moved are files without holes whose contents lie elsewhere in the data regions: their first block in the tree to that on
-	// the disk. Their place in the layer's region is not read.
+	// Moved are files without holes whose contents lie elsewhere in the data regions: their first block in the tree to
+	// that on the disk. Their place in the layer's region is not read.
 	Moved map[uint32]uint32
 }
 
@@ -237,8 +238,8 @@ func shapeOf(in *tree.Inode, children []tree.Child) (shape, error) {
 	return s, nil
 }
 
-// chunkBits is the largest chunk, as bits over the block size, that is all hole or all stored wherever it lies in a file of
-// that many blocks: stored runs begin and end at its multiples, unless they end with the file.
+// chunkBits is the largest chunk, as bits over the block size, that is all hole or all stored wherever it lies in a
+// file of that many blocks: stored runs begin and end at its multiples, unless they end with the file.
 func chunkBits(runs []tree.Run, fileBlocks uint64) int {
 	bits := maxChunkBits
 	for _, r := range runs {

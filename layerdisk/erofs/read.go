@@ -34,8 +34,9 @@ const (
 	maxReadNames = 16 << 20
 )
 
-// Reader finds out where a file system that this package wrote has the contents of files, so that another one can be made on
-// the same disk that has them too. It trusts nothing it reads, and needs no mount. It is not safe for concurrent use.
+// Reader finds out where a file system that this package wrote has the contents of files, so that another one can be
+// made on the same disk that has them too. It trusts nothing it reads, and needs no mount. It is not safe for
+// concurrent use.
 type Reader struct {
 	r      io.ReaderAt
 	meta   int64
@@ -53,7 +54,8 @@ type Node struct {
 	Size int64
 	// FirstBlock of a regular file without holes, from the beginning of the disk.
 	FirstBlock uint32
-	// Sparse says that the file has holes; then Runs are its stored stretches, FirstBlock from the beginning of the disk.
+	// Sparse says that the file has holes; then Runs are its stored stretches, FirstBlock from the beginning of the
+	// disk.
 	Sparse bool
 	Runs   []tree.Run
 	Xattrs []tree.Xattr
@@ -84,8 +86,8 @@ func Open(r io.ReaderAt) (*Reader, error) {
 // Metadata is the part of the disk that has all inodes and directories.
 func (r *Reader) Metadata() (offset, length int64) { return r.meta, int64(r.blocks)*blockSize - r.meta }
 
-// Walk visits everything below directory dir, and the directory itself as ".", each directory before what is in it. The paths
-// are relative to dir. Errors are ErrDamaged, fs.ErrNotExist for dir, those of visit and of the disk.
+// Walk visits everything below directory dir, and the directory itself as ".", each directory before what is in it. The
+// paths are relative to dir. Errors are ErrDamaged, fs.ErrNotExist for dir, those of visit and of the disk.
 func (r *Reader) Walk(ctx context.Context, dir string, visit func(name string, n Node) error) error {
 	nid := r.root
 	for element := range strings.SplitSeq(dir, "/") {

@@ -119,8 +119,8 @@ func TestReadRefuses(t *testing.T) {
 	require.ErrorIs(t, err, erofs.ErrDamaged)
 }
 
-// FuzzRead changes bytes of the metadata of a real disk: whatever they are, reading ends, with an error of the class or with places
-// that are on the disk.
+// FuzzRead changes bytes of the metadata of a real disk: whatever they are, reading ends, with an error of the class or
+// with places that are on the disk.
 func FuzzRead(f *testing.F) {
 	file, layout := writeImage(f, nil, layertest.NewTar(f).File("d/f", "x").File("g", strings.Repeat("y", 5000)).Symlink("l", "d/f").
 		File("holes", strings.Repeat("\x00", 2<<20)+"data").Bytes())

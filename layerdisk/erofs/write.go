@@ -16,8 +16,8 @@ const HeaderSize = 512
 
 const writeSize = 1 << 20
 
-// Write writes everything but the first block: own files, inodes, directories, in sequential writes of 1 MiB. Without the
-// first block nothing of it can be mounted.
+// Write writes everything but the first block: own files, inodes, directories, in sequential writes of 1 MiB. Without
+// the first block nothing of it can be mounted.
 func (l *Layout) Write(ctx context.Context, out io.WriterAt) error {
 	w := &appender{out: out, off: int64(l.img.DataEnd) * blockSize}
 	for _, f := range l.img.Files {
@@ -43,8 +43,8 @@ func (l *Layout) Write(ctx context.Context, out io.WriterAt) error {
 	return w.flush()
 }
 
-// Commit writes the first block, which makes the file system valid: the header of up to 512 bytes and the superblock. If
-// out can be synced like an os.File, it is before, so that the disk never claims what it does not hold, and after.
+// Commit writes the first block, which makes the file system valid: the header of up to 512 bytes and the superblock.
+// If out can be synced like an os.File, it is before, so that the disk never claims what it does not hold, and after.
 func (l *Layout) Commit(ctx context.Context, out io.WriterAt, header []byte) error {
 	if len(header) > HeaderSize {
 		return invalid("header has %d bytes, there is room for %d", len(header), HeaderSize)

@@ -15,9 +15,9 @@ import (
 	"berth.dev/berth/layerdisk/attrs"
 )
 
-// Tree makes the directory of a whole layer disk, as it is when mounted, below an existing empty directory: layers filled
-// by populate, which gets a layer's name and its empty directory, listings, and the sealed index, which it returns with
-// its encoded bytes. Times are cut to whole seconds, because mke2fs -d does that too.
+// Tree makes the directory of a whole layer disk, as it is when mounted, below an existing empty directory: layers
+// filled by populate, which gets a layer's name and its empty directory, listings, and the sealed index, which it
+// returns with its encoded bytes. Times are cut to whole seconds, because mke2fs -d does that too.
 func Tree(tb testing.TB, dir, fileSystem string, populate func(layer, dir string), images ...Image) (*layerdisk.Index, []byte) {
 	tb.Helper()
 	ix := Index(fileSystem, images...)

@@ -1,5 +1,5 @@
-// Package layertest makes layer archives and looks at unpacked layers, for tests that compare what berth makes of an archive
-// with what containerd does.
+// Package layertest makes layer archives and looks at unpacked layers, for tests that compare what berth makes of an
+// archive with what containerd does.
 package layertest
 
 import (

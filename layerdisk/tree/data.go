@@ -15,14 +15,14 @@ const (
 	// bufferSize is the size of nearly all writes of file contents.
 	bufferSize = 1 << 20
 	buffers    = 4
-	// granule is the unit in which big files are searched for zeros, so holes begin at multiples of it. Holes shorter than
-	// minHole are stored: each costs a seek when reading the file and the whole file an entry per chunk.
+	// granule is the unit in which big files are searched for zeros, so holes begin at multiples of it. Holes shorter
+	// than minHole are stored: each costs a seek when reading the file and the whole file an entry per chunk.
 	granule = 64 << 10
 	minHole = 1 << 20
 )
 
-// blockWriter appends file contents to a data region in whole blocks. A second goroutine hashes and writes what the first
-// one collects, because both cost about as much as reading the archive.
+// blockWriter appends file contents to a data region in whole blocks. A second goroutine hashes and writes what the
+// first one collects, because both cost about as much as reading the archive.
 type blockWriter struct {
 	out    io.Writer
 	blocks uint64 // handed out so far
@@ -180,7 +180,8 @@ func (w *blockWriter) plain(ctx context.Context, r fileReader, size int64) error
 	}
 }
 
-// take adds the next n bytes of the current buffer to the file, after zeros bytes of hole, and pads them to whole blocks.
+// take adds the next n bytes of the current buffer to the file, after zeros bytes of hole, and pads them to whole
+// blocks.
 func (w *blockWriter) take(n int, zeros int64, last bool) {
 	b := w.cur
 	b.segs = append(b.segs, segment{zeros: zeros, from: b.n, to: b.n + n, last: last})

@@ -34,8 +34,8 @@ func (t *Tree) lookup(dir Number, name string) Number {
 	return none
 }
 
-// set makes name in directory dir mean inode n; none removes it. What it meant before is gone from the tree, and with it
-// all that was below.
+// set makes name in directory dir mean inode n; none removes it. What it meant before is gone from the tree, and with
+// it all that was below.
 func (r *reader) set(dir Number, name string, n Number) {
 	d := &r.t.dirs[r.t.inodes[dir].data]
 	if i := r.t.position(dir, name); i >= 0 {
@@ -60,8 +60,8 @@ func (r *reader) set(dir Number, name string, n Number) {
 	}
 }
 
-// add makes a new inode as the kernel would in directory parent: a set-group-ID directory passes on its group, a default
-// ACL its entries.
+// add makes a new inode as the kernel would in directory parent: a set-group-ID directory passes on its group, a
+// default ACL its entries.
 func (r *reader) add(parent Number, mode uint16) Number {
 	t := r.t
 	n := Number(len(t.inodes))

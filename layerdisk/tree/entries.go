@@ -61,8 +61,8 @@ func (t *Tree) entry(n Number) attrs.Entry {
 	return e
 }
 
-// step is one thing a walk meets in a directory: a name, or what lies below it. Below "a" everything begins with "a/", and
-// "a-b" sorts between "a" and "a/", so a name and what lies below it have places of their own.
+// step is one thing a walk meets in a directory: a name, or what lies below it. Below "a" everything begins with "a/",
+// and "a-b" sorts between "a" and "a/", so a name and what lies below it have places of their own.
 type step struct {
 	key   string
 	inode Number

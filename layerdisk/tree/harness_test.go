@@ -30,8 +30,8 @@ func read(t testing.TB, layer []byte) (*tree.Tree, error) {
 	return tree.Read(t.Context(), bytes.NewReader(layer), io.Discard, tree.Limits{})
 }
 
-// asSeen gives entries the form of a walk over a real directory, link counts left out. Every path is checked to be in its
-// place and every hard link to name an earlier entry.
+// asSeen gives entries the form of a walk over a real directory, link counts left out. Every path is checked to be in
+// its place and every hard link to name an earlier entry.
 func asSeen(t testing.TB, tr *tree.Tree) map[string]layertest.Seen {
 	t.Helper()
 	formats := map[attrs.FileType]uint32{
@@ -68,8 +68,8 @@ func asSeen(t testing.TB, tr *tree.Tree) map[string]layertest.Seen {
 	return out
 }
 
-// applied is what containerd makes of the layer in the same form: hard links are grouped by the first path bytewise. Times
-// that come from the clock are 0: the root's, implied parents', whiteouts'.
+// applied is what containerd makes of the layer in the same form: hard links are grouped by the first path bytewise.
+// Times that come from the clock are 0: the root's, implied parents', whiteouts'.
 func applied(t testing.TB, dir string, tr *tree.Tree) map[string]layertest.Seen {
 	t.Helper()
 	found := layertest.Look(t, dir)

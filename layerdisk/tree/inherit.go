@@ -31,11 +31,11 @@ func (t *Tree) StackBound() bool {
 	return false
 }
 
-// On is the tree as it is on top of the trees of lower, ordered from the top: implied directories have the mode, the owner
-// and the extended attributes (but trusted.*) of the same directory in the topmost lower tree that has it. containerd does
-// the same when it unpacks onto its own snapshots (archive.WithParents), and without it a layer that names only tmp/x
-// would take the sticky bit from /tmp. The trees of lower must be on their own lower ones already. The result shares
-// everything else with t, and is t if that is not StackBound.
+// On is the tree as it is on top of the trees of lower, ordered from the top: implied directories have the mode, the
+// owner and the extended attributes (but trusted.*) of the same directory in the topmost lower tree that has it.
+// containerd does the same when it unpacks onto its own snapshots (archive.WithParents), and without it a layer that
+// names only tmp/x would take the sticky bit from /tmp. The trees of lower must be on their own lower ones already. The
+// result shares everything else with t, and is t if that is not StackBound.
 func (t *Tree) On(lower []*Tree) *Tree {
 	if !t.StackBound() || t.restoredBound {
 		return t

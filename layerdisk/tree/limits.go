@@ -17,11 +17,11 @@ var (
 
 // Limits bound what one layer may cost. A zero field means the value of DefaultLimits.
 type Limits struct {
-	// MaxEntries bounds archive entries and implied directories together: the memory of a tree is about 150 bytes plus the
-	// name per entry.
+	// MaxEntries bounds archive entries and implied directories together: the memory of a tree is about 150 bytes plus
+	// the name per entry.
 	MaxEntries int64
-	// MaxBytes bounds the sum of all file sizes as the archive states them, holes included, and whatever follows the end of
-	// the archive.
+	// MaxBytes bounds the sum of all file sizes as the archive states them, holes included, and whatever follows the
+	// end of the archive.
 	MaxBytes int64
 	// MaxMetadataBytes bounds the sum of the lengths of names, link targets and extended attributes.
 	MaxMetadataBytes int64

@@ -94,9 +94,9 @@ func (r *reader) readlink(p string, links *int) (string, error) {
 }
 
 // lstat finds what the kernel would find at the clean absolute path p of the layer's directory: links in the middle are
-// followed, a last one is not. A link in the middle that is absolute or climbs out of the directory would lead containerd
-// to a file of the machine it runs on; it is taken as leading nowhere, as it does unless that machine happens to have
-// such a file.
+// followed, a last one is not. A link in the middle that is absolute or climbs out of the directory would lead
+// containerd to a file of the machine it runs on; it is taken as leading nowhere, as it does unless that machine
+// happens to have such a file.
 func (r *reader) lstat(p string) (Number, error) {
 	stack := []Number{Root}
 	todo := strings.Split(p, "/")

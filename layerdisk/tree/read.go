@@ -33,8 +33,8 @@ type reader struct {
 
 	entries, bytes, metadata int64
 
-	// parentPath is the directory part of the last entry's name, "" if not known; parent is the inode it led to and depth
-	// the length of the path it resolved to.
+	// parentPath is the directory part of the last entry's name, "" if not known; parent is the inode it led to and
+	// depth the length of the path it resolved to.
 	parentPath string
 	parent     Number
 	depth      int
@@ -77,8 +77,8 @@ type dirTime struct {
 
 // Read unpacks the uncompressed archive of one layer. It reads src to its end, and appends the contents of all regular
 // files to data, each padded with zeros to whole blocks, mostly in writes of 1 MiB; data may be written to by another
-// goroutine than the caller's, but not after Read has returned. Long stretches of zeros (1 MiB and more, from a multiple
-// of 64 KiB) become holes and are not written.
+// goroutine than the caller's, but not after Read has returned. Long stretches of zeros (1 MiB and more, from a
+// multiple of 64 KiB) become holes and are not written.
 //
 // Errors: ErrInvalid and ErrLimit by class; what src, data or ctx gave is wrapped. After an error data holds garbage.
 func Read(ctx context.Context, src io.Reader, data io.Writer, limits Limits) (*Tree, error) {
@@ -300,8 +300,8 @@ func (r *reader) attributes(n Number, hdr *tar.Header) error {
 	return nil
 }
 
-// chown sets the owner as chown(2) does: the numbers have 32 bits, the highest of them means "leave it", and a file that
-// is no directory loses its capabilities.
+// chown sets the owner as chown(2) does: the numbers have 32 bits, the highest of them means "leave it", and a file
+// that is no directory loses its capabilities.
 func (r *reader) chown(n Number, hdr *tar.Header) {
 	in := &r.t.inodes[n]
 	if uid := uint32(hdr.Uid); uid != math.MaxUint32 {

@@ -69,8 +69,8 @@ func randomLayer(t testing.TB, seed uint64) []byte {
 	return l.Bytes()
 }
 
-// TestRandomLayersEqualApply lets containerd judge hundreds of small odd layers: it must take what we take, refuse what we
-// refuse, and leave the same tree.
+// TestRandomLayersEqualApply lets containerd judge hundreds of small odd layers: it must take what we take, refuse what
+// we refuse, and leave the same tree.
 func TestRandomLayersEqualApply(t *testing.T) {
 	needRoot(t)
 	scratch := layertest.Scratch(t)
@@ -142,7 +142,8 @@ func TestData(t *testing.T) {
 }
 
 func TestSparseArchive(t *testing.T) {
-	// A file of 4 MiB of which the archive holds only 5 bytes at 2 MiB, in the form that GNU tar --sparse --format=pax writes.
+	// A file of 4 MiB of which the archive holds only 5 bytes at 2 MiB, in the form that GNU tar --sparse --format=pax
+	// writes.
 	sparse := "1\n2097152\n5\n"
 	body := sparse + strings.Repeat("\x00", 512-len(sparse)) + "hello"
 	records := map[string]string{

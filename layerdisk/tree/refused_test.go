@@ -18,8 +18,8 @@ import (
 	"berth.dev/berth/layerdisk/tree"
 )
 
-// patched makes an archive of one entry of type '0' called f with n bytes of data and lets edit change the raw header; the
-// checksum is made right again.
+// patched makes an archive of one entry of type '0' called f with n bytes of data and lets edit change the raw header;
+// the checksum is made right again.
 func patched(t testing.TB, n int, edit func(header []byte)) []byte {
 	t.Helper()
 	var buf bytes.Buffer

@@ -26,11 +26,12 @@ type Stored struct {
 	Xattrs []Xattr
 }
 
-// Restore makes a layer's tree again from its complete listing, for a disk that has the contents of its files. stored tells where
-// they are, by path, and is asked for every entry. It returns the first block of the data region that the contents lie in.
+// Restore makes a layer's tree again from its complete listing, for a disk that has the contents of its files. stored
+// tells where they are, by path, and is asked for every entry. It returns the first block of the data region that the
+// contents lie in.
 //
-// stackBound is what the tree said when it was made. Such a tree cannot be put on other lower trees: On returns it as it is. If
-// other is not nil, it is another look of the same layer and shares what its files hold.
+// stackBound is what the tree said when it was made. Such a tree cannot be put on other lower trees: On returns it as
+// it is. If other is not nil, it is another look of the same layer and shares what its files hold.
 func Restore(listing []attrs.Entry, stored func(path string) (Stored, bool), stackBound bool, other *Tree) (_ *Tree, first uint32, _ error) {
 	r := &restorer{
 		t:     &Tree{sparse: make(map[Number][]Run), xattrs: [][]Xattr{nil}, restoredBound: stackBound},

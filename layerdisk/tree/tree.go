@@ -78,8 +78,8 @@ type Xattr struct {
 	Name, Value string
 }
 
-// Run is a stretch of a file that is stored: Blocks blocks from block FileBlock of the file, beginning at block FirstBlock
-// of the data region. What no run covers is a hole, which reads as zeros.
+// Run is a stretch of a file that is stored: Blocks blocks from block FileBlock of the file, beginning at block
+// FirstBlock of the data region. What no run covers is a hole, which reads as zeros.
 type Run struct {
 	FileBlock, FirstBlock, Blocks uint32
 }
@@ -89,8 +89,8 @@ type Inode struct {
 	// Mode is type and permissions as in st_mode.
 	Mode     uint32
 	UID, GID uint32
-	// Nlink is the number of names, for a directory 2 plus the number of its subdirectories; 0 for an inode that a later
-	// entry of the layer replaced.
+	// Nlink is the number of names, for a directory 2 plus the number of its subdirectories; 0 for an inode that a
+	// later entry of the layer replaced.
 	Nlink uint32
 	// Size of a regular file or of a symbolic link's target in bytes.
 	Size               int64
@@ -131,8 +131,8 @@ func (t *Tree) Inode(n Number) Inode {
 	return out
 }
 
-// Children returns the names in directory n sorted bytewise, without "." and ".."; nil if n is not a directory. The slice
-// is shared and must not be changed.
+// Children returns the names in directory n sorted bytewise, without "." and ".."; nil if n is not a directory. The
+// slice is shared and must not be changed.
 func (t *Tree) Children(n Number) []Child {
 	in := &t.inodes[n]
 	if !in.is(unix.S_IFDIR) {

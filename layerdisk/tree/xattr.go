@@ -16,7 +16,8 @@ const (
 	maxInternedXattr = 512
 )
 
-// xattrTable stores each set of attributes once, because layers built under SELinux and the like give every file the same.
+// xattrTable stores each set of attributes once, because layers built under SELinux and the like give every file the
+// same.
 type xattrTable struct {
 	known map[string]uint32
 	work  []Xattr
@@ -169,8 +170,8 @@ const (
 	capSize3     = 24
 )
 
-// normalCapability returns file capabilities as the kernel gives them back: version 2, or 3 if they belong to another user
-// namespace than the initial one (see cap_inode_getsecurity). What the kernel does not take is refused.
+// normalCapability returns file capabilities as the kernel gives them back: version 2, or 3 if they belong to another
+// user namespace than the initial one (see cap_inode_getsecurity). What the kernel does not take is refused.
 func normalCapability(v string) (string, error) {
 	b := []byte(v)
 	if len(b) < 4 {

@@ -52,8 +52,9 @@ func cce() Dialect {
 	}
 }
 
-// eci is Alibaba ECI: on by default for its pods (E-4, Q4), which its label marks; a pin wins (E-9) and has to be usable
-// (E-11); creates what it does not find (E-5). eci-image-cache and eci-image-snapshot-id are of the older generation.
+// eci is Alibaba ECI: on by default for its pods (E-4, Q4), which its label marks; a pin wins (E-9) and has to be
+// usable (E-11); creates what it does not find (E-5). eci-image-cache and eci-image-snapshot-id are of the older
+// generation.
 func eci() Dialect {
 	return Dialect{
 		Name: "eci", Prefix: "k8s.aliyun.com/",

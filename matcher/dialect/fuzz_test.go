@@ -12,8 +12,8 @@ import (
 	"berth.dev/berth/matcher/dialect"
 )
 
-// FuzzParse feeds lines of key=value. Whatever the annotations say, the answer is a request that the matcher accepts or an error
-// of the class "bad request" that is short enough for an event, and the order of reading does not matter.
+// FuzzParse feeds lines of key=value. Whatever the annotations say, the answer is a request that the matcher accepts or
+// an error of the class "bad request" that is short enough for an event, and the order of reading does not matter.
 func FuzzParse(f *testing.F) {
 	for _, d := range dialect.Builtin() {
 		for _, k := range d.Keys {

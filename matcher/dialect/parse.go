@@ -21,8 +21,8 @@ type Request struct {
 	CreateIfMissing bool
 	// KeepDisk is how long the disk should stay attached after its last use, nil if the pod does not say.
 	KeepDisk *time.Duration
-	// PlainHTTPRegistries and InsecureRegistries are hosts, sorted: those that speak http, and those whose certificates are not
-	// checked. They apply to the image snapshot that CreateIfMissing makes.
+	// PlainHTTPRegistries and InsecureRegistries are hosts, sorted: those that speak http, and those whose certificates
+	// are not checked. They apply to the image snapshot that CreateIfMissing makes.
 	PlainHTTPRegistries []string
 	InsecureRegistries  []string
 	// Dialects that said something or that the pod is opted in to, by name, in the order of the table.
@@ -39,8 +39,8 @@ type Input struct {
 	Assume string
 	// AutoMatch is the default of automatic matching where no dialect has one.
 	AutoMatch bool
-	// StrictConflict rejects pods that pin and ask for automatic matching, whatever that finds (the strict reading of C-6),
-	// in dialects that reject conflicts at all.
+	// StrictConflict rejects pods that pin and ask for automatic matching, whatever that finds (the strict reading of
+	// C-6), in dialects that reject conflicts at all.
 	StrictConflict bool
 }
 
@@ -64,8 +64,8 @@ func Parse(annotations map[string]string) (Request, []string, error) {
 	return Builtin().Parse(Input{Annotations: annotations})
 }
 
-// Parse gives the request of a pod and warnings for its user. The error joins one Error for each annotation that cannot be
-// obeyed and is of the class errdefs.ErrInvalidArgument.
+// Parse gives the request of a pod and warnings for its user. The error joins one Error for each annotation that cannot
+// be obeyed and is of the class errdefs.ErrInvalidArgument.
 func (t Table) Parse(in Input) (Request, []string, error) {
 	p := parser{in: &in, said: make(map[Meaning][]saying)}
 	for i := range t {
@@ -153,8 +153,8 @@ func sortedKeys(m map[string]string) []string {
 	return keys
 }
 
-// settle leaves those sayings of one meaning that count: the neutral dialect's if it says something, otherwise all, which
-// must be equal then.
+// settle leaves those sayings of one meaning that count: the neutral dialect's if it says something, otherwise all,
+// which must be equal then.
 func (p *parser) settle(m Meaning) {
 	all := p.said[m]
 	var neutral []saying
@@ -184,8 +184,8 @@ func (p *parser) contradiction(a, b saying) {
 		"annotation %s says %.*q: make them equal or remove one of both", a.key, maxValueInMessages, a.raw)})
 }
 
-// settlePins does the same for pins, of which the neutral dialect's may be a name or an ID. Whether a name and an ID mean the
-// same image snapshot is seen when it is looked for.
+// settlePins does the same for pins, of which the neutral dialect's may be a name or an ID. Whether a name and an ID
+// mean the same image snapshot is seen when it is looked for.
 func (p *parser) settlePins() {
 	if neutral := p.said[MeansPin]; len(neutral) > 0 {
 		p.settle(MeansPin)

@@ -142,7 +142,8 @@ func (p *parser) hosts(m Meaning) []string {
 	return slices.Compact(hosts)
 }
 
-// warnUnknown finds typing errors in the neutral dialect. Other vendors' prefixes have many annotations of other purposes.
+// warnUnknown finds typing errors in the neutral dialect. Other vendors' prefixes have many annotations of other
+// purposes.
 func (p *parser) warnUnknown(t Table) {
 	at := slices.IndexFunc(t, func(d Dialect) bool { return d.Neutral })
 	if at < 0 {

@@ -15,9 +15,11 @@ type Table []Dialect
 type Dialect struct {
 	// Name for messages and for Input.Assume.
 	Name string `json:"name" toml:"name"`
-	// Neutral marks the project's own dialect: what it says overrides the others, and its prefix is watched for typing errors.
+	// Neutral marks the project's own dialect: what it says overrides the others, and its prefix is watched for typing
+	// errors.
 	Neutral bool `json:"neutral,omitempty" toml:"neutral,omitempty"`
-	// Prefix of the annotations, with the slash. Others with the prefix are none of our business unless the dialect is Neutral.
+	// Prefix of the annotations, with the slash. Others with the prefix are none of our business unless the dialect is
+	// Neutral.
 	Prefix string `json:"prefix" toml:"prefix"`
 	// Keys are the annotations, without the prefix.
 	Keys []Key `json:"keys" toml:"keys"`

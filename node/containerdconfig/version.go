@@ -68,9 +68,10 @@ func (v Version) ConfigVersion() int {
 	}
 }
 
-// defaultHasDropIns says that the file that "containerd config default" writes imports /etc/containerd/conf.d/*.toml. Without
-// an imports key in the file, or without a file, no version reads what is there, though "containerd config dump" prints the
-// key (cmd/containerd/server/config.LoadConfig follows the imports of files only, and those of the default are in none).
+// defaultHasDropIns says that the file that "containerd config default" writes imports /etc/containerd/conf.d/*.toml.
+// Without an imports key in the file, or without a file, no version reads what is there, though "containerd config
+// dump" prints the key (cmd/containerd/server/config.LoadConfig follows the imports of files only, and those of the
+// default are in none).
 func (v Version) defaultHasDropIns() bool { return !v.Before(Version{2, 2}) }
 
 // hasErofsDefault says that the transfer service's default unpack_config has EROFS images too.
@@ -90,9 +91,10 @@ const (
 func (v Version) Capabilities() []string {
 	switch {
 	case v.Before(Version{2, 3}):
-		// 1.7 cannot mount what "remap-ids" promises. 2.0 to 2.2 map the ids of the directory that all layers have in common
-		// without what is mounted below it, so layers on several file systems cannot be mapped (core/mount/mount_linux.go).
-		// Without the capability containerd copies the image of a pod in a user namespace, which is slow and works.
+		// 1.7 cannot mount what "remap-ids" promises. 2.0 to 2.2 map the ids of the directory that all layers have in
+		// common without what is mounted below it, so layers on several file systems cannot be mapped
+		// (core/mount/mount_linux.go). Without the capability containerd copies the image of a pod in a user namespace,
+		// which is slow and works.
 		return nil
 	case v.Before(Version{2, 4}):
 		// With "rebase" and parallel unpacking 2.2 and 2.3 ask without naming the parent, and cannot be answered that a

@@ -1,5 +1,5 @@
-// Package doctor checks a node: whether its kernel, file systems, containerd and berthd fit together, and what to change
-// where they do not. It changes nothing itself, but for probes that are gone when it returns.
+// Package doctor checks a node: whether its kernel, file systems, containerd and berthd fit together, and what to
+// change where they do not. It changes nothing itself, but for probes that are gone when it returns.
 package doctor
 
 import (

@@ -15,7 +15,8 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// The disk says what its images are called and made of. What containerd would not find so is refused, and nothing is written.
+// The disk says what its images are called and made of. What containerd would not find so is refused, and nothing is
+// written.
 func TestRefused(t *testing.T) {
 	arm := ocispec.Platform{OS: "linux", Architecture: "arm64"}
 	for name, c := range map[string]struct {

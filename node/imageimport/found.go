@@ -118,9 +118,9 @@ func (im *Importer) leaveTrace() error {
 	return durable.Write(im.Trace, trace{all})
 }
 
-// withdraw takes back what was registered of a disk, and the images of other disks that rest on its layers or whose names it
-// has: those are registered again from where they are, once the disk has left. The mark goes first, so that a disk
-// that does not leave after all is registered again.
+// withdraw takes back what was registered of a disk, and the images of other disks that rest on its layers or whose
+// names it has: those are registered again from where they are, once the disk has left. The mark goes first, so that a
+// disk that does not leave after all is registered again.
 func (im *Importer) withdraw(ctx context.Context, uuid string, all []found, disks []Disk) error {
 	uses, err := im.node.Uses(ctx)
 	if err != nil {

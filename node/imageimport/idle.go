@@ -12,7 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// giveUpIdle detaches disks that nothing but the registered images has used for long enough, and says when to look again.
+// giveUpIdle detaches disks that nothing but the registered images has used for long enough, and says when to look
+// again.
 func (im *Importer) giveUpIdle(ctx context.Context, all []found, disks []Disk) (again time.Time) {
 	if im.IdleTimeout == 0 {
 		return time.Time{}
@@ -59,8 +60,8 @@ func (im *Importer) giveUp(ctx context.Context, d Disk, all []found, disks []Dis
 	}
 }
 
-// free says whether nothing but registered images uses a disk: every snapshot that is a layer on it belongs to one, no other
-// snapshot lies on those, and nobody else has registered the same images.
+// free says whether nothing but registered images uses a disk: every snapshot that is a layer on it belongs to one, no
+// other snapshot lies on those, and nobody else has registered the same images.
 func (im *Importer) free(ctx context.Context, d Disk, all []found, disks []Disk) (bool, error) {
 	uses, err := im.node.Uses(ctx)
 	if err != nil {

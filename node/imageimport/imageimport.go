@@ -1,13 +1,15 @@
-// Package imageimport registers the images of attached layer disks in containerd, so that containers start from them while no
-// registry answers: the image record, its index, manifest and config, and a snapshot for each layer, which the disk serves as it
-// does for a pull. When the disk leaves, all of it is taken back.
+// Package imageimport registers the images of attached layer disks in containerd, so that containers start from them
+// while no registry answers: the image record, its index, manifest and config, and a snapshot for each layer, which the
+// disk serves as it does for a pull. When the disk leaves, all of it is taken back.
 //
-// What was done is written down where it was done. Every record that is made carries labels that say for which disk and target;
-// a lease without resources marks a disk whose images are all registered. So nothing has to agree with a journal of ours: after a
-// crash of either side, what is found in containerd is compared with the disks that are there, and the difference is made good. An
-// image is registered once for each time its disk is attached; one that somebody removes stays away until the next.
+// What was done is written down where it was done. Every record that is made carries labels that say for which disk and
+// target; a lease without resources marks a disk whose images are all registered. So nothing has to agree with a
+// journal of ours: after a crash of either side, what is found in containerd is compared with the disks that are there,
+// and the difference is made good. An image is registered once for each time its disk is attached; one that somebody
+// removes stays away until the next.
 //
-// No lock is held that a request of containerd could need: containerd asks the snapshotter for layers while it is asked here.
+// No lock is held that a request of containerd could need: containerd asks the snapshotter for layers while it is asked
+// here.
 package imageimport
 
 import (
@@ -56,7 +58,8 @@ type Disk struct {
 type Use struct {
 	// Chains of the snapshots that are layers on it.
 	Chains map[digest.Digest]bool
-	// Others are the snapshots on top of those that are not layers on a disk: those of containers, and layers that were pulled.
+	// Others are the snapshots on top of those that are not layers on a disk: those of containers, and layers that were
+	// pulled.
 	Others int
 }
 
@@ -89,9 +92,11 @@ type Config struct {
 	Snapshotter string
 	// Pinned keeps the kubelet from removing the images.
 	Pinned bool
-	// Images are the patterns of normalised references that may be registered; '*' stands for any characters. None is all.
+	// Images are the patterns of normalised references that may be registered; '*' stands for any characters. None is
+	// all.
 	Images []string
-	// IdleTimeout after which a disk is given up that nothing but the registered images uses, unless it is kept; 0 is never.
+	// IdleTimeout after which a disk is given up that nothing but the registered images uses, unless it is kept; 0 is
+	// never.
 	IdleTimeout time.Duration
 	// Platform of containers on this node.
 	Platform platforms.MatchComparer
@@ -181,7 +186,8 @@ type state struct {
 	freeSince time.Time
 }
 
-// New makes an Importer that does nothing before Run. wanted says by its name whether the images of a disk are to be registered.
+// New makes an Importer that does nothing before Run. wanted says by its name whether the images of a disk are to be
+// registered.
 func New(cfg Config, node Node, ctr Containerd, wanted func(disk string) bool) *Importer {
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
@@ -216,7 +222,8 @@ func (im *Importer) Status(name, uuid string) ([]Image, error) {
 	return slices.Clone(st.images), st.err
 }
 
-// Asks says whether containerd is being asked for a chain just now, so that its question to the snapshotter is no pull's.
+// Asks says whether containerd is being asked for a chain just now, so that its question to the snapshotter is no
+// pull's.
 func (im *Importer) Asks(chain digest.Digest) bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()

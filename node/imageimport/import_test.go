@@ -55,8 +55,8 @@ func wanted(ix *layerdisk.Index, namespace string) []string {
 	return list
 }
 
-// Everything that containerd and CRI look for is there, garbage collection keeps it, and it goes with the disk. The protocol in
-// which snapshots are made does not matter.
+// Everything that containerd and CRI look for is there, garbage collection keeps it, and it goes with the disk. The
+// protocol in which snapshots are made does not matter.
 func TestRegister(t *testing.T) {
 	for _, protocol := range []snapshotter.Protocol{snapshotter.ProtocolAuto, snapshotter.ProtocolStaged} {
 		t.Run(protocol.String(), func(t *testing.T) {
@@ -119,7 +119,8 @@ func crashing(t *testing.T, n *node, step int) (crashed bool) {
 	return false
 }
 
-// Killed at any step of registering, with a garbage collection and perhaps without the disk afterwards, the next berthd makes it right.
+// Killed at any step of registering, with a garbage collection and perhaps without the disk afterwards, the next berthd
+// makes it right.
 func TestCrashWhileRegistering(t *testing.T) {
 	for step := 1; ; step++ {
 		n := newNode(t, snapshotter.ProtocolAuto)
@@ -145,7 +146,8 @@ func TestCrashWhileRegistering(t *testing.T) {
 	}
 }
 
-// Killed at any step of taking back, the next berthd takes all of it back, or registers all of it if the disk is still there.
+// Killed at any step of taking back, the next berthd takes all of it back, or registers all of it if the disk is still
+// there.
 func TestCrashWhileWithdrawing(t *testing.T) {
 	for step := 1; ; step++ {
 		n := newNode(t, snapshotter.ProtocolAuto)
@@ -170,8 +172,8 @@ func TestCrashWhileWithdrawing(t *testing.T) {
 	}
 }
 
-// What others have made of a record is theirs: a copy under another name, another target, labels written anew. What is ours in it
-// does not keep the disk.
+// What others have made of a record is theirs: a copy under another name, another target, labels written anew. What is
+// ours in it does not keep the disk.
 func TestWithdrawLeavesOthers(t *testing.T) {
 	n := newNode(t, snapshotter.ProtocolAuto)
 	ix := n.attach("d", twoImages()...)
@@ -288,7 +290,8 @@ func TestContainerdAway(t *testing.T) {
 	n.requireNothing()
 }
 
-// Disks on their way keep what was registered, a namespace that is not configured any more does not, nor a disk that is not wanted.
+// Disks on their way keep what was registered, a namespace that is not configured any more does not, nor a disk that is
+// not wanted.
 func TestStays(t *testing.T) {
 	n := newNode(t, snapshotter.ProtocolAuto)
 	ix := n.attach("d", twoImages()...)
@@ -334,7 +337,8 @@ func TestSharedContent(t *testing.T) {
 	require.Empty(t, info.Labels)
 }
 
-// A disk that only registered images use is free and goes when its time is over; one that is kept, or that a container uses, is not.
+// A disk that only registered images use is free and goes when its time is over; one that is kept, or that a container
+// uses, is not.
 func TestIdle(t *testing.T) {
 	n := newNode(t, snapshotter.ProtocolAuto)
 	n.config.IdleTimeout = 1

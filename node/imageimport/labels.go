@@ -11,8 +11,8 @@ import (
 const (
 	// labelDisk is the UUID of the disk.
 	labelDisk = "berth.dev/import.disk"
-	// labelRecord is the target and the name that the record was made with. Others copy labels to new names ("ctr images tag") and
-	// move a name to another target (CRI); both make the record theirs.
+	// labelRecord is the target and the name that the record was made with. Others copy labels to new names ("ctr
+	// images tag") and move a name to another target (CRI); both make the record theirs.
 	labelRecord = "berth.dev/import.record"
 	// labelImage, on the record with the image's own name, is the reference as the disk has it.
 	labelImage = "berth.dev/import.image"

@@ -33,8 +33,8 @@ const (
 	cleanTimeout = 30 * time.Second
 )
 
-// register registers the images of a disk in a namespace and marks the disk as done there. All images are tried; an error is why some
-// have to be tried again.
+// register registers the images of a disk in a namespace and marks the disk as done there. All images are tried; an
+// error is why some have to be tried again.
 func (im *Importer) register(ctx context.Context, ns string, d Disk, entries []entry) ([]Image, error) {
 	ctx = namespaces.WithNamespace(ctx, ns)
 	if im.ctr.Usable != nil {
@@ -155,8 +155,8 @@ func vacant(old images.Image, diskUUID string) error {
 	return nil
 }
 
-// write has a blob in the content store, with labels by which garbage collection finds what it refers to. The layers are not
-// there, as after a pull that did not need them.
+// write has a blob in the content store, with labels by which garbage collection finds what it refers to. The layers
+// are not there, as after a pull that did not need them.
 func (im *Importer) write(ctx context.Context, b blob, chain digest.Digest) error {
 	refers, err := refersTo(ctx, b)
 	if err != nil {
@@ -190,7 +190,8 @@ func (im *Importer) write(ctx context.Context, b blob, chain digest.Digest) erro
 	return nil
 }
 
-// refersTo are the labels that make garbage collection keep the children of a blob, by what containerd calls the kind of each.
+// refersTo are the labels that make garbage collection keep the children of a blob, by what containerd calls the kind
+// of each.
 func refersTo(ctx context.Context, b blob) (map[string]string, error) {
 	children, err := images.Children(ctx, provider{b.desc.Digest: b.data}, b.desc)
 	if err != nil {
@@ -205,7 +206,8 @@ func refersTo(ctx context.Context, b blob) (map[string]string, error) {
 	return labels, nil
 }
 
-// adopt has a snapshot of a chain, the way containerd's unpacker does: the snapshotter answers that it is there already.
+// adopt has a snapshot of a chain, the way containerd's unpacker does: the snapshotter answers that it is there
+// already.
 func (im *Importer) adopt(ctx context.Context, chain, parent, diffID digest.Digest, name string) error {
 	labels := map[string]string{
 		snapshots.LabelSnapshotRef:    chain.String(),
@@ -245,8 +247,9 @@ func staged(mounts []mount.Mount) bool {
 	return len(mounts) > 0 && mounts[len(mounts)-1].ReadOnly()
 }
 
-// record makes the image records. CRI knows an image by its name, by its repository and digest, and by the digest of its config. As soon
-// as it hears of the name it makes what is missing of the others, which would be its own then, so the name comes last.
+// record makes the image records. CRI knows an image by its name, by its repository and digest, and by the digest of
+// its config. As soon as it hears of the name it makes what is missing of the others, which would be its own then, so
+// the name comes last.
 func (im *Importer) record(ctx context.Context, ns, diskUUID string, e *entry) error {
 	labels := map[string]string{labelDisk: diskUUID}
 	if e.ChainID != "" {

@@ -16,18 +16,20 @@ import (
 )
 
 const (
-	// firstRetry and lastRetry bound the wait between attempts for a disk, absentRetry that for a containerd that does not answer,
-	// whose start pods wait for.
+	// firstRetry and lastRetry bound the wait between attempts for a disk, absentRetry that for a containerd that does
+	// not answer, whose start pods wait for.
 	firstRetry  = time.Second
 	lastRetry   = time.Minute
 	absentRetry = 2 * time.Second
 	// lookEvery is how soon it is noticed that somebody removed an image, or uses one no more.
 	lookEvery = time.Minute
-	// withdrawTimeout bounds taking back the images of one disk: a garbage collection above all, which may wait for others.
+	// withdrawTimeout bounds taking back the images of one disk: a garbage collection above all, which may wait for
+	// others.
 	withdrawTimeout = 5 * time.Minute
 )
 
-// Run compares disks and containerd at every change of the disks, and now and then, and makes good what differs, until ctx ends.
+// Run compares disks and containerd at every change of the disks, and now and then, and makes good what differs, until
+// ctx ends.
 func (im *Importer) Run(ctx context.Context) {
 	for {
 		changed := im.node.Changed()
@@ -90,7 +92,8 @@ func (im *Importer) converge(ctx context.Context) (next time.Time) {
 	return next
 }
 
-// concerned says whether there is anything to do in containerd at all: a node that registers nothing does not talk to it.
+// concerned says whether there is anything to do in containerd at all: a node that registers nothing does not talk to
+// it.
 func (im *Importer) concerned(disks []Disk) bool {
 	if slices.ContainsFunc(disks, func(d Disk) bool { return im.isWanted(d.Name) }) {
 		return true
@@ -99,7 +102,8 @@ func (im *Importer) concerned(disks []Disk) bool {
 	return !errors.Is(err, os.ErrNotExist)
 }
 
-// cannotLook notes why containerd cannot be looked at. It is logged when it begins and when it ends: containerd may be away for long.
+// cannotLook notes why containerd cannot be looked at. It is logged when it begins and when it ends: containerd may be
+// away for long.
 func (im *Importer) cannotLook(ctx context.Context, err error) {
 	im.mu.Lock()
 	was := im.err
@@ -124,8 +128,8 @@ func (im *Importer) keepStates(disks []Disk) {
 	}
 }
 
-// leave takes back what is registered of disks that are not there, or whose images are not wanted any more, and returns what is there
-// afterwards.
+// leave takes back what is registered of disks that are not there, or whose images are not wanted any more, and returns
+// what is there afterwards.
 func (im *Importer) leave(ctx context.Context, all []found, disks []Disk) ([]found, error) {
 	changed := false
 	for _, d := range disks {
@@ -321,8 +325,9 @@ func (im *Importer) anyWithheld() bool {
 	return false
 }
 
-// Withdraw makes way for detaching a disk: if nothing uses it but registered images, those are taken back. Until release is called no
-// images are registered; then the disk's are again, if it is still there. A containerd that does not answer is errdefs.ErrUnavailable.
+// Withdraw makes way for detaching a disk: if nothing uses it but registered images, those are taken back. Until
+// release is called no images are registered; then the disk's are again, if it is still there. A containerd that does
+// not answer is errdefs.ErrUnavailable.
 func (im *Importer) Withdraw(ctx context.Context, name string) (release func(), err error) {
 	nothing := func() {}
 	if err := im.lock(ctx); err != nil {

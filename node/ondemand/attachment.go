@@ -126,7 +126,8 @@ func (c *Chooser) makeRoom(ctx context.Context, a *attachment) error {
 	}
 }
 
-// room takes a place for the attachment, or names the disk that should go, the one that was not used for longest; none if there is none.
+// room takes a place for the attachment, or names the disk that should go, the one that was not used for longest; none
+// if there is none.
 func (c *Chooser) room(a *attachment, tried map[string]bool, now time.Time) (victim string, ok bool) {
 	disks := c.Stage.Disks()
 	c.mu.Lock()
@@ -149,8 +150,8 @@ func (c *Chooser) room(a *attachment, tried map[string]bool, now time.Time) (vic
 	}).Name, false
 }
 
-// census counts the disks that are attached or have a place, and gives those that could make room, but for those that were tried. The
-// caller holds mu.
+// census counts the disks that are attached or have a place, and gives those that could make room, but for those that
+// were tried. The caller holds mu.
 func (c *Chooser) census(disks []stage.DiskStatus, tried map[string]bool, now time.Time) (count int, idle []stage.DiskStatus) {
 	there := make(map[string]bool, len(disks))
 	for i := range disks {

@@ -31,8 +31,8 @@ type item struct {
 	err      error
 }
 
-// diskName begins with the name that people know and ends with a digest of what makes it this disk, so that another content of the same
-// image snapshot is another disk.
+// diskName begins with the name that people know and ends with a digest of what makes it this disk, so that another
+// content of the same image snapshot is another disk.
 func (it *item) diskName() string {
 	const most, digits = 48, 12
 	name := strings.Map(func(r rune) rune {
@@ -54,8 +54,8 @@ func (it *item) spec() stage.Spec {
 		ImageSnapshot: stage.ImageSnapshot{Name: it.name, ID: it.id}}
 }
 
-// Waits after a disk could not be attached. Every layer of every pull asks, so there must be some; a passing fault of the storage
-// should not cost more than a few pulls.
+// Waits after a disk could not be attached. Every layer of every pull asks, so there must be some; a passing fault of
+// the storage should not cost more than a few pulls.
 const (
 	firstRetry = time.Second
 	lastRetry  = 5 * time.Minute
@@ -112,7 +112,8 @@ func (c *Chooser) refresh(now time.Time) {
 	}
 }
 
-// viewOf is what a disk that is known to the stage means for a choice. One that is being detached is neither: it can be attached again.
+// viewOf is what a disk that is known to the stage means for a choice. One that is being detached is neither: it can be
+// attached again.
 func viewOf(d *stage.DiskStatus) (attached bool, unreachable string) {
 	switch d.State {
 	case stage.StateDraining:

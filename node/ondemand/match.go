@@ -12,8 +12,9 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// Match tells what a pull of these images would be decided now, by the same knowledge and at the same cost of attaching, and changes
-// nothing. What cannot be foreseen is a warning: that no disk would make room. Errors are matcher.ErrInvalidRequest.
+// Match tells what a pull of these images would be decided now, by the same knowledge and at the same cost of
+// attaching, and changes nothing. What cannot be foreseen is a warning: that no disk would make room. Errors are
+// matcher.ErrInvalidRequest.
 func (c *Chooser) Match(r matcher.Request) (matcher.Decision, error) {
 	r.Rules.AttachCostBytes = c.AttachCostBytes
 	now := time.Now()
@@ -37,8 +38,8 @@ func (c *Chooser) decide(r matcher.Request, now time.Time) (matcher.Decision, er
 	return c.index.Match(r)
 }
 
-// withPresent marks the layers that a disk serves which is attached and of no image snapshot that is known: nobody need be chosen for
-// them. Those of image snapshots are left to the matcher, which knows that they are attached.
+// withPresent marks the layers that a disk serves which is attached and of no image snapshot that is known: nobody need
+// be chosen for them. Those of image snapshots are left to the matcher, which knows that they are attached.
 func (c *Chooser) withPresent(layers []matcher.Layer) []matcher.Layer {
 	if layers == nil {
 		return nil // not known is another thing than none

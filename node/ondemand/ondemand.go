@@ -1,9 +1,10 @@
-// Package ondemand has the layer disk that a pull needs attached while the pull runs: when no attached disk has a layer, it asks the
-// matcher which image snapshot of the catalog has it, starts attaching that one's disk in the background, and waits for it no longer
-// than configured. However many pulls need a disk, it is attached once; a pull that goes on without it leaves it to the next one.
+// Package ondemand has the layer disk that a pull needs attached while the pull runs: when no attached disk has a
+// layer, it asks the matcher which image snapshot of the catalog has it, starts attaching that one's disk in the
+// background, and waits for it no longer than configured. However many pulls need a disk, it is attached once; a pull
+// that goes on without it leaves it to the next one.
 //
-// A choice decides which disks are attached, never which bytes are served. A node has at most so many disks; the one that was not used
-// for longest makes room, never one that is used or kept.
+// A choice decides which disks are attached, never which bytes are served. A node has at most so many disks; the one
+// that was not used for longest makes room, never one that is used or kept.
 package ondemand
 
 import (
@@ -52,7 +53,8 @@ type Observer interface {
 	// Chosen is told the decision too; it is empty with OutcomeError, and shared: it must not be changed.
 	Chosen(o Outcome, d matcher.Decision)
 	Attached(r Result, took time.Duration)
-	// Unmatched is told of each layer that no attached disk has, of an image that no image snapshot has which may be used.
+	// Unmatched is told of each layer that no attached disk has, of an image that no image snapshot has which may be
+	// used.
 	Unmatched(w Wanted)
 }
 
@@ -165,8 +167,9 @@ func (c *Chooser) Close() error {
 // Entries is the number of those that are known.
 func (c *Chooser) Entries() int { return c.index.Len() }
 
-// Ready returns when everything is done so that the layer can be had from a disk, if it can: at once if an attached disk has it or
-// no image snapshot has, otherwise when the chosen disks are attached, did not get so, or were waited for long enough.
+// Ready returns when everything is done so that the layer can be had from a disk, if it can: at once if an attached
+// disk has it or no image snapshot has, otherwise when the chosen disks are attached, did not get so, or were waited
+// for long enough.
 func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 	if _, err := c.Stage.Locate(w.Query); err == nil || !errdefs.IsNotFound(err) {
 		return
@@ -199,8 +202,8 @@ func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 	c.last.put(r)
 }
 
-// ImageSnapshot is the name and the ID of one that the attached disk with this UUID is of; ok is false if it is of none that is known.
-// Several of the same content have the same disk: it is the first of them by name then.
+// ImageSnapshot is the name and the ID of one that the attached disk with this UUID is of; ok is false if it is of none
+// that is known. Several of the same content have the same disk: it is the first of them by name then.
 func (c *Chooser) ImageSnapshot(diskUUID string) (name, id string, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -212,8 +215,8 @@ func (c *Chooser) ImageSnapshot(diskUUID string) (name, id string, ok bool) {
 	return name, id, ok
 }
 
-// Last choice for an image by its reference as containerd tells it, or for one of these layers where containerd did not tell the image;
-// the latest of them. ok is false if none was made or all are forgotten.
+// Last choice for an image by its reference as containerd tells it, or for one of these layers where containerd did not
+// tell the image; the latest of them. ok is false if none was made or all are forgotten.
 func (c *Chooser) Last(imageRef string, chainIDs ...digest.Digest) (last Record, ok bool) {
 	keys := []string{imageRef}
 	for _, id := range chainIDs {
@@ -273,8 +276,8 @@ func (c *Chooser) attach(chosen []matcher.Choice) (under []*attachment, outcome 
 	return under, outcome
 }
 
-// Follow keeps what is known up to date with a catalog until ctx ends; synced is called when everything there was is known. What cannot
-// be used is logged.
+// Follow keeps what is known up to date with a catalog until ctx ends; synced is called when everything there was is
+// known. What cannot be used is logged.
 func (c *Chooser) Follow(ctx context.Context, l catalog.Lister, synced func()) error {
 	changes, err := l.Watch(ctx)
 	if err != nil {
@@ -364,8 +367,8 @@ func (c *Chooser) remove(id string) {
 	}
 }
 
-// drop forgets an item; the caller holds mu. Its disk, if it is attached because of it, is let go when nothing uses it any more: the
-// storage may want to delete what it comes from.
+// drop forgets an item; the caller holds mu. Its disk, if it is attached because of it, is let go when nothing uses it
+// any more: the storage may want to delete what it comes from.
 func (c *Chooser) drop(it *item, leave bool) {
 	delete(c.items, it.id)
 	delete(c.touched, it.id)

@@ -62,8 +62,8 @@ func TestLayersAboveDecide(t *testing.T) {
 	})
 }
 
-// E-5: what no image snapshot has is told, also while there is none at all; sharing a base with one is not having it, and what an
-// attached disk serves needs none.
+// E-5: what no image snapshot has is told, also while there is none at all; sharing a base with one is not having it,
+// and what an attached disk serves needs none.
 func TestUnmatchedImagesAreTold(t *testing.T) {
 	inBubble(t, nil, func(r *rig) {
 		r.pull(want("app", "base", "app"))
@@ -135,7 +135,8 @@ func TestWaitObeysContext(t *testing.T) {
 	})
 }
 
-// A disk that cannot be attached is not tried for every layer, another one is taken meanwhile, and it is tried again later.
+// A disk that cannot be attached is not tried for every layer, another one is taken meanwhile, and it is tried again
+// later.
 func TestDiskThatFails(t *testing.T) {
 	inBubble(t, nil, func(r *rig) {
 		r.stage.delay = 0
@@ -164,7 +165,8 @@ func TestDiskThatFails(t *testing.T) {
 	})
 }
 
-// At the limit the idle disk that was not used for longest goes; one that is used, kept or just attached for a pull does not.
+// At the limit the idle disk that was not used for longest goes; one that is used, kept or just attached for a pull
+// does not.
 func TestLimit(t *testing.T) {
 	inBubble(t, func(c *ondemand.Config) { c.MaxDisks = 2 }, func(r *rig) {
 		names := map[string]string{}

@@ -20,9 +20,9 @@ type finder struct {
 	attachWait time.Duration
 }
 
-// Acquire finds the layer on a disk that serves and holds it for holder until Release. A holder holds one layer: acquiring
-// that again changes nothing, acquiring another is errdefs.ErrFailedPrecondition. If no disk serves the layer the error is a
-// *MissError. The cost does not grow with disks, layers or holders.
+// Acquire finds the layer on a disk that serves and holds it for holder until Release. A holder holds one layer:
+// acquiring that again changes nothing, acquiring another is errdefs.ErrFailedPrecondition. If no disk serves the layer
+// the error is a *MissError. The cost does not grow with disks, layers or holders.
 //
 // A disk is looked at before its layer is handed out: one that does not answer any more, or answers otherwise than
 // before, is taken out of service, and the layer looked for elsewhere.

@@ -24,8 +24,8 @@ const undoTimeout = 30 * time.Second
 // drain; several at once make one attachment. If a disk that is new here cannot be made ready, everything is undone and
 // forgotten; undoing that does not succeed at once goes on in the background.
 //
-// Errors: errdefs.ErrAlreadyExists if the name, the volume or the very same layer disk is staged already in another way;
-// layerdisk.ErrOtherDisk, ErrNotLayerDisk, ErrVersion, ErrCorrupt; and those of the driver.
+// Errors: errdefs.ErrAlreadyExists if the name, the volume or the very same layer disk is staged already in another
+// way; layerdisk.ErrOtherDisk, ErrNotLayerDisk, ErrVersion, ErrCorrupt; and those of the driver.
 func (s *Stager) Stage(ctx context.Context, spec Spec) (DiskStatus, error) {
 	if err := spec.validate(); err != nil {
 		return DiskStatus{}, fmt.Errorf("stage disk: %w", err)
@@ -166,8 +166,8 @@ type UnstageOptions struct {
 	Drain bool
 }
 
-// Unstage unmounts and detaches the disk, deletes the volume if it was made here, and forgets the disk. A disk in use is
-// errdefs.ErrFailedPrecondition, or with Drain no error; holders is then how many still use it. An unknown name is
+// Unstage unmounts and detaches the disk, deletes the volume if it was made here, and forgets the disk. A disk in use
+// is errdefs.ErrFailedPrecondition, or with Drain no error; holders is then how many still use it. An unknown name is
 // errdefs.ErrNotFound. Whatever fails on the way goes on in the background.
 func (s *Stager) Unstage(ctx context.Context, name string, opts UnstageOptions) (holders int, err error) {
 	s.mu.Lock()

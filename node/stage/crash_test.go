@@ -65,8 +65,8 @@ func (n *node) source(snapshot bool) (Spec, layerdisk.Identity) {
 	return Spec{Name: "one", Driver: "loop", SnapshotID: "frozen"}, id
 }
 
-// forEachCrash runs a test for both kinds of source, both kinds of restart and the points. Each point must be reached, or
-// the test tests nothing.
+// forEachCrash runs a test for both kinds of source, both kinds of restart and the points. Each point must be reached,
+// or the test tests nothing.
 func forEachCrash(t *testing.T, all []string, test func(t *testing.T, snapshot bool, point string, restart func(*node)) (crashed bool)) {
 	t.Helper()
 	reached := make(map[string]bool)

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// settleWait is how long a storage may take until all its parts know of a volume: EC2 tells clients to be ready for five minutes
-	// (docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
+	// settleWait is how long a storage may take until all its parts know of a volume: EC2 tells clients to be ready for
+	// five minutes (docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
 	settleWait = 5 * time.Minute
 	// firstLook and lastLook are the waits between two looks for such a volume.
 	firstLook = time.Second
@@ -57,14 +57,15 @@ func makeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec recor
 	return provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: rec.VolumeName, SourceSnapshotID: rec.Spec.SnapshotID})
 }
 
-// refused says that an answer to a request for a volume is that there will be none. After any other error there may be one.
+// refused says that an answer to a request for a volume is that there will be none. After any other error there may be
+// one.
 func refused(err error) bool {
 	return errdefs.IsNotFound(err) || errdefs.IsAlreadyExists(err) || errdefs.IsResourceExhausted(err) ||
 		errdefs.IsNotImplemented(err) || errdefs.IsInvalidArgument(err) || errdefs.IsPermissionDenied(err)
 }
 
-// attachMade attaches the volume. If the storage does not know one that was made here, it may not know it yet, or it is gone: asking for it
-// by its name again gives the one or another.
+// attachMade attaches the volume. If the storage does not know one that was made here, it may not know it yet, or it is
+// gone: asking for it by its name again gives the one or another.
 func (s *steps) attachMade(ctx context.Context, d *disk, driver blockdev.Attacher) (blockdev.Device, error) {
 	end := time.Now().Add(settleWait)
 	for wait := firstLook; ; wait = min(2*wait, lastLook) {
@@ -88,8 +89,9 @@ func (s *steps) attachMade(ctx context.Context, d *disk, driver blockdev.Attache
 	}
 }
 
-// madeVolume finds the volume that create made, also if its ID never came to the journal; empty if there is none. A list that lacks it
-// proves nothing, because storages list new volumes late. What makes volumes knows those of each name.
+// madeVolume finds the volume that create made, also if its ID never came to the journal; empty if there is none. A
+// list that lacks it proves nothing, because storages list new volumes late. What makes volumes knows those of each
+// name.
 func madeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec record) (string, error) {
 	if rec.VolumeID != "" || rec.Asked.IsZero() {
 		return rec.VolumeID, nil

@@ -14,8 +14,8 @@ import (
 	"berth.dev/berth/test/harness/walk"
 )
 
-// Node is the node of a random walk, for the walk of what stands on the stage. Device contents begin with a label, which says
-// which of Disks is on them.
+// Node is the node of a random walk, for the walk of what stands on the stage. Device contents begin with a label,
+// which says which of Disks is on them.
 type Node struct{ *walker }
 
 // Disk is what a label stands for.

@@ -13,11 +13,13 @@ const (
 	// checkFresh is how long the answer of a device counts. A pull asks for many layers of a disk in one second; and a
 	// read from the device costs up to a millisecond on a cloud's disk.
 	checkFresh = time.Second
-	// checkWait is how long a device may take to answer before the disk counts as broken. Healthy ones take milliseconds.
+	// checkWait is how long a device may take to answer before the disk counts as broken. Healthy ones take
+	// milliseconds.
 	checkWait = 3 * time.Second
 )
 
-// health looks at a disk at most once at a time, so that a device that hangs costs one goroutine and not one for each caller.
+// health looks at a disk at most once at a time, so that a device that hangs costs one goroutine and not one for each
+// caller.
 type health struct {
 	mu      sync.Mutex
 	checked time.Time
@@ -30,7 +32,8 @@ type look struct {
 	err  error
 }
 
-// check runs at, which is cheap as long as the device answers, each time, and device if the last good answer is too old.
+// check runs at, which is cheap as long as the device answers, each time, and device if the last good answer is too
+// old.
 func (h *health) check(ctx context.Context, device, at func() error) error {
 	h.mu.Lock()
 	stale := time.Since(h.checked) >= checkFresh
@@ -61,7 +64,8 @@ func answer(ctx context.Context, question func() error) error {
 	return awaitFor(ctx, checkWait, question)
 }
 
-// recheck asks the device, whatever it answered before; an answer to a question that was asked before now does not count.
+// recheck asks the device, whatever it answered before; an answer to a question that was asked before now does not
+// count.
 func (h *health) recheck(ctx context.Context, device func() error) error {
 	for {
 		h.mu.Lock()
@@ -74,7 +78,8 @@ func (h *health) recheck(ctx context.Context, device func() error) error {
 	}
 }
 
-// run ends when the device answers. One that never does keeps it for good: the kernel lets nobody interrupt such a read.
+// run ends when the device answers. One that never does keeps it for good: the kernel lets nobody interrupt such a
+// read.
 func (h *health) run(l *look, device func() error) {
 	l.err = device()
 	h.mu.Lock()
@@ -86,9 +91,9 @@ func (h *health) run(l *look, device func() error) {
 	close(l.done)
 }
 
-// Check asks the disk's device now whether it still is what was proved. A disk that does not answer, or answers otherwise,
-// is taken out of service, as Acquire does; that is the error. A disk that does not serve is not asked. An unknown name is
-// errdefs.ErrNotFound.
+// Check asks the disk's device now whether it still is what was proved. A disk that does not answer, or answers
+// otherwise, is taken out of service, as Acquire does; that is the error. A disk that does not serve is not asked. An
+// unknown name is errdefs.ErrNotFound.
 func (s *finder) Check(ctx context.Context, name string) error {
 	s.mu.Lock()
 	d := s.fleet.byName[name]

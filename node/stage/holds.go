@@ -2,8 +2,8 @@ package stage
 
 import "time"
 
-// holds counts who uses which layer. They are kept by the disk's UUID and not by the disk, because a disk may come back,
-// or its place be taken by a copy. All methods but idleFrom take constant time.
+// holds counts who uses which layer. They are kept by the disk's UUID and not by the disk, because a disk may come
+// back, or its place be taken by a copy. All methods but idleFrom take constant time.
 type holds struct {
 	byHolder map[string]Hold
 	byUUID   map[string]*usage

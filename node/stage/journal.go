@@ -36,8 +36,8 @@ type record struct {
 	// VolumeName of the volume to be made of Spec.SnapshotID; unique, so that a volume of this name is ours.
 	VolumeName string `json:"volumeName,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
-	// Asked is when the storage was asked for the volume of VolumeName; zero if it has made none. With no VolumeID, it is not known whether it
-	// has.
+	// Asked is when the storage was asked for the volume of VolumeName; zero if it has made none. With no VolumeID, it
+	// is not known whether it has.
 	Asked time.Time `json:"asked,omitzero"`
 	// AttachBegun says that an attachment of the volume is ours to give up.
 	AttachBegun bool `json:"attachBegun,omitempty"`

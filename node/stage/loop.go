@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	// firstRetry and mostRetry bound the wait between attempts: soon enough for a disk that a reboot brings late, seldom
-	// enough for one that never comes.
+	// firstRetry and mostRetry bound the wait between attempts: soon enough for a disk that a reboot brings late,
+	// seldom enough for one that never comes.
 	firstRetry = time.Second
 	mostRetry  = time.Minute
-	// attemptWait bounds one attempt in the background: what a storage takes longer for, the next attempt finds done, and meanwhile others
-	// have their turn.
+	// attemptWait bounds one attempt in the background: what a storage takes longer for, the next attempt finds done,
+	// and meanwhile others have their turn.
 	attemptWait = 10 * time.Minute
 	// atOnce bounds the disks that are worked on at the same time in the background.
 	atOnce = 8

@@ -14,8 +14,8 @@ import (
 	"berth.dev/berth/blockdev/retry"
 )
 
-// lower undoes raise, from whatever point it came to, and forgets the disk. The caller holds the disk's key and has made
-// sure that nobody holds the disk.
+// lower undoes raise, from whatever point it came to, and forgets the disk. The caller holds the disk's key and has
+// made sure that nobody holds the disk.
 func (s *steps) lower(ctx context.Context, d *disk) error {
 	s.mu.Lock()
 	s.fleet.withdraw(d)
@@ -94,8 +94,8 @@ func (s *steps) detach(ctx context.Context, d *disk) error {
 	return nil
 }
 
-// A container that starts copies all mounts of the node for a moment, also one that is unmounted here just then, and the
-// device stays in use until the copy is gone.
+// A container that starts copies all mounts of the node for a moment, also one that is unmounted here just then, and
+// the device stays in use until the copy is gone.
 const (
 	freeWait = 2 * time.Second
 	freePoll = 20 * time.Millisecond

@@ -15,15 +15,15 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-// A sample of a disk is read at once, at places of chance, since what was read before is fast: as many parts and as large ones as
-// reading ahead has under way.
+// A sample of a disk is read at once, at places of chance, since what was read before is fast: as many parts and as
+// large ones as reading ahead has under way.
 const (
 	paceParts     = 16
 	pacePartBytes = 512 << 10
 )
 
-// pace refuses a disk that serves for the first time and brings less than MinRate: from such a disk containers start later than with
-// what a pull brings. One that has served is never refused, because containers need it.
+// pace refuses a disk that serves for the first time and brings less than MinRate: from such a disk containers start
+// later than with what a pull brings. One that has served is never refused, because containers need it.
 func (s *steps) pace(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
 	if s.minRate <= 0 || s.record(d).Identity.UUID != "" || p.sizeBytes < 2*paceParts*pacePartBytes {
 		return nil

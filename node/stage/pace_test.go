@@ -39,8 +39,9 @@ func (n *node) slowly(file string, rate int64) *slowdisk.Disk {
 	return slow
 }
 
-// A disk from which containers would start later than after a pull is refused, and nothing is left of it; one that is fast enough is
-// sampled, and not again once it has served. The disk brings 4 MB/s, so a sample of 8 MiB takes 2 s and not an eighth of one.
+// A disk from which containers would start later than after a pull is refused, and nothing is left of it; one that is
+// fast enough is sampled, and not again once it has served. The disk brings 4 MB/s, so a sample of 8 MiB takes 2 s and
+// not an eighth of one.
 func TestTooSlowDiskIsRefused(t *testing.T) {
 	n := newNode(t)
 	n.reconfigure(func(c *Config) { c.MinRate = 64 << 20 })

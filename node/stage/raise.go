@@ -130,9 +130,10 @@ func (s *steps) prove(ctx context.Context, d *disk, dev blockdev.Device) (proof,
 	return p, nil
 }
 
-// letGo detaches a volume the device of which did not prove to be the disk, so that the next attempt attaches it anew: a device that shows
-// less than the volume has, or that is another volume's, stays so for as long as it is attached. One that is in use is left alone. It
-// is ours by the journal until it is detached for good, so whatever comes of this is taken care of then.
+// letGo detaches a volume the device of which did not prove to be the disk, so that the next attempt attaches it anew:
+// a device that shows less than the volume has, or that is another volume's, stays so for as long as it is attached.
+// One that is in use is left alone. It is ours by the journal until it is detached for good, so whatever comes of this
+// is taken care of then.
 func (s *steps) letGo(ctx context.Context, d *disk, driver blockdev.Attacher) {
 	rec := s.record(d)
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -211,7 +212,8 @@ func (s *steps) makeRoom(d *disk, wanted uint64) (adopt bool, number int, err er
 	}
 }
 
-// clear unmounts our mounts on the disk's directory from the top, until nothing or a mount of the device wanted is there.
+// clear unmounts our mounts on the disk's directory from the top, until nothing or a mount of the device wanted is
+// there.
 func (s *steps) clear(rec record, wanted uint64) (adopt bool, err error) {
 	target := rec.target(s.root)
 	for {

@@ -24,7 +24,8 @@ type Spec struct {
 	Expect layerdisk.Identity `json:"expect,omitzero"`
 	// Keep the disk ready while nothing uses it.
 	Keep bool `json:"keep,omitempty"`
-	// ImageSnapshot that the disk is of, as far as whoever wants it knows; it is remembered and passed on, and decides nothing.
+	// ImageSnapshot that the disk is of, as far as whoever wants it knows; it is remembered and passed on, and decides
+	// nothing.
 	ImageSnapshot ImageSnapshot `json:"imageSnapshot,omitzero"`
 }
 

@@ -1,9 +1,9 @@
-// Package stage has layer disks ready on this node: it attaches them, proves what they are, mounts them read-only, hands
-// out their layers to holders, and gives disks up when nothing uses them.
+// Package stage has layer disks ready on this node: it attaches them, proves what they are, mounts them read-only,
+// hands out their layers to holders, and gives disks up when nothing uses them.
 //
 // Every step that changes something outside is journalled before it is done, and can be done again. After a crash or a
-// reboot Restore therefore only has to look at where each disk should be, and do what is missing. A device's name proves
-// nothing: what is mounted is always the device in which the disk's header, UUID and index digest were read.
+// reboot Restore therefore only has to look at where each disk should be, and do what is missing. A device's name
+// proves nothing: what is mounted is always the device in which the disk's header, UUID and index digest were read.
 //
 // The order of calls is Open, Restore, Reconcile, then everything else, then Close. Close leaves the disks mounted, so
 // that containers go on.
@@ -31,8 +31,8 @@ const (
 
 // Config of a Stager.
 type Config struct {
-	// Root is an existing directory, absolute and free of symbolic links. The journal is Root/stage.db, disks are mounted below Root/d, which is
-	// made with mode 0700.
+	// Root is an existing directory, absolute and free of symbolic links. The journal is Root/stage.db, disks are
+	// mounted below Root/d, which is made with mode 0700.
 	Root string
 	// Drivers by name. One that is a blockdev.Provisioner too can serve volume snapshots.
 	Drivers map[string]blockdev.Attacher
@@ -47,8 +47,8 @@ type Config struct {
 	Observer Observer
 }
 
-// Stager is safe for concurrent use. It is put together of what is known of the disks (shared), what is done with one of
-// them (steps), the work in the background (keeper), and the look-up of layers (finder).
+// Stager is safe for concurrent use. It is put together of what is known of the disks (shared), what is done with one
+// of them (steps), the work in the background (keeper), and the look-up of layers (finder).
 type Stager struct {
 	*shared
 	*keeper
@@ -128,8 +128,8 @@ func open(cfg Config, sys system) (*Stager, error) {
 
 // Restore brings the disks of the journal back to where they should be and starts the background work. It returns when
 // each has been tried once. If ctx ends before, it returns its error and the rest goes on in the background; ctx may be
-// one with a timeout for that. A disk that cannot be restored is no error: it stays in Disks with its error and is tried
-// again.
+// one with a timeout for that. A disk that cannot be restored is no error: it stays in Disks with its error and is
+// tried again.
 func (s *Stager) Restore(ctx context.Context) error {
 	s.mu.Lock()
 	if s.restored || s.closed {
@@ -164,9 +164,9 @@ func (s *Stager) Restore(ctx context.Context) error {
 	return nil
 }
 
-// Reconcile tells which layers are held: what was held before a restart and is not among holds is free. It is called once
-// after Restore and before the first Acquire; until then no disk is given up. Holds of disks that the journal does not know
-// are returned: their layers are lost until such a disk is staged, and they count from then on.
+// Reconcile tells which layers are held: what was held before a restart and is not among holds is free. It is called
+// once after Restore and before the first Acquire; until then no disk is given up. Holds of disks that the journal does
+// not know are returned: their layers are lost until such a disk is staged, and they count from then on.
 func (s *Stager) Reconcile(ctx context.Context, holds []Hold) (missing []Hold, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -150,8 +150,9 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(id)), nil
 }
 
-// awaitFor calls fn, which may hang in the kernel where no signal and no context reaches it, and stops waiting for it when ctx ends or the
-// device has had most time to answer. What fn does later is found by whoever looks next: every step looks first.
+// awaitFor calls fn, which may hang in the kernel where no signal and no context reaches it, and stops waiting for it
+// when ctx ends or the device has had most time to answer. What fn does later is found by whoever looks next: every
+// step looks first.
 func awaitFor(ctx context.Context, most time.Duration, fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
@@ -167,8 +168,9 @@ func awaitFor(ctx context.Context, most time.Duration, fn func() error) error {
 	}
 }
 
-// deviceWait is how long a device may take for what is done with it while it does not serve: reading its index, mounting, unmounting. A
-// volume that a cloud restores lazily takes seconds for the first of these; one that takes longer than this comes too late for any pull.
+// deviceWait is how long a device may take for what is done with it while it does not serve: reading its index,
+// mounting, unmounting. A volume that a cloud restores lazily takes seconds for the first of these; one that takes
+// longer than this comes too late for any pull.
 const deviceWait = time.Minute
 
 // await is awaitFor with deviceWait.

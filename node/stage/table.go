@@ -9,8 +9,8 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
-// layerTable finds layers by their digests over many disks: the cost of a look-up depends on neither the number of disks
-// nor that of layers.
+// layerTable finds layers by their digests over many disks: the cost of a look-up depends on neither the number of
+// disks nor that of layers.
 type layerTable struct {
 	disks  map[*disk]bool
 	chains map[digest.Digest][]located
@@ -75,8 +75,8 @@ func (t *layerTable) each(d *disk, do func(m map[digest.Digest][]located, dg dig
 	}
 }
 
-// find chooses the layer, by the widest digest that finds one. Of several disks it takes one that is in use rather than one
-// that could leave, else the first by name, so that the same question has the same answer.
+// find chooses the layer, by the widest digest that finds one. Of several disks it takes one that is in use rather than
+// one that could leave, else the first by name, so that the same question has the same answer.
 func (t *layerTable) find(q Query, inUse func(*disk) bool) (located, Match, bool) {
 	for _, try := range []struct {
 		match Match

@@ -27,9 +27,10 @@ type Visit struct {
 // LayerDir is the absolute path of a layer's tree, free of symbolic links.
 func (v *Visit) LayerDir(number int) string { return layerDirAt(v.MountPoint, number) }
 
-// Visit lets somebody read a disk who is nobody's holder: the disk does not stay for a visitor's sake. The returned context ends with ctx,
-// and when the disk is about to leave or has failed; the visitor then closes what it has open of the disk and calls leave, which it calls
-// in any case. Unmounting waits for that. A disk that does not serve is errdefs.ErrUnavailable, one that is not known errdefs.ErrNotFound.
+// Visit lets somebody read a disk who is nobody's holder: the disk does not stay for a visitor's sake. The returned
+// context ends with ctx, and when the disk is about to leave or has failed; the visitor then closes what it has open of
+// the disk and calls leave, which it calls in any case. Unmounting waits for that. A disk that does not serve is
+// errdefs.ErrUnavailable, one that is not known errdefs.ErrNotFound.
 func (s *finder) Visit(ctx context.Context, uuid string) (visit context.Context, v Visit, leave func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

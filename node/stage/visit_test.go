@@ -12,7 +12,8 @@ import (
 	"berth.dev/berth/blockdev/device"
 )
 
-// A visitor does not keep a disk from leaving, but is let go of it in peace: the disk is unmounted when the visitor has left.
+// A visitor does not keep a disk from leaving, but is let go of it in peace: the disk is unmounted when the visitor has
+// left.
 func TestVisitorIsSentAway(t *testing.T) {
 	n := newNode(t)
 	n.start()

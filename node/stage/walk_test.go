@@ -22,8 +22,8 @@ import (
 	"berth.dev/berth/test/harness/walk"
 )
 
-// walker takes a Stager on clouds that misbehave through random steps, and knows what must come of them. What is going on goes on in the
-// background; the process may die at any of its calls.
+// walker takes a Stager on clouds that misbehave through random steps, and knows what must come of them. What is going
+// on goes on in the background; the process may die at any of its calls.
 type walker struct {
 	*walk.Walk
 	m     *machine
@@ -50,10 +50,10 @@ type walker struct {
 	had int
 }
 
-// TestWalk goes through the life of a node with two clouds that misbehave in all ways, in ways that change. At all times: no wrong disk is
-// mounted, no layer is served from a disk that is not that of the layer, no disk that is held is unmounted or forgotten, nothing is
-// attached or made that the journal does not have, and what is others' stays. In the end, when the clouds behave again, every disk that can
-// serve does, and when all are given up nothing is left.
+// TestWalk goes through the life of a node with two clouds that misbehave in all ways, in ways that change. At all
+// times: no wrong disk is mounted, no layer is served from a disk that is not that of the layer, no disk that is held
+// is unmounted or forgotten, nothing is attached or made that the journal does not have, and what is others' stays. In
+// the end, when the clouds behave again, every disk that can serve does, and when all are given up nothing is left.
 func TestWalk(t *testing.T) {
 	walk.Run(t, 12000, 1000, func(w *walk.Walk) {
 		n := newWalker(w)

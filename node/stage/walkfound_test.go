@@ -90,8 +90,8 @@ func TestDirectoryStalls(t *testing.T) {
 	})
 }
 
-// Disks that stall while they are proved, as many as are worked on at once, are given up after a while, keep nobody waiting, and come
-// back when their devices answer.
+// Disks that stall while they are proved, as many as are worked on at once, are given up after a while, keep nobody
+// waiting, and come back when their devices answer.
 func TestProofsStall(t *testing.T) {
 	onClouds(t, func(n *walker) {
 		two := n.m.drivers["two"]

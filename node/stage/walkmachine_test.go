@@ -17,8 +17,8 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
-// machine is the node and its clouds in a random test: everything that outlives the process. Device "one/fake:3" is the third of the
-// driver "one".
+// machine is the node and its clouds in a random test: everything that outlives the process. Device "one/fake:3" is the
+// third of the driver "one".
 type machine struct {
 	drivers map[string]*blockdevtest.Fake
 	// indexes and ids by the text at the beginning of a volume, which says what disk it holds.

@@ -30,7 +30,8 @@ import (
 	"berth.dev/berth/test/harness/walk"
 )
 
-// whole is a cloud, an engine that makes image snapshots in it, a catalog of them, and a node that attaches them for pulls.
+// whole is a cloud, an engine that makes image snapshots in it, a catalog of them, and a node that attaches them for
+// pulls.
 type whole struct {
 	*walk.Walk
 	fake  *blockdevtest.Fake
@@ -45,9 +46,10 @@ type whole struct {
 	unchoos func()
 }
 
-// TestWalkOfAll has image snapshots come and go while a node pulls: the disks that pulls need are chosen from the catalog, attached, held,
-// let go to make room, and their image snapshots deleted under them, on a cloud that misbehaves, with crashes and reboots of the node. What
-// must hold at all times is that of TestWalk. In the end, when all image snapshots are deleted, nothing is left anywhere.
+// TestWalkOfAll has image snapshots come and go while a node pulls: the disks that pulls need are chosen from the
+// catalog, attached, held, let go to make room, and their image snapshots deleted under them, on a cloud that
+// misbehaves, with crashes and reboots of the node. What must hold at all times is that of TestWalk. In the end, when
+// all image snapshots are deleted, nothing is left anywhere.
 func TestWalkOfAll(t *testing.T) {
 	walk.Run(t, 10000, 500, func(w *walk.Walk) {
 		a := newWhole(w)

@@ -1,11 +1,11 @@
-// Package accesslist says what the start of an image reads from a layer disk, in the order of first access, so that another
-// node can read it ahead (package hydrate) and the builder can place it together.
+// Package accesslist says what the start of an image reads from a layer disk, in the order of first access, so that
+// another node can read it ahead (package hydrate) and the builder can place it together.
 //
-// A list names parts of files by layer and path, which are the same on every disk that has the layer, and parts of the block
-// device, where the file system's own data lies, which belong to one disk. Package record makes lists.
+// A list names parts of files by layer and path, which are the same on every disk that has the layer, and parts of the
+// block device, where the file system's own data lies, which belong to one disk. Package record makes lists.
 //
-// A list decides what is read early and nothing else: a wrong one wastes reads. It is hostile input all the same, so Decode
-// bounds and checks all of it, and whoever opens its paths must not leave the layer's directory.
+// A list decides what is read early and nothing else: a wrong one wastes reads. It is hostile input all the same, so
+// Decode bounds and checks all of it, and whoever opens its paths must not leave the layer's directory.
 package accesslist
 
 import (
@@ -46,7 +46,8 @@ type List struct {
 	Disk digest.Digest
 	// Metadata are parts of the block device: inodes and directories of the file system.
 	Metadata []Range
-	// Files are parts of layers, valid on any disk that has the layer. A file may appear several times, with other parts.
+	// Files are parts of layers, valid on any disk that has the layer. A file may appear several times, with other
+	// parts.
 	Files []FileRange
 }
 
@@ -172,9 +173,9 @@ func (l *List) FileCount() int {
 	return len(seen)
 }
 
-// For gives the part of the list that is valid on a disk: files of layers that it has, and metadata if it is the very disk that
-// the list was recorded on. What lies behind the end of the device of diskBytes is cut off. The list itself does not change. A list
-// of which nothing is left is errdefs.ErrNotFound.
+// For gives the part of the list that is valid on a disk: files of layers that it has, and metadata if it is the very
+// disk that the list was recorded on. What lies behind the end of the device of diskBytes is cut off. The list itself
+// does not change. A list of which nothing is left is errdefs.ErrNotFound.
 func (l *List) For(ix *layerdisk.Index, identity layerdisk.Identity, diskBytes int64) (*List, error) {
 	there := make(map[digest.Digest]bool, len(ix.Layers))
 	for i := range ix.Layers {

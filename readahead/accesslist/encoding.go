@@ -34,8 +34,8 @@ const (
 
 	// MaxEncodedBytes of a list. 2,000 files take 20 KB; gRPC takes messages of 4 MiB.
 	MaxEncodedBytes = 2 << 20
-	// maxTextTotal bounds what the compressed form may grow to. MaxRanges of both kinds take a third of it, and the rest has room
-	// for paths of 150 bytes for each.
+	// maxTextTotal bounds what the compressed form may grow to. MaxRanges of both kinds take a third of it, and the
+	// rest has room for paths of 150 bytes for each.
 	maxTextTotal = 64 << 20
 	// maxLineBytes has room for a path of which each byte is quoted with four.
 	maxLineBytes = 4*maxPathBytes + 64
@@ -102,8 +102,8 @@ func (l *List) write(w *bufio.Writer) {
 	}
 }
 
-// Decode reads what Encode wrote and checks all of it; the data may come from strangers. Memory is bounded by a small multiple of
-// what the largest list takes. Errors are errdefs.ErrInvalidArgument.
+// Decode reads what Encode wrote and checks all of it; the data may come from strangers. Memory is bounded by a small
+// multiple of what the largest list takes. Errors are errdefs.ErrInvalidArgument.
 func Decode(data []byte) (*List, error) {
 	l, err := decode(data)
 	if err == nil {

@@ -13,9 +13,9 @@ import (
 // mergeBlock is the grain of merging: what one read of a slow disk brings anyway (see docs/access-lists.md).
 const mergeBlock = 64 << 10
 
-// Merge makes one list of several of the same image and platform: what at least half of them have, in the order of the mean place
-// at which they have it. Metadata is that of the disk of the newest list. No lists, or lists of different images, are
-// errdefs.ErrInvalidArgument.
+// Merge makes one list of several of the same image and platform: what at least half of them have, in the order of the
+// mean place at which they have it. Metadata is that of the disk of the newest list. No lists, or lists of different
+// images, are errdefs.ErrInvalidArgument.
 func Merge(lists ...*List) (*List, error) {
 	merged, err := merge(lists)
 	if err != nil {

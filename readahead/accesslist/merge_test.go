@@ -37,7 +37,8 @@ func TestMergeKeepsWhatHalfOfThemHave(t *testing.T) {
 	)
 	require.NoError(t, err)
 	require.Equal(t, time.Unix(3, 0).UTC(), merged.Recorded)
-	// a: places 0, 0, 0; b: 2/3, 1/3, 0; half: 2/3, 2/3. Both ends of a are kept, the second block of b only one list has.
+	// a: places 0, 0, 0; b: 2/3, 1/3, 0; half: 2/3, 2/3. Both ends of a are kept, the second block of b only one list
+	// has.
 	require.Equal(t, []accesslist.FileRange{file("a", 0, 12288), file("b", 0, block), file("half", 0, 20)}, merged.Files)
 }
 

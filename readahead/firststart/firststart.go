@@ -1,9 +1,9 @@
-// Package firststart records, on a node, what the first start of an image reads that nobody has recorded: for images that nobody
-// traces. It happens once for each image; the start waits until it has begun, some milliseconds, and costs nothing more after that
-// that could be measured.
+// Package firststart records, on a node, what the first start of an image reads that nobody has recorded: for images
+// that nobody traces. It happens once for each image; the start waits until it has begun, some milliseconds, and costs
+// nothing more after that that could be measured.
 //
-// Pages that are in the page cache already are read by nobody. So only the first container of a disk since it was mounted is
-// recorded, and nothing is read ahead for it.
+// Pages that are in the page cache already are read by nobody. So only the first container of a disk since it was
+// mounted is recorded, and nothing is read ahead for it.
 package firststart
 
 import (
@@ -37,8 +37,8 @@ type Disk struct {
 
 // Disks are those of the node.
 type Disks interface {
-	// Visit a disk. The returned context ends with ctx and when the disk is about to leave; then, and when it is done, the caller
-	// closes all it has open of the disk and calls leave. A disk that is not ready is an error.
+	// Visit a disk. The returned context ends with ctx and when the disk is about to leave; then, and when it is done,
+	// the caller closes all it has open of the disk and calls leave. A disk that is not ready is an error.
 	Visit(ctx context.Context, diskUUID string) (visit context.Context, d Disk, leave func(), err error)
 }
 
@@ -81,7 +81,8 @@ const (
 	maxDisks = 4096
 	// keepTimeout bounds what is done with a list that is complete.
 	keepTimeout = 30 * time.Second
-	// beginTimeout bounds what a container waits for: the tracer takes a few milliseconds to begin, on a busy machine more.
+	// beginTimeout bounds what a container waits for: the tracer takes a few milliseconds to begin, on a busy machine
+	// more.
 	beginTimeout = time.Second
 )
 
@@ -127,9 +128,9 @@ type told struct {
 	taken chan struct{}
 }
 
-// Starting tells of a start. That of a container returns when it is being recorded, if it will be: what the container reads
-// before that would be missing. It waits for at most a second, and only where nothing is known of the image yet; all else
-// does not block. What cannot be remembered is forgotten.
+// Starting tells of a start. That of a container returns when it is being recorded, if it will be: what the container
+// reads before that would be missing. It waits for at most a second, and only where nothing is known of the image yet;
+// all else does not block. What cannot be remembered is forgotten.
 func (r *Recorder) Starting(s Start) {
 	t := told{Start: s, taken: make(chan struct{})}
 	select {

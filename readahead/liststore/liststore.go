@@ -1,5 +1,5 @@
-// Package liststore has access lists as files of a directory, one list in each, under any name: those that an administrator recorded for
-// the disks of a node, or copied there.
+// Package liststore has access lists as files of a directory, one list in each, under any name: those that an
+// administrator recorded for the disks of a node, or copied there.
 package liststore
 
 import (
@@ -44,8 +44,8 @@ type file struct {
 // Open a directory, which need not be there.
 func Open(path string) *Dir { return &Dir{path: path, seen: make(map[string]file)} }
 
-// Lists of an image by its normalised reference, the one recorded last first. None is errdefs.ErrNotFound. Files that have no list are
-// told in problems, each time anew.
+// Lists of an image by its normalised reference, the one recorded last first. None is errdefs.ErrNotFound. Files that
+// have no list are told in problems, each time anew.
 func (d *Dir) Lists(ctx context.Context, image string) (lists []*accesslist.List, problems, err error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -83,8 +83,8 @@ func (d *Dir) Lists(ctx context.Context, image string) (lists []*accesslist.List
 	return lists, problems, nil
 }
 
-// Put writes a list to a file of its own, in place of the one that was put of the same image and platform. A crash leaves the old one
-// or the new one.
+// Put writes a list to a file of its own, in place of the one that was put of the same image and platform. A crash
+// leaves the old one or the new one.
 func (d *Dir) Put(l *accesslist.List) error {
 	data, err := l.Encode()
 	if err == nil {

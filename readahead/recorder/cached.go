@@ -13,9 +13,9 @@ import (
 // cacheWindow is how much of a file is asked about at first.
 const cacheWindow = 64 << 20
 
-// cachedRanges calls each with every run of pages of the file's bytes up to end that are in the page cache, in the order of the
-// file. Where cachestat(2), of Linux 6.5, is missing mincore(2) answers, which does not see the pages of a block device that an ext4 has read
-// in part.
+// cachedRanges calls each with every run of pages of the file's bytes up to end that are in the page cache, in the
+// order of the file. Where cachestat(2), of Linux 6.5, is missing mincore(2) answers, which does not see the pages of a
+// block device that an ext4 has read in part.
 func cachedRanges(f *os.File, end int64, each func(offset, length int64)) error {
 	var at, length int64 // of the run so far
 	add := func(offset, size int64) {

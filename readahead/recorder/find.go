@@ -51,9 +51,8 @@ type finder struct {
 	layer  Layer
 }
 
-// find gives the names of the inodes that were seen. It reads directories only, no inodes: the kernel gives an inode's number and
-// type with its name. Of hard links the first name is
-// taken, directory by directory in the order of names.
+// find gives the names of the inodes that were seen. It reads directories only, no inodes: the kernel gives an inode's
+// number and type with its name. Of hard links the first name is taken, directory by directory in the order of names.
 func (t Target) find(ctx context.Context, seen observed) (map[uint64]name, error) {
 	f := &finder{ctx: ctx, wanted: make(map[uint64]bool), names: make(map[uint64]name), buf: make([]byte, 256<<10)}
 	for _, p := range seen.parts {

@@ -24,13 +24,14 @@ const (
 type instance struct {
 	root *os.Root // of tracefs
 	name string
-	// lock is the instance's directory, locked (flock): a process that is killed lets go of it, and the next recording removes
-	// what it left.
+	// lock is the instance's directory, locked (flock): a process that is killed lets go of it, and the next recording
+	// removes what it left.
 	lock *os.File
 	pipe *os.File
 }
 
-// newInstance makes one that records the events of the device with that number, and removes those of processes that are gone.
+// newInstance makes one that records the events of the device with that number, and removes those of processes that are
+// gone.
 func newInstance(dev uint64) (_ *instance, err error) {
 	root, err := fsmount.Tracefs()
 	if err != nil {
@@ -62,8 +63,8 @@ func newInstance(dev uint64) (_ *instance, err error) {
 	return in, err
 }
 
-// bufferKiB for each CPU. It is emptied several times a second, and a page takes about 50 bytes in it; all together it should not
-// be felt.
+// bufferKiB for each CPU. It is emptied several times a second, and a page takes about 50 bytes in it; all together it
+// should not be felt.
 func bufferKiB() int {
 	const total, least, most = 64 << 10, 256, 8 << 10
 	return min(most, max(least, total/runtime.NumCPU()))

@@ -1,14 +1,16 @@
-// Package recorder finds out what is read from a mounted layer disk, page by page and in order, and makes an access list of it.
+// Package recorder finds out what is read from a mounted layer disk, page by page and in order, and makes an access
+// list of it.
 //
-// Pages that are in the page cache already are read by nobody, so a disk has to be cold: mounted just now, by a mount that
-// nobody else has used. ColdMount makes one of any disk, also of one that is mounted and warm elsewhere: a loop device over its
-// device or file is another block device, whose file system is another one to the kernel and shares no cache.
+// Pages that are in the page cache already are read by nobody, so a disk has to be cold: mounted just now, by a mount
+// that nobody else has used. ColdMount makes one of any disk, also of one that is mounted and warm elsewhere: a loop
+// device over its device or file is another block device, whose file system is another one to the kernel and shares no
+// cache.
 //
 // Two ways lead there. MethodTrace has the kernel write down every page that comes into the page cache (tracepoint
-// filemap:mm_filemap_add_to_page_cache in a tracefs instance of its own): everything, in order, at no cost that could be
-// measured. Where tracing is locked down, MethodOpen notes which files are opened (fanotify on the whole file system) and looks
-// afterwards which of their pages are cached (mincore): the same files in order of their opening, but no order within
-// and among the metadata.
+// filemap:mm_filemap_add_to_page_cache in a tracefs instance of its own): everything, in order, at no cost that could
+// be measured. Where tracing is locked down, MethodOpen notes which files are opened (fanotify on the whole file
+// system) and looks afterwards which of their pages are cached (mincore): the same files in order of their opening, but
+// no order within and among the metadata.
 package recorder
 
 import (
@@ -100,8 +102,8 @@ type Recording struct {
 	started time.Time
 }
 
-// Start notes down all that is read from the disk from now on. The caller stops or closes the recording. A kernel that offers none of
-// the methods is errdefs.ErrNotImplemented, missing privileges errdefs.ErrPermissionDenied.
+// Start notes down all that is read from the disk from now on. The caller stops or closes the recording. A kernel that
+// offers none of the methods is errdefs.ErrNotImplemented, missing privileges errdefs.ErrPermissionDenied.
 func Start(ctx context.Context, t Target, method Method) (*Recording, error) {
 	r := &Recording{target: t, method: method}
 	var errs []error
@@ -140,8 +142,9 @@ func classify(err error) error {
 // Method that is in use.
 func (r *Recording) Method() Method { return r.method }
 
-// Stop ends the recording and makes the list, whose Image and Platform the caller sets. The disk has to be still mounted: the
-// files are looked up by inode, which reads the directories of the layers. Stop closes the recording, also if it fails.
+// Stop ends the recording and makes the list, whose Image and Platform the caller sets. The disk has to be still
+// mounted: the files are looked up by inode, which reads the directories of the layers. Stop closes the recording, also
+// if it fails.
 func (r *Recording) Stop(ctx context.Context) (*accesslist.List, Summary, error) {
 	sum := Summary{Method: r.method, Duration: time.Since(r.started)}
 	list := &accesslist.List{Recorded: r.started.UTC().Truncate(time.Second), Disk: r.target.Disk}

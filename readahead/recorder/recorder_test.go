@@ -122,8 +122,8 @@ func read(t *testing.T, target recorder.Target, layer int, path string, args ...
 	require.NoError(t, err, "%s", out)
 }
 
-// instances checks how many trace instances of ours there are. Other tests of this package do not run at the same time, and
-// recordings of other processes are locked.
+// instances checks how many trace instances of ours there are. Other tests of this package do not run at the same time,
+// and recordings of other processes are locked.
 func instances(t *testing.T, want int) {
 	t.Helper()
 	root, err := fsmount.Tracefs()
@@ -216,8 +216,8 @@ func TestListIsAllThatIsNeeded(t *testing.T) {
 	}
 }
 
-// readAheadThen does the work on a mount for which everything of the list was read, and tells what it read besides. A directory's block is
-// read once more: it was brought to the volume, not into the directory's own cache.
+// readAheadThen does the work on a mount for which everything of the list was read, and tells what it read besides. A
+// directory's block is read once more: it was brought to the volume, not into the directory's own cache.
 func (d *disk) readAheadThen(t *testing.T, list *accesslist.List, work func(recorder.Target)) (missed *accesslist.List, sectors int64) {
 	t.Helper()
 	target := d.mount(t)

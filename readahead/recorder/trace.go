@@ -29,8 +29,8 @@ const (
 // trace is a source that has the kernel write down pages.
 type trace struct {
 	in *instance
-	// disk is the file system's device number as events have it, bdevInode the inode of the block device, which is that number
-	// too, and bdev the file system of all block devices.
+	// disk is the file system's device number as events have it, bdevInode the inode of the block device, which is that
+	// number too, and bdev the file system of all block devices.
 	disk      string
 	bdevInode uint64
 	bdev      string
@@ -72,8 +72,8 @@ func startTrace(ctx context.Context, t Target) (*trace, error) {
 	return tr, nil
 }
 
-// calibrate reads a page of the block device itself, and learns from the event, which proves that tracing works, in which file
-// system the kernel has block devices: an inode of that number may exist in others too.
+// calibrate reads a page of the block device itself, and learns from the event, which proves that tracing works, in
+// which file system the kernel has block devices: an inode of that number may exist in others too.
 func (tr *trace) calibrate(path string) error {
 	dev, err := os.Open(path)
 	if err != nil {

@@ -187,8 +187,8 @@ func retryBusy(ctx context.Context, do func() error) error {
 	})
 }
 
-// diskImage is an image whose config is in the disk's index. Of its store only that can be read, which is all that containerd asks it
-// for.
+// diskImage is an image whose config is in the disk's index. Of its store only that can be read, which is all that
+// containerd asks it for.
 type diskImage struct{ img *onDisk }
 
 var _ oci.Image = diskImage{}

@@ -1,9 +1,9 @@
 // Package trialrun runs an image once, from a layer disk, and records what it reads.
 //
-// The disk is mounted once more for it, cold and apart from whatever the node does with the same disk, and the container runs on an
-// overlay of its layers: neither a pull, nor a snapshot, nor berthd is needed, and what runs on the node is not disturbed.
-// Everything that a run makes lies below one directory of its own, is undone when it ends, and is found by the next run if it was
-// killed.
+// The disk is mounted once more for it, cold and apart from whatever the node does with the same disk, and the
+// container runs on an overlay of its layers: neither a pull, nor a snapshot, nor berthd is needed, and what runs on
+// the node is not disturbed. Everything that a run makes lies below one directory of its own, is undone when it ends,
+// and is found by the next run if it was killed.
 package trialrun
 
 import (
@@ -31,7 +31,8 @@ const undoTimeout = 30 * time.Second
 type Options struct {
 	// Disk is a file or block device with a layer disk.
 	Disk string
-	// Image is the normalised reference of an image on it, Platform one of its platforms; the zero value is this machine's.
+	// Image is the normalised reference of an image on it, Platform one of its platforms; the zero value is this
+	// machine's.
 	Image    string
 	Platform ocispec.Platform
 	// Args to run in place of the image's entrypoint and command; none is those.
@@ -44,7 +45,8 @@ type Options struct {
 	Containerd string
 	// Dir is an absolute path for what runs make: mounts, and what the container writes. Runs of one Dir may overlap.
 	Dir string
-	// Timeout ends the recording, 0 never. A program that does not end by itself, such as a server, is ready then at the latest.
+	// Timeout ends the recording, 0 never. A program that does not end by itself, such as a server, is ready then at
+	// the latest.
 	Timeout time.Duration
 	// Ready, if not nil, ends the recording when a line of the container's output matches.
 	Ready *regexp.Regexp
@@ -73,12 +75,12 @@ type Result struct {
 	ImageBytes int64
 }
 
-// ErrFailed says that the program did not do what it was started for: its exit status was not 0, or it ended before it was ready. Its
-// class is errdefs.ErrFailedPrecondition.
+// ErrFailed says that the program did not do what it was started for: its exit status was not 0, or it ended before it
+// was ready. Its class is errdefs.ErrFailedPrecondition.
 var ErrFailed = fmt.Errorf("program failed: %w", errdefs.ErrFailedPrecondition)
 
-// Run runs the image and undoes everything. Errors: ErrFailed; errdefs.ErrNotFound for an image that the disk does not have; those of
-// layerdisk, record and containerd. If ctx ends the run is undone and nothing is recorded.
+// Run runs the image and undoes everything. Errors: ErrFailed; errdefs.ErrNotFound for an image that the disk does not
+// have; those of layerdisk, record and containerd. If ctx ends the run is undone and nothing is recorded.
 func Run(ctx context.Context, o Options) (_ *Result, err error) {
 	img, err := findImage(o)
 	if err != nil {

@@ -24,7 +24,8 @@ const (
 	workDir  = "w"
 )
 
-// workplace is the directory of one run, whose name is the container's too. It is locked (flock) as long as the run lives.
+// workplace is the directory of one run, whose name is the container's too. It is locked (flock) as long as the run
+// lives.
 type workplace struct {
 	dir        string
 	lock       *os.File

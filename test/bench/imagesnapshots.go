@@ -12,9 +12,9 @@ import (
 	"berth.dev/berth/test/harness/wait"
 )
 
-// imageSnapshots measures how long a user waits until an image snapshot is usable: plainly, with Flash, and with layers that another one
-// has. The storage is the embedded driver, whose volume snapshots take next to no time: what Flash saves would be minutes where a cloud
-// takes them.
+// imageSnapshots measures how long a user waits until an image snapshot is usable: plainly, with Flash, and with layers
+// that another one has. The storage is the embedded driver, whose volume snapshots take next to no time: what Flash
+// saves would be minutes where a cloud takes them.
 func (b *bench) imageSnapshots(ctx context.Context, _ string) (err error) {
 	d, err := berth.New(berth.Config{Dir: filepath.Join(b.dir, "isnap"), Bin: b.bin})
 	if err != nil {

@@ -22,7 +22,8 @@ type result struct {
 	// Value in Unit.
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
-	// Expect is what should come out, in words; Met says whether it did. Both are empty for a number that stands for itself.
+	// Expect is what should come out, in words; Met says whether it did. Both are empty for a number that stands for
+	// itself.
 	Expect string `json:"expect,omitempty"`
 	Met    *bool  `json:"met,omitempty"`
 }

@@ -30,9 +30,9 @@ type started struct {
 	restored lazy.Stats
 }
 
-// slow measures the time from the begin of a pull to a Python program that has loaded its libraries, with the image on a disk that
-// restores its blocks when they are first read: without reading ahead, with an access list, and with that and a disk that has the files
-// of the list together; against a pull to the local disk.
+// slow measures the time from the begin of a pull to a Python program that has loaded its libraries, with the image on
+// a disk that restores its blocks when they are first read: without reading ahead, with an access list, and with that
+// and a disk that has the files of the list together; against a pull to the local disk.
 func (b *bench) slow(ctx context.Context, _ string) error {
 	plain, placed := filepath.Join(b.dir, "scipy.img"), filepath.Join(b.dir, "placed.img")
 	listFile := filepath.Join(b.dir, "scipy.list")

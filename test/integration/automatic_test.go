@@ -66,8 +66,8 @@ func (n *node) forgetImages(images ...pushed) {
 	n.registry.Reset()
 }
 
-// E-5, E-20: what a pull wants and nothing has is pulled, and an image snapshot of just that is made beside it. The next pull is served
-// from its disk.
+// E-5, E-20: what a pull wants and nothing has is pulled, and an image snapshot of just that is made beside it. The
+// next pull is served from its disk.
 func TestAutomaticImageSnapshot(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.fiveLayers()...)
@@ -137,8 +137,8 @@ func TestNoAutomaticImageSnapshot(t *testing.T) {
 	require.Empty(t, n.snapshots())
 }
 
-// An image that was pulled with credentials which builds do not have is not made, and nothing tells of the credentials. With a secret that
-// the configuration names it is.
+// An image that was pulled with credentials which builds do not have is not made, and nothing tells of the credentials.
+// With a secret that the configuration names it is.
 func TestAutomaticImageSnapshotOfAPrivateImage(t *testing.T) {
 	n := newNode(t)
 	p := n.push("private", small("private"))
@@ -183,7 +183,8 @@ func TestAutomaticImageSnapshotOfAPrivateImage(t *testing.T) {
 	require.NotContains(t, n.berthd.Log()+n.cli("snapshot", "get", v.Name, "--json"), password)
 }
 
-// An automatic one that is being made survives a crash. The API makes it too: that is how front ends that know pods ask for it.
+// An automatic one that is being made survives a crash. The API makes it too: that is how front ends that know pods ask
+// for it.
 func TestAutomaticImageSnapshotSurvivesKill(t *testing.T) {
 	n := newNode(t)
 	p, other := n.push("app", small("app")), n.push("other", small("other"))

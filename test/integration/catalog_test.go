@@ -50,7 +50,8 @@ func (n *node) publishEntry(disk string, e catalog.Entry) {
 
 func byPath(disk string) catalog.Source { return catalog.Source{Driver: "loop", VolumeID: disk} }
 
-// volumeSnapshot makes a volume snapshot of a disk in the directory of berthd's embedded driver, which does not run yet.
+// volumeSnapshot makes a volume snapshot of a disk in the directory of berthd's embedded driver, which does not run
+// yet.
 func (n *node) volumeSnapshot(name, disk string) catalog.Source {
 	n.Helper()
 	content, err := os.ReadFile(disk)
@@ -209,7 +210,8 @@ func TestDiskMakesRoom(t *testing.T) {
 	require.Equal(t, []string{"b"}, n.attached())
 }
 
-// What was attached for a pull is there again after a crash, and its image snapshot need not be in the catalog any more.
+// What was attached for a pull is there again after a crash, and its image snapshot need not be in the catalog any
+// more.
 func TestDiskOnDemandSurvivesACrash(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.fiveLayers()...)

@@ -18,8 +18,8 @@ import (
 	"berth.dev/berth/test/harness/process"
 )
 
-// cloud is two nodes with the disks of one storage, through a CSI driver that is a process of its own: one makes image snapshots and
-// publishes them, the other pulls.
+// cloud is two nodes with the disks of one storage, through a CSI driver that is a process of its own: one makes image
+// snapshots and publishes them, the other pulls.
 type cloud struct {
 	builder, puller *node
 	driver          *process.Process
@@ -109,7 +109,8 @@ func (c *cloud) create(name string, p pushed, more ...string) {
 	c.builder.registry.Reset()
 }
 
-// pullFromDisk pulls until nothing is fetched: a node looks at a catalog now and then, and after a failure waits before it tries again.
+// pullFromDisk pulls until nothing is fetched: a node looks at a catalog now and then, and after a failure waits before
+// it tries again.
 func (n *node) pullFromDisk(p pushed) {
 	n.Helper()
 	n.eventually("a pull to fetch nothing", func() error {
@@ -124,8 +125,8 @@ func (n *node) pullFromDisk(p pushed) {
 	})
 }
 
-// C-50, E-12: what a user does on one node serves the pulls of another, with the disks of their storage: create, publish, pull, run,
-// detach, delete, and nothing is left.
+// C-50, E-12: what a user does on one node serves the pulls of another, with the disks of their storage: create,
+// publish, pull, run, detach, delete, and nothing is left.
 func TestImageSnapshotOfACloud(t *testing.T) {
 	c := newCloud(t)
 	a, b := c.builder, c.puller
@@ -169,8 +170,8 @@ func TestImageSnapshotOfACloud(t *testing.T) {
 	require.Empty(t, c.has("attachments"))
 }
 
-// Layers of an image snapshot in the cloud are taken over by the next (E-22), whatever the driver lacks to list and to look up; and an
-// update moves nodes to the new content.
+// Layers of an image snapshot in the cloud are taken over by the next (E-22), whatever the driver lacks to list and to
+// look up; and an update moves nodes to the new content.
 func TestReuseInACloud(t *testing.T) {
 	for _, without := range []string{"", "list", "list,get", "publish,stage,readonly,list,get"} {
 		t.Run("without "+without, func(t *testing.T) {
@@ -199,8 +200,8 @@ func TestReuseInACloud(t *testing.T) {
 	}
 }
 
-// Neither the CSI driver's nor berthd's death, in the midst of a build, while the volume snapshot is not ready, in the midst of a pull and
-// of a deletion, loses or leaves anything.
+// Neither the CSI driver's nor berthd's death, in the midst of a build, while the volume snapshot is not ready, in the
+// midst of a pull and of a deletion, loses or leaves anything.
 func TestCloudSurvivesKills(t *testing.T) {
 	c := newCloud(t, "--snapshot-time", "5s")
 	a, b := c.builder, c.puller
@@ -263,8 +264,8 @@ func TestCloudSurvivesKills(t *testing.T) {
 	require.Empty(t, c.has("attachments"))
 }
 
-// E-23 where volume snapshots take their time: the built volume serves the one node that attaches it first, others pull, and when the
-// volume snapshot is ready all have volumes of their own and the built one goes.
+// E-23 where volume snapshots take their time: the built volume serves the one node that attaches it first, others
+// pull, and when the volume snapshot is ready all have volumes of their own and the built one goes.
 func TestFlashInACloud(t *testing.T) {
 	c := newCloud(t, "--snapshot-time", "14s")
 	a, b := c.builder, c.puller

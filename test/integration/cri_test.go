@@ -75,9 +75,9 @@ func TestCRI(t *testing.T) {
 	})
 }
 
-// A pod in a user namespace sees its image's files as its own, by id-mapped mounts of the layers on the disk: nothing is
-// copied. Before 2.3 containerd cannot map layers on several file systems, so "berth config containerd" leaves out the
-// capability, and containerd makes a copy.
+// A pod in a user namespace sees its image's files as its own, by id-mapped mounts of the layers on the disk: nothing
+// is copied. Before 2.3 containerd cannot map layers on several file systems, so "berth config containerd" leaves out
+// the capability, and containerd makes a copy.
 func TestUserNamespacePod(t *testing.T) {
 	n := newNode(t)
 	layers := []image.Layer{n.busybox(), {Entries: []image.Entry{

@@ -32,8 +32,8 @@ func (n *node) startCSI() (driver *process.Process, socket, storage string) {
 	return driver, socket, storage
 }
 
-// buildSnapshot builds a layer disk of the image on a volume and leaves a volume snapshot of it, as a builder on another
-// node does.
+// buildSnapshot builds a layer disk of the image on a volume and leaves a volume snapshot of it, as a builder on
+// another node does.
 func (n *node) buildSnapshot(builder *csi.Driver, p pushed) string {
 	n.Helper()
 	v, err := builder.CreateVolume(n.Context(), blockdev.CreateVolumeRequest{Name: "build", SizeBytes: 64 << 20})
@@ -55,8 +55,8 @@ func (n *node) buildSnapshot(builder *csi.Driver, p pushed) string {
 	return s.ID
 }
 
-// M-2: an image comes to a node on a volume made of a volume snapshot, through a CSI driver: nothing is fetched, containers run
-// on while the driver is dead, and when image and disk have gone nothing is left in the storage.
+// M-2: an image comes to a node on a volume made of a volume snapshot, through a CSI driver: nothing is fetched,
+// containers run on while the driver is dead, and when image and disk have gone nothing is left in the storage.
 func TestCSIVolumeSnapshot(t *testing.T) {
 	n := newNode(t)
 	driver, socket, storage := n.startCSI()

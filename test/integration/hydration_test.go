@@ -40,8 +40,8 @@ func (n *node) slowAs(disk string, speed lazy.Speed) *slowdisk.Disk {
 	return s
 }
 
-// M-4: a disk that does not answer holds up a pull for the configured time and no longer: the registry serves. It serves the next pull, once
-// it has answered.
+// M-4: a disk that does not answer holds up a pull for the configured time and no longer: the registry serves. It
+// serves the next pull, once it has answered.
 func TestSlowDiskLosesTheRace(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.fiveLayers()...)
@@ -97,7 +97,8 @@ func (n *node) diskServes() {
 	})
 }
 
-// A disk that is there in the middle of a pull serves the layers that containerd has not unpacked yet, and the image is whole.
+// A disk that is there in the middle of a pull serves the layers that containerd has not unpacked yet, and the image is
+// whole.
 func TestDiskComesDuringPull(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.fiveLayers()...)
@@ -182,8 +183,8 @@ func (n *node) hydrated(p pushed, count int) (all []berth.Hydration) {
 	return all
 }
 
-// A pull that a disk serves has the page cache filled as the list says, before any container runs; after a restart of the node's
-// daemon the start of a container does.
+// A pull that a disk serves has the page cache filled as the list says, before any container runs; after a restart of
+// the node's daemon the start of a container does.
 func TestStartIsReadAhead(t *testing.T) {
 	n := newNode(t)
 	p := n.largeImage("large")

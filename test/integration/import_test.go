@@ -125,9 +125,9 @@ func (n *node) collectGarbage(namespace string) {
 	require.NoError(n, err)
 }
 
-// A pod and a container start from the images of a disk that was attached while the registry is switched off: the kubelet's question
-// whether the image is there (E-13) is answered with yes, and nothing is pulled. Garbage collection leaves the images whole, restarts of
-// everything too, and detaching the disk takes all of it back.
+// A pod and a container start from the images of a disk that was attached while the registry is switched off: the
+// kubelet's question whether the image is there (E-13) is answered with yes, and nothing is pulled. Garbage collection
+// leaves the images whole, restarts of everything too, and detaching the disk takes all of it back.
 func TestImport(t *testing.T) {
 	n := newNode(t)
 	n.withImport(func(i *berth.Import) { i.Pinned = true })
@@ -272,7 +272,8 @@ func (n *node) target(p pushed) string {
 	return img.Target.Digest.String()
 }
 
-// containerd may be away when a disk comes and when it goes: what is to be done is done when it is back, also by another berthd.
+// containerd may be away when a disk comes and when it goes: what is to be done is done when it is back, also by
+// another berthd.
 func TestImportWithoutContainerd(t *testing.T) {
 	n := newNode(t)
 	n.withImport(nil)
@@ -311,7 +312,8 @@ func TestImportWithoutContainerd(t *testing.T) {
 	n.requireNothing()
 }
 
-// A disk that nothing uses but the images that were registered goes when its time is over, and they with it. A container keeps it.
+// A disk that nothing uses but the images that were registered goes when its time is over, and they with it. A
+// container keeps it.
 func TestImportIdle(t *testing.T) {
 	n := newNode(t)
 	n.withImport(nil)
@@ -339,8 +341,8 @@ func TestImportIdle(t *testing.T) {
 	n.requireNothing()
 }
 
-// Images of two disks that share layers: containerd has one snapshot of those, on one disk. That disk can be detached, and the image
-// of the other goes over to its own layers.
+// Images of two disks that share layers: containerd has one snapshot of those, on one disk. That disk can be detached,
+// and the image of the other goes over to its own layers.
 func TestImportSharedLayers(t *testing.T) {
 	n := newNode(t)
 	n.withImport(nil)

@@ -64,7 +64,8 @@ func (n *node) pushIndex(name string, layers ...image.Layer) pushed {
 	return p
 }
 
-// An image of several platforms is registered with its index, as a pull leaves it, though the others are nowhere: CRI, ctr and nerdctl cope.
+// An image of several platforms is registered with its index, as a pull leaves it, though the others are nowhere: CRI,
+// ctr and nerdctl cope.
 func TestImportIndex(t *testing.T) {
 	n := newNode(t)
 	n.withImport(nil)

@@ -55,8 +55,8 @@ func (v matchView) verdicts() map[string]string {
 	return all
 }
 
-// "berth match" foretells what a pull then does, by all catalogs that the node has: its own store and a directory. What may not be
-// used is named with its reason (C-3).
+// "berth match" foretells what a pull then does, by all catalogs that the node has: its own store and a directory. What
+// may not be used is named with its reason (C-3).
 func TestMatchForetellsThePull(t *testing.T) {
 	n := newNode(t)
 	own, shared, none := n.push("own", n.fiveLayers()...), n.push("shared", small("base"), small("shared")), n.push("none", small("none"))
@@ -107,8 +107,8 @@ func TestMatchForetellsThePull(t *testing.T) {
 	require.Empty(t, n.foretell(shared, "--present").chosen(), "containerd has all of it")
 }
 
-// Requirements 3.2: while an image snapshot is built anew the old content serves if the node says so, and the literal rule is that only
-// Available ones do. The switch comes when the new content is complete.
+// Requirements 3.2: while an image snapshot is built anew the old content serves if the node says so, and the literal
+// rule is that only Available ones do. The switch comes when the new content is complete.
 func TestOldContentDuringUpdate(t *testing.T) {
 	for name, old := range map[string]bool{"serve_old_during_update": true, "only Available": false} {
 		t.Run(name, func(t *testing.T) {

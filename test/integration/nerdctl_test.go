@@ -12,8 +12,8 @@ import (
 	"berth.dev/berth/test/harness/berth"
 )
 
-// nerdctl pulls with the client's own code, which tells a snapshotter of a layer's chain ID and of nothing else; that is
-// enough for a hit.
+// nerdctl pulls with the client's own code, which tells a snapshotter of a layer's chain ID and of nothing else; that
+// is enough for a hit.
 func TestNerdctl(t *testing.T) {
 	n := newNode(t)
 	p := n.push("full", n.fiveLayers()...)

@@ -215,7 +215,8 @@ func (n *node) stopBerthd() {
 	require.NoError(n, n.berthd.Stop())
 	require.NoError(n, mounts.UnmountBelow(filepath.Join(n.dir, "b")))
 	require.NoError(n, loop.DetachBelow(n.dir))
-	// A slow disk is unmounted by itself: before that no loop device on it may be left, which nobody could find by its path.
+	// A slow disk is unmounted by itself: before that no loop device on it may be left, which nobody could find by its
+	// path.
 	if !n.slowDisk {
 		require.NoError(n, mounts.UnmountBelow(n.dir))
 	}

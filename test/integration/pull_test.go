@@ -31,8 +31,8 @@ func forEachConcurrency(t *testing.T, test func(*node)) {
 	}
 }
 
-// M-1, M-3, E-12: all layers are on the disk: nothing is fetched, nothing lies on the local file system, and a container sees
-// what it would see with overlayfs.
+// M-1, M-3, E-12: all layers are on the disk: nothing is fetched, nothing lies on the local file system, and a
+// container sees what it would see with overlayfs.
 func TestFullHit(t *testing.T) {
 	forEachConcurrency(t, func(n *node) {
 		p := n.push("full", n.fiveLayers()...)
@@ -131,8 +131,8 @@ func TestImagesOverTwoDisks(t *testing.T) {
 	n.requireSameTree(b)
 }
 
-// M-3: one image whose layers lie on two disks: the second disk has them on top of another base, so that only diff IDs or
-// blob digests can match them, which containerd tells since 2.1.
+// M-3: one image whose layers lie on two disks: the second disk has them on top of another base, so that only diff IDs
+// or blob digests can match them, which containerd tells since 2.1.
 func TestLayersOverTwoDisks(t *testing.T) {
 	n := newNode(t)
 	layers := n.fiveLayers()

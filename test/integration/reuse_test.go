@@ -12,8 +12,8 @@ import (
 	"berth.dev/berth/test/harness/image"
 )
 
-// E-22: the second image snapshot takes the layers that it shares with the first from its disk; only the others are fetched, and the
-// bytes that are told are those that were.
+// E-22: the second image snapshot takes the layers that it shares with the first from its disk; only the others are
+// fetched, and the bytes that are told are those that were.
 func TestSnapshotReusesLayers(t *testing.T) {
 	n := newNode(t)
 	base := []image.Layer{n.busybox(), {Entries: []image.Entry{image.File("large", strings.Repeat("0123456789abcdef", 3<<16))}}}

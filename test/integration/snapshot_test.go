@@ -129,7 +129,8 @@ func TestSnapshotLife(t *testing.T) {
 	require.ErrorContains(t, err, `no image snapshot "nightly"`)
 }
 
-// C-1, E-12: an image snapshot made on this node serves the next pull, without anybody attaching anything, and counts that.
+// C-1, E-12: an image snapshot made on this node serves the next pull, without anybody attaching anything, and counts
+// that.
 func TestPullFindsItsImageSnapshot(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.fiveLayers()...)
@@ -150,7 +151,8 @@ func TestPullFindsItsImageSnapshot(t *testing.T) {
 	}))
 }
 
-// The disk of an image snapshot goes away under a running container: the event names the image snapshot, and its own events say so.
+// The disk of an image snapshot goes away under a running container: the event names the image snapshot, and its own
+// events say so.
 func TestDiskOfImageSnapshotVanishes(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.busybox(), small("top"))

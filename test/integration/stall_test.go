@@ -20,8 +20,8 @@ import (
 	"berth.dev/berth/test/harness/slowdisk/lazy"
 )
 
-// stalling makes a disk of a file that can be told not to answer any more. It is not below the node's directory, which is
-// cleared of mounts before the disk ends.
+// stalling makes a disk of a file that can be told not to answer any more. It is not below the node's directory, which
+// is cleared of mounts before the disk ends.
 func (n *node) stalling(file string) *slowdisk.Disk {
 	n.Helper()
 	dir, err := os.MkdirTemp("", "bts")
@@ -60,9 +60,9 @@ func (n *node) cliSoon(args ...string) error {
 	return err
 }
 
-// A disk stops to answer while it serves, for good as far as anybody can know: pulls get from other disks and from the registry what
-// it has, all other work goes on, detaching says what is the matter, and berthd can be stopped and started. When the disk answers
-// again, everything that was to go is gone.
+// A disk stops to answer while it serves, for good as far as anybody can know: pulls get from other disks and from the
+// registry what it has, all other work goes on, detaching says what is the matter, and berthd can be stopped and
+// started. When the disk answers again, everything that was to go is gone.
 func TestDiskStalls(t *testing.T) {
 	n := newNode(t)
 	p, q, later := n.push("all", n.fiveLayers()...), n.push("other", n.busybox(), small("other")), n.push("later", n.busybox(), small("later"))
@@ -116,8 +116,8 @@ func TestDiskStalls(t *testing.T) {
 	require.Len(t, mounts, 1, "that of the other disk")
 }
 
-// A disk that does not answer while it is attached holds nobody up but those who wait for it, who are told in time. When it answers, it
-// serves.
+// A disk that does not answer while it is attached holds nobody up but those who wait for it, who are told in time.
+// When it answers, it serves.
 func TestDiskStallsWhileItIsAttached(t *testing.T) {
 	n := newNode(t)
 	p, q, later := n.push("all", n.fiveLayers()...), n.push("other", n.busybox(), small("other")), n.push("later", n.fiveLayers()[:4]...)

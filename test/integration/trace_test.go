@@ -277,8 +277,8 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// The list of an image snapshot is kept with it, recorded from a disk that no other node or container uses, and its next build
-// places files by it.
+// The list of an image snapshot is kept with it, recorded from a disk that no other node or container uses, and its
+// next build places files by it.
 func TestTraceOfAnImageSnapshot(t *testing.T) {
 	tr := newTraced(t)
 	flags := tr.registryFlags(tr.image.ref)
@@ -348,7 +348,8 @@ func decodeList(t *testing.T, encoded string) *accesslist.List {
 	return l
 }
 
-// A node records the first start of an image that has no list, and keeps it with the image snapshot or in its own directory.
+// A node records the first start of an image that has no list, and keeps it with the image snapshot or in its own
+// directory.
 func TestFirstStartIsRecorded(t *testing.T) {
 	for name, kept := range map[string]bool{"of an image snapshot": true, "of a disk": false} {
 		t.Run(name, func(t *testing.T) {

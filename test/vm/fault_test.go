@@ -30,8 +30,8 @@ func (d layerDisk) sectorOf(t *testing.T, content []byte) int64 {
 	return int64(at+len(content)/2) / 512
 }
 
-// A sector that cannot be read: in the index the disk is refused, in a layer's file only that file cannot be read, berth
-// verify finds it, and berthd serves on.
+// A sector that cannot be read: in the index the disk is refused, in a layer's file only that file cannot be read,
+// berth verify finds it, and berthd serves on.
 func TestBadSector(t *testing.T) {
 	n := newNode(t)
 	busybox, err := image.Busybox()
@@ -75,8 +75,8 @@ func TestBadSector(t *testing.T) {
 	n.pullOut(broken)
 }
 
-// A disk that is as slow as one that a cloud fills from far away: a pull waits for it for as long as it was told and then goes to the
-// registry; when the disk is there, later pulls use it.
+// A disk that is as slow as one that a cloud fills from far away: a pull waits for it for as long as it was told and
+// then goes to the registry; when the disk is there, later pulls use it.
 func TestSlowDisk(t *testing.T) {
 	n := newNode(t)
 	p, later := n.app("app"), n.other("later")

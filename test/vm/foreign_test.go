@@ -57,8 +57,8 @@ func (n *node) partitioned(d layerDisk) layerDisk {
 	return d
 }
 
-// A layer disk in a partition is found. Disks of others, with a file system, swap space or partitions, are left alone: their
-// owners can use them while berthd runs, and not a byte changes when they are plugged in again.
+// A layer disk in a partition is found. Disks of others, with a file system, swap space or partitions, are left alone:
+// their owners can use them while berthd runs, and not a byte changes when they are plugged in again.
 func TestForeignDisks(t *testing.T) {
 	n := newNode(t)
 	p := n.app("app")

@@ -13,8 +13,8 @@ import (
 // discover has berthd use whatever layer disk there is.
 const discover = "[discover]\nenabled = true\n"
 
-// A disk is plugged in, found, proved, mounted, used by a pull and a container, given back and pulled out, as each kind of
-// device that clouds have (M-1 to M-4).
+// A disk is plugged in, found, proved, mounted, used by a pull and a container, given back and pulled out, as each kind
+// of device that clouds have (M-1 to M-4).
 func TestHotPlug(t *testing.T) {
 	n := newNode(t)
 	p := n.app("app")

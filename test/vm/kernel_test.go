@@ -19,8 +19,8 @@ $F -type d -exec stat -c '%n %f %u %g %Y' {} + | busybox sort
 $F ! -type d -exec stat -c '%N %f %u %g %s %h %t:%T %Y' {} + | busybox sort
 $F -type f -exec md5sum {} + | busybox sort`
 
-// Debian's kernel sees on a layer disk what was in the layers: every attribute in the file system (berth verify), and in a
-// container the same tree as with containerd's own snapshotter.
+// Debian's kernel sees on a layer disk what was in the layers: every attribute in the file system (berth verify), and
+// in a container the same tree as with containerd's own snapshotter.
 func TestKernelSeesAllAttributes(t *testing.T) {
 	n := newNode(t)
 	busybox, err := image.Busybox()

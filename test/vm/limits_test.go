@@ -12,9 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Builds under the limits of cgroups, on a machine that has version 2 with its controllers: berthd in a group of its own, a build
-// beside it with its share of the processors and its bound on memory. The kernel ends a build that meets the bound, and nothing else: the
-// image snapshot says why, and berthd builds the next one.
+// Builds under the limits of cgroups, on a machine that has version 2 with its controllers: berthd in a group of its
+// own, a build beside it with its share of the processors and its bound on memory. The kernel ends a build that meets
+// the bound, and nothing else: the image snapshot says why, and berthd builds the next one.
 func TestBuildLimits(t *testing.T) {
 	n := newNode(t)
 	p := n.app("top")

@@ -57,8 +57,8 @@ func TestManyDisks(t *testing.T) {
 	n.nothingLeft()
 }
 
-// After a reset the kernel finds the disks in another order, so each has the device that another had. berthd finds them by what
-// is on them before it answers containerd, and images and containers of the run before work without a registry.
+// After a reset the kernel finds the disks in another order, so each has the device that another had. berthd finds them
+// by what is on them before it answers containerd, and images and containers of the run before work without a registry.
 func TestReboot(t *testing.T) {
 	n := newNode(t)
 	one, two := n.app("one"), n.other("two")

@@ -19,8 +19,8 @@ import (
 	"berth.dev/berth/test/harness/vm"
 )
 
-// kubelet is a client of the guest's CRI, which gets what it needs besides: a pause image, a network that does nothing, and leave
-// to pull without TLS.
+// kubelet is a client of the guest's CRI, which gets what it needs besides: a pause image, a network that does nothing,
+// and leave to pull without TLS.
 func (n *node) kubelet(pause pushed) *cri.Client {
 	n.Helper()
 	host, _, _ := strings.Cut(pause.ref, "/")
@@ -46,8 +46,8 @@ func (n *node) kubelet(pause pushed) *cri.Client {
 	return c
 }
 
-// Pods of a kubelet on Debian's kernel with cgroups of version 2, on a disk that was plugged in: one in the host's user namespace,
-// and one in its own, whose files are mapped and not copied.
+// Pods of a kubelet on Debian's kernel with cgroups of version 2, on a disk that was plugged in: one in the host's user
+// namespace, and one in its own, whose files are mapped and not copied.
 func TestPods(t *testing.T) {
 	n := newNode(t)
 	busybox, err := image.Busybox()

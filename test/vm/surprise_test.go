@@ -54,9 +54,9 @@ func (n *node) watch() (next func(controlv1.EventKind) *controlv1.Event) {
 // unreadable are the words of the C library for what reads from a disk that has gone give: EUCLEAN or EIO.
 const unreadable = "Structure needs cleaning|Input/output error|I/O error"
 
-// A disk is torn out under a running container. Its reads fail, nothing else does: the disk is taken out of service by the
-// kernel's event, other images on it are pulled (M-4), and when it is plugged in again, in another way, it serves again. The
-// dead mount goes with its last user.
+// A disk is torn out under a running container. Its reads fail, nothing else does: the disk is taken out of service by
+// the kernel's event, other images on it are pulled (M-4), and when it is plugged in again, in another way, it serves
+// again. The dead mount goes with its last user.
 func TestSurpriseRemoval(t *testing.T) {
 	n := newNode(t)
 	busybox, err := image.Busybox()
@@ -130,8 +130,8 @@ func TestSurpriseRemovalForGood(t *testing.T) {
 	require.Equal(t, "content of app", n.run(p, "c2", "cat", "/s/app"))
 }
 
-// berthd is killed, and its disk torn out before it is back; it comes up all the same, and the disk serves again when it
-// is plugged in.
+// berthd is killed, and its disk torn out before it is back; it comes up all the same, and the disk serves again when
+// it is plugged in.
 func TestKilledWhileTheDiskGoes(t *testing.T) {
 	n := newNode(t)
 	p, other := n.app("app"), n.other("other")
@@ -159,8 +159,8 @@ func TestKilledWhileTheDiskGoes(t *testing.T) {
 	n.nothingLeft()
 }
 
-// A disk is torn out while an image is pulled that lies on it in part. Whatever becomes of that pull, the next one gets all from the
-// registry (M-4), and with the disk back from both.
+// A disk is torn out while an image is pulled that lies on it in part. Whatever becomes of that pull, the next one gets
+// all from the registry (M-4), and with the disk back from both.
 func TestTornOutInThePull(t *testing.T) {
 	n := newNode(t)
 	p, more := n.app("app"), n.app("app", "top")

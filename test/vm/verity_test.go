@@ -13,8 +13,8 @@ import (
 	"berth.dev/berth/test/harness/vm"
 )
 
-// A layer disk below dm-verity is used through it: what lies below is held by the mapping and left alone, and what somebody
-// changes on the storage is an I/O error and never a wrong byte.
+// A layer disk below dm-verity is used through it: what lies below is held by the mapping and left alone, and what
+// somebody changes on the storage is an I/O error and never a wrong byte.
 func TestVerity(t *testing.T) {
 	n := newNode(t)
 	busybox, err := image.Busybox()

@@ -20,8 +20,8 @@ type volume struct {
 	linkOnly bool
 }
 
-// volumes by rules of docs/drivers.md that QEMU's devices can show as their clouds do. rbd, loop and NVMe disks of Azure and Google
-// cannot be had that way.
+// volumes by rules of docs/drivers.md that QEMU's devices can show as their clouds do. rbd, loop and NVMe disks of
+// Azure and Google cannot be had that way.
 func volumes() []volume {
 	return []volume{
 		{"openstack:0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9", vm.DiskSpec{Kind: vm.Virtio, Serial: "0a1b2c3d-4e5f-6071-8"}, false},
@@ -39,8 +39,8 @@ func volumes() []volume {
 	}
 }
 
-// Volumes are found by their clouds' names, whether they are there when they are wanted or come later. Each is another disk,
-// all are there at once, so one that is taken for another is refused by its digest.
+// Volumes are found by their clouds' names, whether they are there when they are wanted or come later. Each is another
+// disk, all are there at once, so one that is taken for another is refused by its digest.
 func TestNamedVolumes(t *testing.T) {
 	n := newNode(t)
 	all := volumes()
@@ -87,8 +87,8 @@ func TestNamedVolumes(t *testing.T) {
 	n.nothingLeft()
 }
 
-// Two volumes whose serials have the same first 20 characters, which is all that virtio shows: each is found by the name and the
-// digest that is expected of it, and neither by the name alone.
+// Two volumes whose serials have the same first 20 characters, which is all that virtio shows: each is found by the
+// name and the digest that is expected of it, and neither by the name alone.
 func TestSamePrefix(t *testing.T) {
 	n := newNode(t)
 	one, two := n.build("one", n.push("one", small("one"))), n.build("two", n.push("two", small("two")))

@@ -1,11 +1,12 @@
-// Package directory keeps a catalog as a directory with one file per image snapshot, <ID>.json. The directory may lie on NFS or in a
-// node's image, and files may be brought by any means: what is incomplete or damaged is reported and left out until it changes.
+// Package directory keeps a catalog as a directory with one file per image snapshot, <ID>.json. The directory may lie
+// on NFS or in a node's image, and files may be brought by any means: what is incomplete or damaged is reported and
+// left out until it changes.
 //
-// The directory is looked at again and again rather than watched by the kernel, which learns nothing of what other machines do to a
-// network file system.
+// The directory is looked at again and again rather than watched by the kernel, which learns nothing of what other
+// machines do to a network file system.
 //
-// Whoever may write to the directory may have nodes attach any disk; berth's own proof that a disk is the one of the entry's index
-// still stands before anything is mounted.
+// Whoever may write to the directory may have nodes attach any disk; berth's own proof that a disk is the one of the
+// entry's index still stands before anything is mounted.
 package directory
 
 import (
@@ -47,8 +48,8 @@ var (
 	_ catalog.Publisher = (*Directory)(nil)
 )
 
-// Open uses a directory, which may not be there yet. interval is the time between two looks, 0 for DefaultInterval. A path that is not
-// absolute is errdefs.ErrInvalidArgument.
+// Open uses a directory, which may not be there yet. interval is the time between two looks, 0 for DefaultInterval. A
+// path that is not absolute is errdefs.ErrInvalidArgument.
 func Open(path string, interval time.Duration) (*Directory, error) {
 	if !filepath.IsAbs(path) || interval < 0 {
 		return nil, fmt.Errorf("open catalog %q, looked at every %s: want an absolute path and no negative time: %w", path, interval, errdefs.ErrInvalidArgument)
@@ -59,7 +60,8 @@ func Open(path string, interval time.Duration) (*Directory, error) {
 	return &Directory{path: path, interval: interval}, nil
 }
 
-// Publish writes the entry's file: under another name first, and synced, so that a crash leaves the old one or the new one.
+// Publish writes the entry's file: under another name first, and synced, so that a crash leaves the old one or the new
+// one.
 func (d *Directory) Publish(ctx context.Context, e catalog.Entry) error {
 	data, err := catalog.Encode(e)
 	if err == nil {
@@ -127,8 +129,8 @@ func (d *Directory) Withdraw(ctx context.Context, id string) error {
 	return nil
 }
 
-// Watch looks at the directory now and then. A directory that is not there has no entries; one that cannot be read is a Problem, and
-// the entries known of it stay.
+// Watch looks at the directory now and then. A directory that is not there has no entries; one that cannot be read is a
+// Problem, and the entries known of it stay.
 func (d *Directory) Watch(ctx context.Context) (<-chan catalog.Change, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("watch catalog %s: %w", d.path, err)

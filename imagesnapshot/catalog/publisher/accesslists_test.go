@@ -24,7 +24,8 @@ func (t *listTarget) PublishAccessLists(_ context.Context, id string, lists []*a
 	return t.do(func() { t.lists[id] = lists })
 }
 
-// Lists follow their entry, and each change that the mirror is told of; those of entries that others do not get stay here.
+// Lists follow their entry, and each change that the mirror is told of; those of entries that others do not get stay
+// here.
 func TestMirrorPublishesAccessLists(t *testing.T) {
 	record := filepath.Join(t.TempDir(), "published")
 	synctest.Test(t, func(t *testing.T) {

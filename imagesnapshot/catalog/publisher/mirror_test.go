@@ -146,7 +146,8 @@ func TestMirror(t *testing.T) {
 	})
 }
 
-// A target that fails is told again, ever less often, and then has everything; one that hangs does not keep the node from stopping.
+// A target that fails is told again, ever less often, and then has everything; one that hangs does not keep the node
+// from stopping.
 func TestMirrorOfTargetThatFails(t *testing.T) {
 	record := filepath.Join(t.TempDir(), "published")
 	synctest.Test(t, func(t *testing.T) {
@@ -171,8 +172,8 @@ func TestMirrorOfTargetThatFails(t *testing.T) {
 	})
 }
 
-// What was published in a target that is not configured any more is withdrawn from it, once that can be done; what others published
-// there stays.
+// What was published in a target that is not configured any more is withdrawn from it, once that can be done; what
+// others published there stays.
 func TestLeave(t *testing.T) {
 	records := filepath.Join(t.TempDir(), "published")
 	require.NoError(t, publisher.Leave(t.Context(), records, "", nil), "nothing was ever published")

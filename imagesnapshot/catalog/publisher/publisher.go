@@ -1,4 +1,5 @@
-// Package publisher keeps in one catalog what another one lists: the image snapshots of a node in a directory that other nodes read.
+// Package publisher keeps in one catalog what another one lists: the image snapshots of a node in a directory that
+// other nodes read.
 package publisher
 
 import (
@@ -31,8 +32,8 @@ type Config struct {
 	// Lists, if not nil, gives the access lists of the image snapshot of an entry's ID, which ListsTo gets.
 	Lists   func(ctx context.Context, id string) ([]*accesslist.List, error)
 	ListsTo catalog.ListPublisher
-	// Target names To, and Records is a directory, made if it is missing, that remembers what was published in which target: so what
-	// went away while nobody ran is withdrawn later, and nothing of others ever is.
+	// Target names To, and Records is a directory, made if it is missing, that remembers what was published in which
+	// target: so what went away while nobody ran is withdrawn later, and nothing of others ever is.
 	Target, Records string
 }
 
@@ -68,7 +69,8 @@ const maxTouched = 1024
 // New makes a mirror. It does nothing until Run.
 func New(cfg Config) *Mirror { return &Mirror{Config: cfg, touched: make(chan string, maxTouched)} }
 
-// TouchLists tells that the access lists of an image snapshot have changed. It does not block, and is safe for concurrent use.
+// TouchLists tells that the access lists of an image snapshot have changed. It does not block, and is safe for
+// concurrent use.
 func (m *Mirror) TouchLists(id string) {
 	select {
 	case m.touched <- id:
@@ -82,8 +84,8 @@ const (
 	lastRetry  = time.Minute
 )
 
-// Run publishes and withdraws until ctx ends, and then returns nil; it does not wait for a directory that hangs, as those on a network
-// may. What cannot be done now is tried again.
+// Run publishes and withdraws until ctx ends, and then returns nil; it does not wait for a directory that hangs, as
+// those on a network may. What cannot be done now is tried again.
 func (m *Mirror) Run(ctx context.Context) error {
 	if err := os.MkdirAll(m.Records, 0o700); err != nil {
 		return fmt.Errorf("publish image snapshots: %w", err)
@@ -239,8 +241,8 @@ func (m *Mirror) note(id string, published bool) error {
 	return nil
 }
 
-// Leave withdraws what was published in other targets than this one, which a configuration named before; an empty one is all. What
-// fails is tried again by the next call.
+// Leave withdraws what was published in other targets than this one, which a configuration named before; an empty one
+// is all. What fails is tried again by the next call.
 func Leave(ctx context.Context, records, except string, open func(target string) (catalog.Publisher, error)) error {
 	entries, err := os.ReadDir(records)
 	if errors.Is(err, os.ErrNotExist) {

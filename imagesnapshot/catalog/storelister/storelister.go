@@ -1,5 +1,5 @@
-// Package storelister is the catalog of a store of image snapshots: each is an entry, without a disk as long as it has none that nodes may
-// attach. It changes as the store does, and nobody else publishes in it.
+// Package storelister is the catalog of a store of image snapshots: each is an entry, without a disk as long as it has
+// none that nodes may attach. It changes as the store does, and nobody else publishes in it.
 package storelister
 
 import (
@@ -55,7 +55,8 @@ func (c *Catalog) Watch(ctx context.Context) (<-chan catalog.Change, error) {
 	return w.out, nil
 }
 
-// summary is an entry without its index. Most changes of an image snapshot, such as its being matched, change nothing of it.
+// summary is an entry without its index. Most changes of an image snapshot, such as its being matched, change nothing
+// of it.
 type summary struct {
 	id, name, state  string
 	created, expires time.Time

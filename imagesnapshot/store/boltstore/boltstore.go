@@ -1,4 +1,5 @@
-// Package boltstore keeps image snapshots in one file, for a machine without Kubernetes. The file belongs to one process at a time.
+// Package boltstore keeps image snapshots in one file, for a machine without Kubernetes. The file belongs to one
+// process at a time.
 //
 //	meta      format, installation
 //	objects   name -> JSON
@@ -248,7 +249,8 @@ type change struct {
 	deleted bool
 }
 
-// write asks prepare, under the lock, what to write, writes it, and tells the watchers. prepare's object becomes the store's.
+// write asks prepare, under the lock, what to write, writes it, and tells the watchers. prepare's object becomes the
+// store's.
 func (s *Store) write(ctx context.Context, prepare func() (change, error)) error {
 	if err := ctx.Err(); err != nil {
 		return err

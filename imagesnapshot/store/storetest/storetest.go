@@ -26,7 +26,8 @@ type Full interface {
 type Config struct {
 	// New gives an empty store, which it closes by t.Cleanup.
 	New func(t *testing.T) Full
-	// Reopen gives the same store anew, as after a restart of the process, and closes the old one. Nil if it keeps nothing.
+	// Reopen gives the same store anew, as after a restart of the process, and closes the old one. Nil if it keeps
+	// nothing.
 	Reopen func(t *testing.T, old Full) Full
 }
 

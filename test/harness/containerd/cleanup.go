@@ -35,8 +35,8 @@ func (d *Daemon) Close() error {
 	return errors.Join(errs...)
 }
 
-// shimSockets are the sockets of shims, all in one directory of the host, which those that are killed leave. Their names
-// are in each container's bundle, in a file that is named by version.
+// shimSockets are the sockets of shims, all in one directory of the host, which those that are killed leave. Their
+// names are in each container's bundle, in a file that is named by version.
 func (d *Daemon) shimSockets() ([]string, error) {
 	var sockets []string
 	for _, name := range []string{"address", "bootstrap.json"} {

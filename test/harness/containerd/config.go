@@ -24,8 +24,8 @@ type Config struct {
 	Version string
 	// Dir holds everything: root, state, sockets, log. Sockets need it to be short.
 	Dir string
-	// Namespace for what names none; empty for "default". runc and the cgroups of the host know a container by namespace
-	// and name, so daemons that run at the same time need different ones. It is cleaned up by Close.
+	// Namespace for what names none; empty for "default". runc and the cgroups of the host know a container by
+	// namespace and name, so daemons that run at the same time need different ones. It is cleaned up by Close.
 	Namespace string
 	// Proxies beside the built-in snapshotters. Each can be used by pulls.
 	Proxies []Proxy
@@ -147,7 +147,8 @@ func (c Config) writeServers(line func(string, ...any), configVersion int64) {
 	line("[plugins.'io.containerd.server.v1.ttrpc']\n  address = %q", c.socket()+".ttrpc")
 }
 
-// writeTransfer lists every snapshotter that pulls may unpack for: listing any replaces the default, which is overlayfs.
+// writeTransfer lists every snapshotter that pulls may unpack for: listing any replaces the default, which is
+// overlayfs.
 func (c Config) writeTransfer(line func(string, ...any)) {
 	line("[plugins.'io.containerd.transfer.v1.local']")
 	if c.MaxConcurrentUnpacks > 0 && c.ParallelUnpack() {

@@ -82,7 +82,8 @@ func (d *Daemon) Configure(change func(*Config)) error {
 // Config in force at the next Start.
 func (d *Daemon) Config() Config { return d.cfg }
 
-// UseRegistry says how CRI and nerdctl speak to host. CRI would use TLS, nerdctl plain HTTP, because it is this machine.
+// UseRegistry says how CRI and nerdctl speak to host. CRI would use TLS, nerdctl plain HTTP, because it is this
+// machine.
 func (d *Daemon) UseRegistry(host string, plainHTTP bool) error {
 	server := "https://" + host
 	if plainHTTP {

@@ -14,8 +14,8 @@ import (
 	"berth.dev/berth/test/harness/tools"
 )
 
-// Nerdctl runs nerdctl in the daemon's namespace and returns what it printed; an error has its complaint. Its state lies in
-// the daemon's directory. Containers need "--net none": nothing is set up on the host.
+// Nerdctl runs nerdctl in the daemon's namespace and returns what it printed; an error has its complaint. Its state
+// lies in the daemon's directory. Containers need "--net none": nothing is set up on the host.
 func (d *Daemon) Nerdctl(ctx context.Context, snapshotter string, args ...string) (string, error) {
 	bin, err := tools.Dir(ctx, "nerdctl")
 	if err != nil {

@@ -78,7 +78,8 @@ mkdir -p /app; for i in $(seq 2000); do mkdir -p /app/data/$((i % 50)); echo "re
 	)
 }
 
-// Science is of medium size, about 150 to 200 MB compressed, 500 MB unpacked: numpy, pandas, django and small files, with a layer that deletes.
+// Science is of medium size, about 150 to 200 MB compressed, 500 MB unpacked: numpy, pandas, django and small files,
+// with a layer that deletes.
 func Science() Image {
 	return Image{
 		Repository: "science:1",
@@ -102,8 +103,8 @@ func Scipy() Image {
 	}
 }
 
-// Everything is large, about 2.5 GB unpacked: compilers, browsers, an office, fonts and 256 MiB that do not compress, as
-// model weights do not.
+// Everything is large, about 2.5 GB unpacked: compilers, browsers, an office, fonts and 256 MiB that do not compress,
+// as model weights do not.
 func Everything() Image {
 	return Image{
 		Repository: "everything:1",

@@ -26,7 +26,8 @@ type Server struct {
 	asked []string
 }
 
-// Start serves the names, written without a dot at the end, on an address with a port, which may be 0. The caller closes it.
+// Start serves the names, written without a dot at the end, on an address with a port, which may be 0. The caller
+// closes it.
 func Start(address netip.AddrPort, names map[string]netip.Addr) (*Server, error) {
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(address))
 	if err != nil {

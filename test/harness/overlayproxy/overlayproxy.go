@@ -1,5 +1,5 @@
-// Package overlayproxy serves containerd's own overlay snapshotter as a proxy plugin: what berth is compared with, by the
-// same way to containerd.
+// Package overlayproxy serves containerd's own overlay snapshotter as a proxy plugin: what berth is compared with, by
+// the same way to containerd.
 package overlayproxy
 
 import (

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pages of the part of the file or block device that are in the page cache; offset and length are multiples of the size of a page. It
-// asks mincore(2), which is older than cachestat(2) and brings nothing into the cache.
+// Pages of the part of the file or block device that are in the page cache; offset and length are multiples of the size
+// of a page. It asks mincore(2), which is older than cachestat(2) and brings nothing into the cache.
 func Pages(path string, offset, length int64) (count int, err error) {
 	f, err := os.Open(path)
 	if err != nil {

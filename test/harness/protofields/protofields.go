@@ -3,8 +3,8 @@ package protofields
 
 import "google.golang.org/protobuf/reflect/protoreflect"
 
-// Unset lists the fields of a message that have no value, or the zero one, such as "spec.images", in the order of the definition.
-// Single messages in it are looked into, lists and maps are not.
+// Unset lists the fields of a message that have no value, or the zero one, such as "spec.images", in the order of the
+// definition. Single messages in it are looked into, lists and maps are not.
 func Unset(m protoreflect.ProtoMessage) []string { return unset("", m.ProtoReflect()) }
 
 func unset(prefix string, m protoreflect.Message) (names []string) {

@@ -36,7 +36,8 @@ func (p *Proxy) SetBlobFault(d digest.Digest, f Fault) {
 	p.blobFaults[d] = f
 }
 
-// Hold makes GETs of the blobs wait until Resume, or those of all blobs if none is given: a slow registry without a clock.
+// Hold makes GETs of the blobs wait until Resume, or those of all blobs if none is given: a slow registry without a
+// clock.
 func (p *Proxy) Hold(only ...digest.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,7 +1,9 @@
-// Package slowdisk makes disks that are slow as volumes are that a cloud restores lazily: the first read of each block costs
-// milliseconds. A disk is a FUSE file, to be attached like any other file; the process behind it counts, and can hold up or fail reads.
+// Package slowdisk makes disks that are slow as volumes are that a cloud restores lazily: the first read of each block
+// costs milliseconds. A disk is a FUSE file, to be attached like any other file; the process behind it counts, and can
+// hold up or fail reads.
 //
-// Whatever happens to a test, its disk's process ends with it, and then the kernel fails all reads of the file: nothing hangs.
+// Whatever happens to a test, its disk's process ends with it, and then the kernel fails all reads of the file: nothing
+// hangs.
 package slowdisk
 
 import (
@@ -144,9 +146,9 @@ func (d *Disk) call(ctx context.Context, method, what string) ([]byte, error) {
 // Kill the process, as a crash does: reads of the file fail from now on.
 func (d *Disk) Kill() error { return d.proc.Kill() }
 
-// Close ends the process and unmounts. Loop devices of the file must be detached before; where they are not, the mount is detached from
-// the tree and their reads fail. It is an error if somebody else has unmounted it: loop devices that were on it then are left and
-// nobody can tell whose they were.
+// Close ends the process and unmounts. Loop devices of the file must be detached before; where they are not, the mount
+// is detached from the tree and their reads fail. It is an error if somebody else has unmounted it: loop devices that
+// were on it then are left and nobody can tell whose they were.
 func (d *Disk) Close() error {
 	var errs []error
 	if d.mounted {

@@ -140,7 +140,8 @@ func TestFailAndMend(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// A disk whose process dies while a read of it is held up fails that read: nothing hangs, and everything can be taken away.
+// A disk whose process dies while a read of it is held up fails that read: nothing hangs, and everything can be taken
+// away.
 func TestDeathHangsNothing(t *testing.T) {
 	a := attach(t)
 	require.NoError(t, a.Hold(t.Context()))

@@ -1,6 +1,6 @@
 // Package vm runs virtual machines with disks that are plugged in and pulled out as a cloud does it, and that misbehave
-// as real devices do. The machines run Debian's kernel and udev, and berth, containerd and runc as built here; QEMU emulates
-// the processor, so that no right and no device of the host is needed.
+// as real devices do. The machines run Debian's kernel and udev, and berth, containerd and runc as built here; QEMU
+// emulates the processor, so that no right and no device of the host is needed.
 package vm
 
 import (
@@ -103,7 +103,8 @@ func treeBytes(dir string) (sum int64, err error) {
 
 const qemu = "qemu-system-x86_64"
 
-// Guest is a virtual machine that runs. Its methods may be used from several goroutines, but for Close and those that restart it.
+// Guest is a virtual machine that runs. Its methods may be used from several goroutines, but for Close and those that
+// restart it.
 type Guest struct {
 	dir      string
 	proc     *process.Process
@@ -208,8 +209,8 @@ func (g *Guest) Close() error {
 	return errors.Join(errs...)
 }
 
-// Reboot resets the machine, which has no time to write anything, and waits until it is up again. Disks stay plugged in;
-// the kernel finds them in the order of their ports.
+// Reboot resets the machine, which has no time to write anything, and waits until it is up again. Disks stay plugged
+// in; the kernel finds them in the order of their ports.
 func (g *Guest) Reboot(ctx context.Context) error {
 	if err := g.monitor.execute(ctx, "system_reset", nil); err != nil {
 		return fmt.Errorf("reset virtual machine: %w", err)

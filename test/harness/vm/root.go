@@ -23,11 +23,12 @@ import (
 // suite of Debian that the guest runs: that of the machines the tests run on, so that programs built here run there.
 const suite = "bookworm"
 
-// packages of the guest beside Debian's smallest set. busybox-static is its init, cryptsetup-bin has veritysetup, fdisk sfdisk.
+// packages of the guest beside Debian's smallest set. busybox-static is its init, cryptsetup-bin has veritysetup, fdisk
+// sfdisk.
 var packages = []string{"udev", "kmod", "iproute2", "busybox-static", "cryptsetup-bin", "fdisk", "e2fsprogs"} //nolint:gochecknoglobals // a table
 
-// customize is run by mmdebstrap with the new tree: it unpacks the kernel that the metapackage wants, without its initial
-// RAM disk, because file system and NVMe driver of the root disk are built in.
+// customize is run by mmdebstrap with the new tree: it unpacks the kernel that the metapackage wants, without its
+// initial RAM disk, because file system and NVMe driver of the root disk are built in.
 //
 //go:embed customize.sh
 var customize string
@@ -48,8 +49,8 @@ const inittab = "::sysinit:/etc/rc\n::respawn:/opt/berth/agent\n"
 // root is a guest's system: a kernel, and a file system to boot from, which must not be written to.
 type root struct{ kernel, image string }
 
-// makeRoot makes the system, or takes it from the cache. It is known by what makes it, so not by the versions of Debian's
-// packages: delete it from the cache to get newer ones.
+// makeRoot makes the system, or takes it from the cache. It is known by what makes it, so not by the versions of
+// Debian's packages: delete it from the cache to get newer ones.
 func makeRoot(ctx context.Context) (root, error) {
 	cache, err := tools.CacheDir("vm")
 	if err != nil {
@@ -116,7 +117,8 @@ const (
 	rootBytes = 4 << 30
 	// rootOffset is where the partition of the root disk begins.
 	rootOffset = 1 << 20
-	// rootSignature is the root disk's, by which the kernel finds the partition: names of NVMe disks differ from boot to boot.
+	// rootSignature is the root disk's, by which the kernel finds the partition: names of NVMe disks differ from boot
+	// to boot.
 	rootSignature = 0x62657274
 )
 

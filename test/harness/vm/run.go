@@ -88,7 +88,8 @@ func (g *Guest) WriteFile(ctx context.Context, path, text string) error {
 	return err
 }
 
-// runTimeout is many times what the slowest program of a test needs: one that hangs shall be seen, and the guest asked why.
+// runTimeout is many times what the slowest program of a test needs: one that hangs shall be seen, and the guest asked
+// why.
 const runTimeout = 5 * time.Minute
 
 func (g *Guest) run(ctx context.Context, req wire.Request) (string, error) {

@@ -1,5 +1,5 @@
-// Package walk runs random tests: many steps drawn from a seed, so that a walk that failed can be gone again. What led to the failure, and
-// the seed, is printed.
+// Package walk runs random tests: many steps drawn from a seed, so that a walk that failed can be gone again. What led
+// to the failure, and the seed, is printed.
 //
 //	BERTH_SEED=17          go only the walk of this seed
 //	BERTH_STEPS=1000000    go so many steps in all, instead of the test's own number
@@ -44,9 +44,10 @@ type Walk struct {
 	broken []string
 }
 
-// Run goes walks of at most length steps until there were that many in all, each with a seed of its own: 1, 2 and so on. Each runs in a
-// bubble of synctest, so that waiting costs nothing. What goroutines do at the same time may still come in another order; UUIDs are drawn
-// from the seed too, so a test that walks must not run in parallel with others. With the race detector it goes a tenth of the steps.
+// Run goes walks of at most length steps until there were that many in all, each with a seed of its own: 1, 2 and so
+// on. Each runs in a bubble of synctest, so that waiting costs nothing. What goroutines do at the same time may still
+// come in another order; UUIDs are drawn from the seed too, so a test that walks must not run in parallel with others.
+// With the race detector it goes a tenth of the steps.
 func Run(t *testing.T, steps, length int, walk func(w *Walk)) {
 	t.Helper()
 	first := uint64(1)

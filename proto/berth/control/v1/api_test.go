@@ -20,7 +20,8 @@ import (
 const vendors = "alibaba aliyun eci acr acs tencent tke eks cbs huawei cci cce evs volcengine vci byteplus baidu bci amazon aws ebs ecr " +
 	"ec2 gcp gke azure aks openstack cinder ceph rbd"
 
-// Nothing in the neutral API names a vendor, neither a field nor its description: what one of them alone has travels as a parameter.
+// Nothing in the neutral API names a vendor, neither a field nor its description: what one of them alone has travels as
+// a parameter.
 func TestNoVendor(t *testing.T) {
 	files, err := filepath.Glob("*.proto")
 	require.NoError(t, err)

@@ -739,8 +739,8 @@ type ImportedImage struct {
 	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
 	// Namespace of containerd.
 	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// "registered"; "left" to somebody else's image of the same name; "refused"; "failed", to be tried again; "removed" by
-	// somebody after it was registered.
+	// "registered"; "left" to somebody else's image of the same name; "refused"; "failed", to be tried again; "removed"
+	// by somebody after it was registered.
 	Result string `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
 	// Why it is not registered, in words.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -819,8 +819,8 @@ type AttachDiskRequest struct {
 	Keep bool `protobuf:"varint,4,opt,name=keep,proto3" json:"keep,omitempty"`
 	// Refuse a disk whose index has another digest; empty takes any layer disk.
 	ExpectIndexDigest string `protobuf:"bytes,5,opt,name=expect_index_digest,json=expectIndexDigest,proto3" json:"expect_index_digest,omitempty"`
-	// In place of volume_id, the driver's ID of a volume snapshot: a volume is made of it for this node, and deleted when the
-	// disk leaves it.
+	// In place of volume_id, the driver's ID of a volume snapshot: a volume is made of it for this node, and deleted when
+	// the disk leaves it.
 	SnapshotId    string `protobuf:"bytes,6,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

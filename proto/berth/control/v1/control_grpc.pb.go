@@ -47,9 +47,9 @@ type ControlServiceClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// ListDisks lists the layer disks that are attached or meant to be, by name.
 	ListDisks(ctx context.Context, in *ListDisksRequest, opts ...grpc.CallOption) (*ListDisksResponse, error)
-	// AttachDisk attaches a layer disk, proves that it is one, and serves from it. It returns when the disk serves, or with
-	// the reason why it does not; then nothing is left attached or made. Attaching the same again under the same name changes
-	// nothing.
+	// AttachDisk attaches a layer disk, proves that it is one, and serves from it. It returns when the disk serves, or
+	// with the reason why it does not; then nothing is left attached or made. Attaching the same again under the same
+	// name changes nothing.
 	AttachDisk(ctx context.Context, in *AttachDiskRequest, opts ...grpc.CallOption) (*AttachDiskResponse, error)
 	// DetachDisk stops serving from a disk and detaches it. A disk with layers in use is FAILED_PRECONDITION and stays as
 	// it is, unless drain is set.
@@ -161,9 +161,9 @@ type ControlServiceServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// ListDisks lists the layer disks that are attached or meant to be, by name.
 	ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error)
-	// AttachDisk attaches a layer disk, proves that it is one, and serves from it. It returns when the disk serves, or with
-	// the reason why it does not; then nothing is left attached or made. Attaching the same again under the same name changes
-	// nothing.
+	// AttachDisk attaches a layer disk, proves that it is one, and serves from it. It returns when the disk serves, or
+	// with the reason why it does not; then nothing is left attached or made. Attaching the same again under the same
+	// name changes nothing.
 	AttachDisk(context.Context, *AttachDiskRequest) (*AttachDiskResponse, error)
 	// DetachDisk stops serving from a disk and detaches it. A disk with layers in use is FAILED_PRECONDITION and stays as
 	// it is, unless drain is set.

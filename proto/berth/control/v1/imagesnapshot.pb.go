@@ -1,8 +1,9 @@
-// The image snapshot service of berthd: what users, and the front ends of clouds and of Kubernetes, do with image snapshots.
+// The image snapshot service of berthd: what users, and the front ends of clouds and of Kubernetes, do with image
+// snapshots.
 //
-// It is served beside the control service, under the same rules: fields, methods and enum values are only ever added within
-// v1, and a client ignores what it does not know. Nothing in it names a vendor; what only one backend understands travels in
-// BuildSpec.parameters as it is.
+// It is served beside the control service, under the same rules: fields, methods and enum values are only ever added
+// within v1, and a client ignores what it does not know. Nothing in it names a vendor; what only one backend
+// understands travels in BuildSpec.parameters as it is.
 //
 // Errors are gRPC codes:
 //   INVALID_ARGUMENT     an illegal value. The message names each field and what is allowed; so does a google.rpc.BadRequest
@@ -498,7 +499,8 @@ type ImageSnapshotSpec struct {
 	Registries []*RegistryAccess `protobuf:"bytes,6,rep,name=registries,proto3" json:"registries,omitempty"`
 	// How the disk is built.
 	Build *BuildSpec `protobuf:"bytes,7,opt,name=build,proto3" json:"build,omitempty"`
-	// Start the disk from the image snapshot that shares most layers with it, so that only the others are fetched and written.
+	// Start the disk from the image snapshot that shares most layers with it, so that only the others are fetched and
+	// written.
 	ReuseLayers bool `protobuf:"varint,8,opt,name=reuse_layers,json=reuseLayers,proto3" json:"reuse_layers,omitempty"`
 	// Make it usable as soon as the layers are unpacked, before the volume snapshot is complete.
 	Flash bool `protobuf:"varint,9,opt,name=flash,proto3" json:"flash,omitempty"`
@@ -2399,7 +2401,8 @@ type MatchImagesRequest struct {
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Ask for automatic matching where the annotations say nothing about it.
 	AutoMatch bool `protobuf:"varint,4,opt,name=auto_match,json=autoMatch,proto3" json:"auto_match,omitempty"`
-	// Order of automatic matching, overriding the annotations: "saved", "size", "quantity" or "degree"; empty takes theirs.
+	// Order of automatic matching, overriding the annotations: "saved", "size", "quantity" or "degree"; empty takes
+	// theirs.
 	Order string `protobuf:"bytes,5,opt,name=order,proto3" json:"order,omitempty"`
 	// Candidates to explain at most; 0 is 20, a negative number none. Those that are chosen or pinned always are.
 	Explain       int32 `protobuf:"varint,6,opt,name=explain,proto3" json:"explain,omitempty"`
@@ -2630,8 +2633,8 @@ type EnsureAutomaticImageSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Tenant that it belongs to, whose secrets the registries name. Owners share nothing.
 	Owner string `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
-	// All images of the pod, init containers included. References with a digest make an image snapshot of just that; a moved tag
-	// is another set then.
+	// All images of the pod, init containers included. References with a digest make an image snapshot of just that; a
+	// moved tag is another set then.
 	Images []string `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"`
 	// Platforms of each image; none is that of the building machine.
 	Platforms []string `protobuf:"bytes,3,rep,name=platforms,proto3" json:"platforms,omitempty"`
@@ -3028,8 +3031,8 @@ type MatchCandidate struct {
 	Attached bool `protobuf:"varint,3,opt,name=attached,proto3" json:"attached,omitempty"`
 	// Whether it was asked for by name or ID.
 	Pinned bool `protobuf:"varint,4,opt,name=pinned,proto3" json:"pinned,omitempty"`
-	// "chosen", "lost", "not-needed", "not-worthwhile", "gate-not-met", "not-ready", "expired", "other-platform", "unreachable",
-	// "no-match" or "set-aside".
+	// "chosen", "lost", "not-needed", "not-worthwhile", "gate-not-met", "not-ready", "expired", "other-platform",
+	// "unreachable", "no-match" or "set-aside".
 	Verdict string `protobuf:"bytes,5,opt,name=verdict,proto3" json:"verdict,omitempty"`
 	// The verdict as a sentence.
 	Why string `protobuf:"bytes,6,opt,name=why,proto3" json:"why,omitempty"`
@@ -3296,8 +3299,8 @@ type PutAccessListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the image snapshot, or ID if nothing has that name.
 	NameOrId string `protobuf:"bytes,1,opt,name=name_or_id,json=nameOrId,proto3" json:"name_or_id,omitempty"`
-	// The list as "berth trace" encodes it: compressed lines of text that begin with "berth-accesslist 1"; at most 2 MiB. Its image
-	// has to be one of the image snapshot's.
+	// The list as "berth trace" encodes it: compressed lines of text that begin with "berth-accesslist 1"; at most 2 MiB.
+	// Its image has to be one of the image snapshot's.
 	List          []byte `protobuf:"bytes,2,opt,name=list,proto3" json:"list,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

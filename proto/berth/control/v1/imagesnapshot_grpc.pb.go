@@ -1,8 +1,9 @@
-// The image snapshot service of berthd: what users, and the front ends of clouds and of Kubernetes, do with image snapshots.
+// The image snapshot service of berthd: what users, and the front ends of clouds and of Kubernetes, do with image
+// snapshots.
 //
-// It is served beside the control service, under the same rules: fields, methods and enum values are only ever added within
-// v1, and a client ignores what it does not know. Nothing in it names a vendor; what only one backend understands travels in
-// BuildSpec.parameters as it is.
+// It is served beside the control service, under the same rules: fields, methods and enum values are only ever added
+// within v1, and a client ignores what it does not know. Nothing in it names a vendor; what only one backend
+// understands travels in BuildSpec.parameters as it is.
 //
 // Errors are gRPC codes:
 //   INVALID_ARGUMENT     an illegal value. The message names each field and what is allowed; so does a google.rpc.BadRequest
@@ -53,41 +54,44 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// ImageSnapshotService keeps image snapshots: sets of container images, unpacked once onto a layer disk that is kept as a
-// volume snapshot.
+// ImageSnapshotService keeps image snapshots: sets of container images, unpacked once onto a layer disk that is kept as
+// a volume snapshot.
 type ImageSnapshotServiceClient interface {
-	// CreateImageSnapshot accepts an image snapshot, in phase PENDING; it is built afterwards. Repeating the request with the
-	// same client token returns what the first one made.
+	// CreateImageSnapshot accepts an image snapshot, in phase PENDING; it is built afterwards. Repeating the request with
+	// the same client token returns what the first one made.
 	CreateImageSnapshot(ctx context.Context, in *CreateImageSnapshotRequest, opts ...grpc.CallOption) (*CreateImageSnapshotResponse, error)
 	// GetImageSnapshot gives one image snapshot.
 	GetImageSnapshot(ctx context.Context, in *GetImageSnapshotRequest, opts ...grpc.CallOption) (*GetImageSnapshotResponse, error)
 	// ListImageSnapshots gives image snapshots by name, a page at a time.
 	ListImageSnapshots(ctx context.Context, in *ListImageSnapshotsRequest, opts ...grpc.CallOption) (*ListImageSnapshotsResponse, error)
-	// UpdateImageSnapshot replaces the spec, in phases AVAILABLE and UPDATE_FAILED only. If that changes what is on the disk, it is
-	// built anew, and the new content replaces the old one when it is complete.
+	// UpdateImageSnapshot replaces the spec, in phases AVAILABLE and UPDATE_FAILED only. If that changes what is on the
+	// disk, it is built anew, and the new content replaces the old one when it is complete.
 	UpdateImageSnapshot(ctx context.Context, in *UpdateImageSnapshotRequest, opts ...grpc.CallOption) (*UpdateImageSnapshotResponse, error)
-	// DeleteImageSnapshot takes an image snapshot down, in every phase; a build under way is aborted first. It returns when that is
-	// recorded; the image snapshot is in phase DELETING until nothing is left of it. Running containers are not affected.
+	// DeleteImageSnapshot takes an image snapshot down, in every phase; a build under way is aborted first. It returns
+	// when that is recorded; the image snapshot is in phase DELETING until nothing is left of it. Running containers are
+	// not affected.
 	DeleteImageSnapshot(ctx context.Context, in *DeleteImageSnapshotRequest, opts ...grpc.CallOption) (*DeleteImageSnapshotResponse, error)
 	// ListImageSnapshotEvents gives what happened to image snapshots, oldest first.
 	ListImageSnapshotEvents(ctx context.Context, in *ListImageSnapshotEventsRequest, opts ...grpc.CallOption) (*ListImageSnapshotEventsResponse, error)
-	// WatchImageSnapshots streams every image snapshot that there is, then each change. States in between may be left out, the last
-	// one never is.
+	// WatchImageSnapshots streams every image snapshot that there is, then each change. States in between may be left
+	// out, the last one never is.
 	WatchImageSnapshots(ctx context.Context, in *WatchImageSnapshotsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchImageSnapshotsResponse], error)
 	// WatchImageSnapshotEvents streams what happened to image snapshots so far, then each event as it happens.
 	WatchImageSnapshotEvents(ctx context.Context, in *WatchImageSnapshotEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchImageSnapshotEventsResponse], error)
-	// MatchImages tells which image snapshots would be chosen for a set of images, and why, candidate by candidate. It changes
-	// nothing.
+	// MatchImages tells which image snapshots would be chosen for a set of images, and why, candidate by candidate. It
+	// changes nothing.
 	MatchImages(ctx context.Context, in *MatchImagesRequest, opts ...grpc.CallOption) (*MatchImagesResponse, error)
-	// PutAccessList keeps with an image snapshot what the start of one of its images reads from the disk, in place of what it has of
-	// that image and platform. Nodes read it ahead, and builds place it together. It is deleted with the image snapshot.
+	// PutAccessList keeps with an image snapshot what the start of one of its images reads from the disk, in place of
+	// what it has of that image and platform. Nodes read it ahead, and builds place it together. It is deleted with the
+	// image snapshot.
 	PutAccessList(ctx context.Context, in *PutAccessListRequest, opts ...grpc.CallOption) (*PutAccessListResponse, error)
 	// ListAccessLists gives the lists that an image snapshot has.
 	ListAccessLists(ctx context.Context, in *ListAccessListsRequest, opts ...grpc.CallOption) (*ListAccessListsResponse, error)
-	// EnsureAutomaticImageSnapshot asks for the automatic image snapshot of an owner for a set of images: what a front end does when
-	// MatchImages answers with nothing_matched and create_if_missing. However many ask, one is made, and in whatever order they name the
-	// images. It is as large as needed, reuses layers, makes room for others when the quota is used up, and is deleted when nothing
-	// uses it for three days. One that failed is returned as it is, and made again only after it is gone.
+	// EnsureAutomaticImageSnapshot asks for the automatic image snapshot of an owner for a set of images: what a front
+	// end does when MatchImages answers with nothing_matched and create_if_missing. However many ask, one is made, and in
+	// whatever order they name the images. It is as large as needed, reuses layers, makes room for others when the quota
+	// is used up, and is deleted when nothing uses it for three days. One that failed is returned as it is, and made
+	// again only after it is gone.
 	EnsureAutomaticImageSnapshot(ctx context.Context, in *EnsureAutomaticImageSnapshotRequest, opts ...grpc.CallOption) (*EnsureAutomaticImageSnapshotResponse, error)
 }
 
@@ -241,41 +245,44 @@ func (c *imageSnapshotServiceClient) EnsureAutomaticImageSnapshot(ctx context.Co
 // All implementations must embed UnimplementedImageSnapshotServiceServer
 // for forward compatibility.
 //
-// ImageSnapshotService keeps image snapshots: sets of container images, unpacked once onto a layer disk that is kept as a
-// volume snapshot.
+// ImageSnapshotService keeps image snapshots: sets of container images, unpacked once onto a layer disk that is kept as
+// a volume snapshot.
 type ImageSnapshotServiceServer interface {
-	// CreateImageSnapshot accepts an image snapshot, in phase PENDING; it is built afterwards. Repeating the request with the
-	// same client token returns what the first one made.
+	// CreateImageSnapshot accepts an image snapshot, in phase PENDING; it is built afterwards. Repeating the request with
+	// the same client token returns what the first one made.
 	CreateImageSnapshot(context.Context, *CreateImageSnapshotRequest) (*CreateImageSnapshotResponse, error)
 	// GetImageSnapshot gives one image snapshot.
 	GetImageSnapshot(context.Context, *GetImageSnapshotRequest) (*GetImageSnapshotResponse, error)
 	// ListImageSnapshots gives image snapshots by name, a page at a time.
 	ListImageSnapshots(context.Context, *ListImageSnapshotsRequest) (*ListImageSnapshotsResponse, error)
-	// UpdateImageSnapshot replaces the spec, in phases AVAILABLE and UPDATE_FAILED only. If that changes what is on the disk, it is
-	// built anew, and the new content replaces the old one when it is complete.
+	// UpdateImageSnapshot replaces the spec, in phases AVAILABLE and UPDATE_FAILED only. If that changes what is on the
+	// disk, it is built anew, and the new content replaces the old one when it is complete.
 	UpdateImageSnapshot(context.Context, *UpdateImageSnapshotRequest) (*UpdateImageSnapshotResponse, error)
-	// DeleteImageSnapshot takes an image snapshot down, in every phase; a build under way is aborted first. It returns when that is
-	// recorded; the image snapshot is in phase DELETING until nothing is left of it. Running containers are not affected.
+	// DeleteImageSnapshot takes an image snapshot down, in every phase; a build under way is aborted first. It returns
+	// when that is recorded; the image snapshot is in phase DELETING until nothing is left of it. Running containers are
+	// not affected.
 	DeleteImageSnapshot(context.Context, *DeleteImageSnapshotRequest) (*DeleteImageSnapshotResponse, error)
 	// ListImageSnapshotEvents gives what happened to image snapshots, oldest first.
 	ListImageSnapshotEvents(context.Context, *ListImageSnapshotEventsRequest) (*ListImageSnapshotEventsResponse, error)
-	// WatchImageSnapshots streams every image snapshot that there is, then each change. States in between may be left out, the last
-	// one never is.
+	// WatchImageSnapshots streams every image snapshot that there is, then each change. States in between may be left
+	// out, the last one never is.
 	WatchImageSnapshots(*WatchImageSnapshotsRequest, grpc.ServerStreamingServer[WatchImageSnapshotsResponse]) error
 	// WatchImageSnapshotEvents streams what happened to image snapshots so far, then each event as it happens.
 	WatchImageSnapshotEvents(*WatchImageSnapshotEventsRequest, grpc.ServerStreamingServer[WatchImageSnapshotEventsResponse]) error
-	// MatchImages tells which image snapshots would be chosen for a set of images, and why, candidate by candidate. It changes
-	// nothing.
+	// MatchImages tells which image snapshots would be chosen for a set of images, and why, candidate by candidate. It
+	// changes nothing.
 	MatchImages(context.Context, *MatchImagesRequest) (*MatchImagesResponse, error)
-	// PutAccessList keeps with an image snapshot what the start of one of its images reads from the disk, in place of what it has of
-	// that image and platform. Nodes read it ahead, and builds place it together. It is deleted with the image snapshot.
+	// PutAccessList keeps with an image snapshot what the start of one of its images reads from the disk, in place of
+	// what it has of that image and platform. Nodes read it ahead, and builds place it together. It is deleted with the
+	// image snapshot.
 	PutAccessList(context.Context, *PutAccessListRequest) (*PutAccessListResponse, error)
 	// ListAccessLists gives the lists that an image snapshot has.
 	ListAccessLists(context.Context, *ListAccessListsRequest) (*ListAccessListsResponse, error)
-	// EnsureAutomaticImageSnapshot asks for the automatic image snapshot of an owner for a set of images: what a front end does when
-	// MatchImages answers with nothing_matched and create_if_missing. However many ask, one is made, and in whatever order they name the
-	// images. It is as large as needed, reuses layers, makes room for others when the quota is used up, and is deleted when nothing
-	// uses it for three days. One that failed is returned as it is, and made again only after it is gone.
+	// EnsureAutomaticImageSnapshot asks for the automatic image snapshot of an owner for a set of images: what a front
+	// end does when MatchImages answers with nothing_matched and create_if_missing. However many ask, one is made, and in
+	// whatever order they name the images. It is as large as needed, reuses layers, makes room for others when the quota
+	// is used up, and is deleted when nothing uses it for three days. One that failed is returned as it is, and made
+	// again only after it is gone.
 	EnsureAutomaticImageSnapshot(context.Context, *EnsureAutomaticImageSnapshotRequest) (*EnsureAutomaticImageSnapshotResponse, error)
 	mustEmbedUnimplementedImageSnapshotServiceServer()
 }

@@ -1,5 +1,5 @@
-// Package lazy is a model of a volume that a cloud restores from a snapshot block by block, each when it is first read: it knows how
-// long a read takes, and counts. It moves no bytes.
+// Package lazy is a model of a volume that a cloud restores from a snapshot block by block, each when it is first read:
+// it knows how long a read takes, and counts. It moves no bytes.
 package lazy
 
 import (
@@ -14,8 +14,8 @@ import (
 type Speed struct {
 	// BlockBytes are restored at once.
 	BlockBytes int64
-	// FirstTouch is the latency of a block that is not restored yet, before its transfer at RestoreRate bytes a second, which all
-	// such blocks share.
+	// FirstTouch is the latency of a block that is not restored yet, before its transfer at RestoreRate bytes a second,
+	// which all such blocks share.
 	FirstTouch  time.Duration
 	RestoreRate int64
 	// Latency and Rate are those of restored blocks.
@@ -25,8 +25,9 @@ type Speed struct {
 	Parallel int
 }
 
-// Typical is a volume as clouds restore them: blocks of 512 KiB, 8 ms and 150 MB/s at first, 0.5 ms and 250 MB/s later. The size of the
-// blocks and the latencies are assumptions, the rate is in the range of 100 to 300 MiB/s that AWS sells for volume initialisation.
+// Typical is a volume as clouds restore them: blocks of 512 KiB, 8 ms and 150 MB/s at first, 0.5 ms and 250 MB/s later.
+// The size of the blocks and the latencies are assumptions, the rate is in the range of 100 to 300 MiB/s that AWS sells
+// for volume initialisation.
 func Typical() Speed {
 	return Speed{
 		BlockBytes: 512 << 10, FirstTouch: 8 * time.Millisecond, RestoreRate: 150e6,
@@ -81,7 +82,8 @@ func New(size int64, speed Speed) (*Volume, error) {
 	}, nil
 }
 
-// sleepExactly does not use the timers of Go, which may be a millisecond late where nothing else happens in the process.
+// sleepExactly does not use the timers of Go, which may be a millisecond late where nothing else happens in the
+// process.
 func sleepExactly(until time.Time) {
 	for left := time.Until(until); left > 0; left = time.Until(until) {
 		ts := unix.NsecToTimespec(left.Nanoseconds())

@@ -1,6 +1,6 @@
-// Command serve is a slow disk: a FUSE file with the bytes of another file, read at the speed of a volume that is being restored. It
-// is a process of its own, so that whoever is killed while it reads the file hangs nothing: without this process the kernel gives up
-// all reads. See package slowdisk.
+// Command serve is a slow disk: a FUSE file with the bytes of another file, read at the speed of a volume that is being
+// restored. It is a process of its own, so that whoever is killed while it reads the file hangs nothing: without this
+// process the kernel gives up all reads. See package slowdisk.
 package main
 
 import (
@@ -76,7 +76,8 @@ func run(ctx context.Context, dir, file, socket, speedText string) (err error) {
 	return err
 }
 
-// unmount also where it is in use: what still reads gets errors when this process ends. Others may have unmounted it before.
+// unmount also where it is in use: what still reads gets errors when this process ends. Others may have unmounted it
+// before.
 func unmount(dir string) error {
 	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("unmount %s: %w", dir, err)
@@ -148,8 +149,8 @@ func (d *disk) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) 
 	return fuse.ReadResultFd(d.file.Fd(), off, int(max(0, min(int64(len(dest)), d.size-off)))), 0
 }
 
-// mount without any helper program. Reads of a loop device above come as asynchronous direct I/O, which the kernel hands on one by one
-// unless it is told that they may overtake one another (CAP_ASYNC_DIO).
+// mount without any helper program. Reads of a loop device above come as asynchronous direct I/O, which the kernel
+// hands on one by one unless it is told that they may overtake one another (CAP_ASYNC_DIO).
 func mount(dir string, d *disk) error {
 	forever, attributes := time.Hour, 100*time.Millisecond // attributes are asked for again, so that death is noticed
 	_, err := fs.Mount(dir, &root{disk: d}, &fs.Options{

@@ -52,7 +52,8 @@ func settings() (host string, hello wire.Hello, err error) {
 	return "", hello, errors.Join(err, fmt.Errorf("the kernel's command line has no %s", wire.HostParameter))
 }
 
-// redial is the pause before the next attempt to reach a test that cannot be reached, such as while the network comes up.
+// redial is the pause before the next attempt to reach a test that cannot be reached, such as while the network comes
+// up.
 const redial = 200 * time.Millisecond
 
 // serve waits for one request and leaves it to a goroutine.

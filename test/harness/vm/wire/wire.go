@@ -1,6 +1,6 @@
-// Package wire is how a test speaks to the agent in its virtual machine. The agent connects to the test and says Hello; the
-// connection then waits for one Request, and is over after its Answer, or after what follows that when it was told to Dial.
-// Each message is one line of JSON.
+// Package wire is how a test speaks to the agent in its virtual machine. The agent connects to the test and says Hello;
+// the connection then waits for one Request, and is over after its Answer, or after what follows that when it was told
+// to Dial. Each message is one line of JSON.
 package wire
 
 import (
