@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 )
 
@@ -21,14 +20,22 @@ func Versions() []string {
 // DefaultContainerd is the version that everything is tested with first.
 const DefaultContainerd = "2.4.2"
 
-// Root is the module's directory, found from this source file: tests may run in any directory.
+// Root is the module's directory: the nearest one above the working directory with a go.mod of this module. Tests run
+// in the directory of their package, commands in the directory they were started in.
 func Root() (string, error) {
-	_, file, _, _ := runtime.Caller(0)
-	root := filepath.Dir(filepath.Dir(filepath.Dir(filepath.Dir(file))))
-	if _, err := os.Stat(filepath.Join(root, "go.mod")); err != nil {
-		return "", fmt.Errorf("find the module's directory (built with -trimpath?): %w", err)
+	start, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the module's directory: %w", err)
 	}
-	return root, nil
+	for dir := start; ; dir = filepath.Dir(dir) {
+		mod, err := os.ReadFile(filepath.Join(dir, "go.mod")) //nolint:gosec // a parent of the working directory
+		if err == nil && bytes.HasPrefix(mod, []byte("module berth.dev/berth\n")) {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("find the module's directory: no go.mod of berth.dev/berth in %s or above it", start)
+		}
+	}
 }
 
 // Dir of a foreign tool, such as "registry" or "containerd@2.4.2". It is built if it is not in the cache yet.
