@@ -82,3 +82,7 @@ require (
 	golang.org/x/text v0.42.0 // indirect
 	gotest.tools/v3 v3.5.2 // indirect
 )
+
+require golang.org/x/tools v0.49.0
+
+require golang.org/x/mod v0.41.0 // indirect
