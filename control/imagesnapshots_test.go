@@ -17,6 +17,7 @@ import (
 
 	"berth.dev/berth/control"
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
 	"berth.dev/berth/matcher"
@@ -38,7 +39,7 @@ func newSnapshotWorld(t *testing.T) *snapshotWorld {
 	t.Helper()
 	s, err := boltstore.Open(filepath.Join(t.TempDir(), "s.db"))
 	require.NoError(t, err)
-	limits := imagesnapshot.DefaultLimits()
+	limits := imagesnapshottest.Limits()
 	limits.MaxPerOwner = 5
 	engine, err := lifecycle.New(lifecycle.Config{Store: s, Watcher: s, Indexes: s, Installation: "0123456789abcdef", Limits: limits})
 	require.NoError(t, err)
@@ -119,8 +120,8 @@ func TestImageSnapshotOverTheWire(t *testing.T) {
 		o.Status.Started, o.Status.LastUpdated, o.DeletionRequested = now, now, now
 		o.Status.Content = imagesnapshot.Content{
 			Images:    []imagesnapshot.Image{{Reference: "docker.io/library/nginx:1.27", Platform: "linux/arm64", Digest: digest.FromString("m"), SizeBytes: 9, Layers: 2}},
-			DiskBytes: 5, Layers: 2, FetchedBytes: 3, ReusedBytes: 1, BaseName: "base", SnapshotID: "snap-1", SnapshotName: "n-1", VolumeID: "vol-1", Driver: "csi", Ready: now,
-			Snapshots: []imagesnapshot.VolumeSnapshot{{ID: "snap-1", Name: "n-1", Kind: imagesnapshot.SnapshotFlash, SizeBytes: 7, Ready: true}},
+			DiskBytes: 5, Layers: 2, FetchedBytes: 3, ReusedBytes: 1, BaseName: "base", VolumeSnapshotID: "snap-1", VolumeSnapshotName: "n-1", VolumeID: "vol-1", Driver: "csi", Ready: now,
+			VolumeSnapshots: []imagesnapshot.VolumeSnapshot{{ID: "snap-1", Name: "n-1", Kind: imagesnapshot.VolumeSnapshotFlash, SizeBytes: 7, Ready: true}},
 		}
 		o.Status.Identity.IndexDigest = digest.FromString("i")
 		o.Status.Expires, o.Status.LastMatched = now.Add(time.Hour), now

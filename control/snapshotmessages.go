@@ -116,7 +116,7 @@ func statusMessage(st *imagesnapshot.Status) *controlv1.ImageSnapshotStatus {
 	m := &controlv1.ImageSnapshotStatus{
 		Phase: phaseMessage(st.Phase), Reason: string(st.Reason), Message: st.Message, Progress: int32(st.Progress),
 		ObservedGeneration: st.ObservedGeneration, Driver: st.Driver,
-		VolumeSnapshotId: st.SnapshotID, VolumeSnapshotName: st.SnapshotName, IndexDigest: st.Identity.IndexDigest.String(),
+		VolumeSnapshotId: st.VolumeSnapshotID, VolumeSnapshotName: st.VolumeSnapshotName, IndexDigest: st.Identity.IndexDigest.String(),
 		DiskBytes: st.DiskBytes, Layers: int32(st.Layers), FetchedBytes: st.FetchedBytes, ReusedBytes: st.ReusedBytes, BaseName: st.BaseName,
 		Builds: int32(st.Builds), Started: timestamp(st.Started), Ready: timestamp(st.Ready), Expires: timestamp(st.Expires),
 		VolumeId: st.VolumeID, LastUpdated: timestamp(st.LastUpdated), LastMatched: timestamp(st.LastMatched), MatchCount: st.MatchCount,
@@ -126,9 +126,9 @@ func statusMessage(st *imagesnapshot.Status) *controlv1.ImageSnapshotStatus {
 			Reference: img.Reference, Platform: img.Platform, Digest: img.Digest.String(), SizeBytes: img.SizeBytes, Layers: int32(img.Layers),
 		})
 	}
-	for _, v := range st.Snapshots {
+	for _, v := range st.VolumeSnapshots {
 		m.VolumeSnapshots = append(m.VolumeSnapshots, &controlv1.VolumeSnapshot{
-			Id: v.ID, Name: v.Name, Flash: v.Kind == imagesnapshot.SnapshotFlash, SizeBytes: v.SizeBytes, Ready: v.Ready,
+			Id: v.ID, Name: v.Name, Flash: v.Kind == imagesnapshot.VolumeSnapshotFlash, SizeBytes: v.SizeBytes, Ready: v.Ready,
 		})
 	}
 	return m

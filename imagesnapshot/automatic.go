@@ -13,7 +13,7 @@ import (
 const AutomaticPrefix = "auto-"
 
 // AutomaticName is the one name of the automatic image snapshot of an owner for a set of images, whoever asks and in
-// whatever order: that is what makes its creation idempotent across nodes (requirements 2.5). References with a digest
+// whatever order: that is what makes its creation idempotent across nodes (E-5). References with a digest
 // keep it, so that a tag that moved is another set where digests are known.
 func AutomaticName(owner string, images, platforms []string) string {
 	set := make([]string, 0, len(images))

@@ -37,6 +37,6 @@ func (s Spec) Clone() Spec {
 
 // Clone shares nothing with c that can be changed.
 func (c Content) Clone() Content {
-	c.Images, c.Snapshots = slices.Clone(c.Images), slices.Clone(c.Snapshots)
+	c.Images, c.VolumeSnapshots = slices.Clone(c.Images), slices.Clone(c.VolumeSnapshots)
 	return c
 }

@@ -130,7 +130,7 @@ type Status struct {
 	Message string `json:"message,omitempty"`
 	// Progress of the current or last build in percent.
 	Progress int `json:"progress"`
-	// ObservedGeneration is the Generation that Images and Snapshots were built from.
+	// ObservedGeneration is the Generation that Images and VolumeSnapshots were built from.
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	Content
@@ -167,10 +167,11 @@ type Content struct {
 	FetchedBytes int64  `json:"fetchedBytes,omitempty"`
 	ReusedBytes  int64  `json:"reusedBytes,omitempty"`
 	BaseName     string `json:"baseName,omitempty"`
-	// Snapshots of the storage that hold the disk, all of them ready. SnapshotID and SnapshotName repeat the first one.
-	Snapshots    []VolumeSnapshot `json:"snapshots,omitempty"`
-	SnapshotID   string           `json:"snapshotID,omitempty"`
-	SnapshotName string           `json:"snapshotName,omitempty"`
+	// VolumeSnapshots hold the disk, all of them ready. VolumeSnapshotID and VolumeSnapshotName repeat the first one.
+	// Their JSON keys are shorter because stores have them already.
+	VolumeSnapshots    []VolumeSnapshot `json:"snapshots,omitempty"`
+	VolumeSnapshotID   string           `json:"snapshotID,omitempty"`
+	VolumeSnapshotName string           `json:"snapshotName,omitempty"`
 	// VolumeID, if not empty, is the volume that was built itself: nodes attach it read-only, and never delete it,
 	// until there is a snapshot (E-23).
 	VolumeID string `json:"volumeID,omitempty"`
@@ -190,29 +191,29 @@ type Image struct {
 	Layers    int   `json:"layers"`
 }
 
-// SnapshotKind tells temporary volume snapshots from those that stay.
-type SnapshotKind string
+// VolumeSnapshotKind tells temporary volume snapshots from those that stay.
+type VolumeSnapshotKind string
 
 // Kinds of volume snapshots.
 const (
-	SnapshotStandard SnapshotKind = "Standard"
-	// SnapshotFlash serves until the standard one is ready.
-	SnapshotFlash SnapshotKind = "Flash"
+	VolumeSnapshotStandard VolumeSnapshotKind = "Standard"
+	// VolumeSnapshotFlash serves until the standard one is ready.
+	VolumeSnapshotFlash VolumeSnapshotKind = "Flash"
 )
 
 // VolumeSnapshot is one snapshot in the storage.
 type VolumeSnapshot struct {
-	ID        string       `json:"id"`
-	Name      string       `json:"name"`
-	Kind      SnapshotKind `json:"kind"`
-	SizeBytes int64        `json:"sizeBytes"`
-	Ready     bool         `json:"ready"`
+	ID        string             `json:"id"`
+	Name      string             `json:"name"`
+	Kind      VolumeSnapshotKind `json:"kind"`
+	SizeBytes int64              `json:"sizeBytes"`
+	Ready     bool               `json:"ready"`
 }
 
 // Usable says whether a node may use it at the time now: it is Available and not expired (E-26, C-3). During an update
-// the old content serves only if oldDuringUpdate says so (requirements 3.2).
+// the old content serves only if oldDuringUpdate says so.
 func (s *ImageSnapshot) Usable(now time.Time, oldDuringUpdate bool) bool {
-	if s.Status.SnapshotID == "" && s.Status.VolumeID == "" || !s.Status.Expires.IsZero() && !now.Before(s.Status.Expires) {
+	if s.Status.VolumeSnapshotID == "" && s.Status.VolumeID == "" || !s.Status.Expires.IsZero() && !now.Before(s.Status.Expires) {
 		return false
 	}
 	switch s.Status.Phase { //nolint:exhaustive // no other phase is usable

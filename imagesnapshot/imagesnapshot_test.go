@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 )
 
 func valid() *imagesnapshot.ImageSnapshot {
@@ -21,7 +22,7 @@ func valid() *imagesnapshot.ImageSnapshot {
 			Registries: []imagesnapshot.Registry{{Server: "registry.example:5000", Secret: "default:pull"}},
 		},
 	}
-	s.Complete(imagesnapshot.DefaultLimits())
+	s.Complete(imagesnapshottest.Limits())
 	return s
 }
 
@@ -69,13 +70,13 @@ func TestUsable(t *testing.T) {
 	now := time.Now()
 	for _, phase := range imagesnapshot.Phases() {
 		s := valid()
-		s.Status.Phase, s.Status.SnapshotID = phase, "s"
+		s.Status.Phase, s.Status.VolumeSnapshotID = phase, "s"
 		require.Equal(t, phase == imagesnapshot.PhaseAvailable, s.Usable(now, false), phase)
 		old := phase == imagesnapshot.PhaseUpdating || phase == imagesnapshot.PhaseUpdateFailed
 		require.Equal(t, old || phase == imagesnapshot.PhaseAvailable, s.Usable(now, true), phase)
 		s.Status.Expires = now
 		require.False(t, s.Usable(now, true), "expired")
-		s.Status.Expires, s.Status.SnapshotID = time.Time{}, ""
+		s.Status.Expires, s.Status.VolumeSnapshotID = time.Time{}, ""
 		require.False(t, s.Usable(now, true), "nothing to use")
 	}
 }

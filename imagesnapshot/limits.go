@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Limits are what an installation allows. The zero value is not useful: start from DefaultLimits.
+// Limits are what an installation allows. Check refuses the zero value.
 type Limits struct {
 	// MaxImages of one image snapshot, from 10 (C-30) to 20 (Q10).
 	MaxImages int
@@ -23,7 +23,7 @@ type Limits struct {
 	DefaultTimeoutMinutes int
 }
 
-// Bounds that no installation can move, and the defaults (requirements 1.8).
+// Bounds that no installation can move; docs/image-snapshots.md, section 1, has their sources.
 const (
 	LeastMaxImages = 10
 	MostMaxImages  = 20
@@ -51,14 +51,6 @@ const (
 	maxSecretBytes      = 253 + 1 + 63 // Kubernetes' namespace:secret or secret
 )
 
-// DefaultLimits are those of the requirements.
-func DefaultLimits() Limits {
-	return Limits{
-		MaxImages: LeastMaxImages, MinSizeGiB: 20, MaxSizeGiB: 400, DefaultSizeGiB: 20, MaxPerOwner: 50,
-		DefaultTimeoutMinutes: 1440,
-	}
-}
-
 // Check refuses limits that make no sense; the error's class is errdefs.ErrInvalidArgument.
 func (l Limits) Check() error {
 	refuse := func(format string, args ...any) error {
@@ -68,7 +60,7 @@ func (l Limits) Check() error {
 	case l.MaxImages < LeastMaxImages || l.MaxImages > MostMaxImages:
 		return refuse("images per image snapshot is %d, allowed are %d to %d", l.MaxImages, LeastMaxImages, MostMaxImages)
 	case l.MinSizeGiB < 1 || l.MaxSizeGiB < l.MinSizeGiB:
-		return refuse("sizes from %d to %d GiB are none", l.MinSizeGiB, l.MaxSizeGiB)
+		return refuse("the smallest size is %d GiB and the largest %d GiB, want 1 or more, and the largest not below the smallest", l.MinSizeGiB, l.MaxSizeGiB)
 	case l.DefaultSizeGiB < l.MinSizeGiB || l.DefaultSizeGiB > l.MaxSizeGiB:
 		return refuse("default size is %d GiB, allowed are %d to %d", l.DefaultSizeGiB, l.MinSizeGiB, l.MaxSizeGiB)
 	case l.MaxPerOwner < 0:

@@ -10,7 +10,7 @@ import (
 // Phase is where an image snapshot is in its life. Front ends translate it into the words of their vendor.
 type Phase string
 
-// Phases (requirements 3.2).
+// Phases; docs/image-snapshots.md, section 2, has the table.
 const (
 	// PhasePending: accepted, nothing done yet.
 	PhasePending Phase = "Pending"
@@ -95,17 +95,17 @@ const (
 	ReasonStorageFailed    Reason = "StorageFailed"
 	ReasonRetrying         Reason = "Retrying"
 	// ReasonParametersIgnored and ReasonDiskFailed are of events only.
-	ReasonParametersIgnored Reason = "ParametersIgnored"
-	ReasonDiskFailed        Reason = "DiskFailed"
-	ReasonQuotaExceeded     Reason = "QuotaExceeded"
-	ReasonEliminated        Reason = "Eliminated"
-	ReasonExpired           Reason = "Expired"
-	ReasonUnused            Reason = "Unused"
-	ReasonSnapshotLost      Reason = "SnapshotLost"
-	ReasonDeleteRequested   Reason = "DeleteRequested"
-	ReasonKeptLongEnough    Reason = "KeptLongEnough"
-	ReasonLayersReused      Reason = "LayersReused"
-	ReasonWarning           Reason = "SpecWarning"
+	ReasonParametersIgnored  Reason = "ParametersIgnored"
+	ReasonDiskFailed         Reason = "DiskFailed"
+	ReasonQuotaExceeded      Reason = "QuotaExceeded"
+	ReasonEliminated         Reason = "Eliminated"
+	ReasonExpired            Reason = "Expired"
+	ReasonUnused             Reason = "Unused"
+	ReasonVolumeSnapshotLost Reason = "SnapshotLost"
+	ReasonDeleteRequested    Reason = "DeleteRequested"
+	ReasonKeptLongEnough     Reason = "KeptLongEnough"
+	ReasonLayersReused       Reason = "LayersReused"
+	ReasonWarning            Reason = "SpecWarning"
 )
 
 // Reasons lists all.
@@ -113,7 +113,7 @@ func Reasons() []Reason {
 	return []Reason{
 		ReasonAccepted, ReasonBuilding, ReasonReady, ReasonFlashReady, ReasonUpdateStarted, ReasonUpdated, ReasonChanged,
 		ReasonBuildFailed, ReasonBuildTimeout, ReasonImageUnavailable, ReasonTooSmall, ReasonStorageFailed, ReasonRetrying,
-		ReasonParametersIgnored, ReasonQuotaExceeded, ReasonEliminated, ReasonExpired, ReasonUnused, ReasonSnapshotLost,
+		ReasonParametersIgnored, ReasonQuotaExceeded, ReasonEliminated, ReasonExpired, ReasonUnused, ReasonVolumeSnapshotLost,
 		ReasonDiskFailed, ReasonDeleteRequested, ReasonKeptLongEnough, ReasonLayersReused, ReasonWarning,
 	}
 }

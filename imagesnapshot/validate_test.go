@@ -11,12 +11,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 )
 
 // TestDefaults is, C-39 and A-12.
 func TestDefaults(t *testing.T) {
 	s := valid()
-	require.NoError(t, s.Validate(imagesnapshot.DefaultLimits()))
+	require.NoError(t, s.Validate(imagesnapshottest.Limits()))
 	require.Equal(t, 20, s.Spec.Size.GiB)
 	require.Zero(t, s.Spec.RetentionDays)
 	require.Equal(t, 1440, s.Spec.Build.TimeoutMinutes)
@@ -24,9 +25,8 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, imagesnapshot.OriginManual, s.Origin)
 	require.Equal(t, imagesnapshot.Copies{Standard: 1, Flash: 1}, s.Spec.Copies)
 	again := s.Clone()
-	again.Complete(imagesnapshot.DefaultLimits())
+	again.Complete(imagesnapshottest.Limits())
 	require.Equal(t, s, again)
-	require.Equal(t, 50, imagesnapshot.DefaultLimits().MaxPerOwner, "A-3")
 }
 
 // TestValidate has every rule with the value just inside and just outside, C-30 to C-37, C-39 to C-41, Q7,
@@ -38,13 +38,13 @@ func TestValidate(t *testing.T) {
 			for i, change := range test.good {
 				s := valid()
 				change(s)
-				require.NoError(t, s.Validate(imagesnapshot.DefaultLimits()), "good %d", i)
+				require.NoError(t, s.Validate(imagesnapshottest.Limits()), "good %d", i)
 			}
 			require.NotEmpty(t, test.bad)
 			for i, change := range test.bad {
 				s := valid()
 				change(s)
-				err := s.Validate(imagesnapshot.DefaultLimits())
+				err := s.Validate(imagesnapshottest.Limits())
 				require.True(t, errdefs.IsInvalidArgument(err), "bad %d: %v", i, err)
 				var field *imagesnapshot.FieldError
 				require.ErrorAs(t, err, &field, "bad %d", i)
@@ -244,7 +244,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	s := valid()
 	s.Name, s.Spec.RetentionDays = "X", -5
 	s.Spec.Registries[0].Secret = "hunter 2"
-	err := s.Validate(imagesnapshot.DefaultLimits())
+	err := s.Validate(imagesnapshottest.Limits())
 	for _, field := range []string{"name: ", "spec.retentionDays: -5", "spec.registries[0].secret: "} {
 		require.ErrorContains(t, err, field)
 	}
@@ -253,7 +253,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 
 // TestLimits is Q10: 10 images by default, up to 20 where an installation allows it.
 func TestLimits(t *testing.T) {
-	good := imagesnapshot.DefaultLimits()
+	good := imagesnapshottest.Limits()
 	require.NoError(t, good.Check())
 	for name, spoil := range map[string]func(*imagesnapshot.Limits){
 		"images 9":        func(l *imagesnapshot.Limits) { l.MaxImages = 9 },

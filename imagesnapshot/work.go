@@ -13,8 +13,8 @@ const (
 	StepVolume Step = "Volume"
 	// StepBuild: attach it and build onto it.
 	StepBuild Step = "Build"
-	// StepSnapshot: detach it and make the volume snapshots.
-	StepSnapshot Step = "Snapshot"
+	// StepVolumeSnapshots: detach it and make the volume snapshots.
+	StepVolumeSnapshots Step = "Snapshot"
 	// StepWait: the snapshots are being completed by the storage.
 	StepWait Step = "Wait"
 	// StepCleanup: take down what is not needed any more. It ends the work.
@@ -22,7 +22,8 @@ const (
 )
 
 // Work is what the life cycle has under way for one image snapshot. Volumes and volume snapshots have names that follow
-// from it and are written here before they are made, so that after a crash everything that exists is found again.
+// from it and are written here before they are made, so that after a crash everything that exists is found again. The
+// JSON keys of volume snapshots are shorter than the names of their fields: stores have them already.
 type Work struct {
 	Step Step `json:"step"`
 	// Attempt counts the builds of this image snapshot; it is part of the names, so that no two builds share anything.
@@ -46,12 +47,12 @@ type Work struct {
 	// SizeBytes of the volume, which is WantedBytes, or that of the volume snapshot it is made from if that is larger.
 	SizeBytes   int64 `json:"sizeBytes,omitempty"`
 	WantedBytes int64 `json:"wantedBytes,omitempty"`
-	// BaseSnapshotID is the volume snapshot the volume is made from, BaseName the image snapshot it belongs to.
-	BaseSnapshotID string `json:"baseSnapshotID,omitempty"`
-	BaseName       string `json:"baseName,omitempty"`
+	// BaseVolumeSnapshotID is the volume snapshot the volume is made from, BaseName the image snapshot it belongs to.
+	BaseVolumeSnapshotID string `json:"baseSnapshotID,omitempty"`
+	BaseName             string `json:"baseName,omitempty"`
 
-	// Built is what the build made, once it has. Its Snapshots are those that are being made; one without an ID may not
-	// exist yet.
+	// Built is what the build made, once it has. Its VolumeSnapshots are those that are being made; one without an ID
+	// may not exist yet.
 	Built *Content `json:"built,omitempty"`
 	// Previous is what was there before, for the time in which Built serves already but is not complete (E-23).
 	Previous *Content `json:"previous,omitempty"`
@@ -67,7 +68,7 @@ type Leftover struct {
 	VolumeName string `json:"volumeName,omitempty"`
 	// Attached says that a build may have the volume attached, so that it is to be detached first. Otherwise only nodes
 	// can have it, and it is left alone until they have let go of it.
-	Attached     bool   `json:"attached,omitempty"`
-	SnapshotID   string `json:"snapshotID,omitempty"`
-	SnapshotName string `json:"snapshotName,omitempty"`
+	Attached           bool   `json:"attached,omitempty"`
+	VolumeSnapshotID   string `json:"snapshotID,omitempty"`
+	VolumeSnapshotName string `json:"snapshotName,omitempty"`
 }

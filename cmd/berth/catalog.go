@@ -49,7 +49,7 @@ Nodes attach the disk by the same path as here, read-only, unless --snapshot or 
 			if err != nil {
 				return fmt.Errorf("add %s: %w", args[0], err)
 			}
-			if e.Source.SnapshotID == "" && e.Source.VolumeID == "" {
+			if e.Source.VolumeSnapshotID == "" && e.Source.VolumeID == "" {
 				e.Source.VolumeID = path
 			}
 			e.Name = cmp.Or(e.Name, control.NameFor(path))
@@ -77,7 +77,7 @@ Nodes attach the disk by the same path as here, read-only, unless --snapshot or 
 	f.StringVar(&e.Name, "name", "", "`name` of the image snapshot; derived from the path if not given")
 	f.StringVar(&e.ID, "id", "", "`ID` of the image snapshot; the name if not given")
 	f.StringVar(&e.Source.Driver, "driver", control.DefaultDriver, "`driver` that nodes attach it with")
-	f.StringVar(&e.Source.SnapshotID, "snapshot", "", "`ID` of a volume snapshot of the disk, of which each node makes a volume")
+	f.StringVar(&e.Source.VolumeSnapshotID, "snapshot", "", "`ID` of a volume snapshot of the disk, of which each node makes a volume")
 	f.StringVar(&e.Source.VolumeID, "volume", "", "`ID` of the disk's volume, which nodes attach read-only")
 	f.StringSliceVar(&traces, "access-list", nil, "`file` with what the start of an image reads (berth trace --output), for nodes to read ahead; may be repeated")
 	f.DurationVar(&expires, "expires", 0, "`time` after which it is not attached any more; never if not given")

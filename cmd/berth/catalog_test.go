@@ -35,7 +35,7 @@ func TestCatalog(t *testing.T) {
 	require.Equal(t, catalog.Source{Driver: "loop", VolumeID: file}, disk.Source)
 	require.Equal(t, "1h0m0s", disk.Expires.Sub(disk.Created).String())
 	require.Equal(t, "Base Images", base.Name)
-	require.Equal(t, catalog.Source{Driver: "cloud", SnapshotID: "s-1"}, base.Source)
+	require.Equal(t, catalog.Source{Driver: "cloud", VolumeSnapshotID: "s-1"}, base.Source)
 	require.True(t, base.Expires.IsZero())
 	_, identity, err := base.Parse()
 	require.NoError(t, err)

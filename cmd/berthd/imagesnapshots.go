@@ -70,12 +70,9 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 	life := registerLife(registry)
 	s.engine, err = lifecycle.New(lifecycle.Config{
 		Store: s.store, Watcher: s.store, Indexes: s.store, AccessLists: s.store, Builder: builder,
-		Backend: backends[cfg.Driver], Driver: cfg.Driver, Others: others, Unnamed: config.LoopDriver,
+		Backend: backends[cfg.Driver], Driver: cfg.Driver, Others: others, LegacyDriver: config.LoopDriver,
 		Installation: s.store.Installation(), MaxBuilds: cfg.Builds,
-		Limits: imagesnapshot.Limits{
-			MaxImages: cfg.MaxImages, MinSizeGiB: cfg.MinSizeGiB, MaxSizeGiB: cfg.MaxSizeGiB, DefaultSizeGiB: cfg.DefaultSizeGiB,
-			MaxPerOwner: cfg.Quota, MaxAutomatic: c.Automatic.Quota, DefaultTimeoutMinutes: int(cfg.BuildTimeout.Std() / time.Minute),
-		},
+		Limits: limitsOf(c),
 		Times: lifecycle.Times{
 			KeepFailed: cfg.KeepFailed.Std(), ExpiredGrace: cfg.ExpiredGrace.Std(),
 			UnusedAutomatic: cfg.UnusedAutomatic.Std(), Sweep: cfg.SweepInterval.Std(),
@@ -90,6 +87,15 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 	}
 	registerTotals(context.WithoutCancel(ctx), registry, s.store, cfg.Quota)
 	return s, ctx.Err()
+}
+
+// limitsOf image snapshots that a configuration sets.
+func limitsOf(c config.Config) imagesnapshot.Limits {
+	cfg := c.ImageSnapshots
+	return imagesnapshot.Limits{
+		MaxImages: cfg.MaxImages, MinSizeGiB: cfg.MinSizeGiB, MaxSizeGiB: cfg.MaxSizeGiB, DefaultSizeGiB: cfg.DefaultSizeGiB,
+		MaxPerOwner: cfg.Quota, MaxAutomatic: c.Automatic.Quota, DefaultTimeoutMinutes: int(cfg.BuildTimeout.Std() / time.Minute),
+	}
 }
 
 // publisher tells other nodes of what they can attach too; nil without a directory to do that in.
@@ -110,7 +116,7 @@ func (s *imageSnapshots) publisher(c config.Config) (*publisher.Mirror, error) {
 // catalog lists what there is for nodes.
 func (s *imageSnapshots) catalog() catalog.Lister {
 	return storelister.New(storelister.Config{
-		Store: s.store, Watcher: s.store, Indexes: s.store, Unnamed: config.LoopDriver, OldDuringUpdate: s.oldDuringUpdate,
+		Store: s.store, Watcher: s.store, Indexes: s.store, LegacyDriver: config.LoopDriver, OldDuringUpdate: s.oldDuringUpdate,
 	})
 }
 

@@ -25,6 +25,7 @@ import (
 	"berth.dev/berth/builder/verify"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/buildproc"
+	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
 	"berth.dev/berth/layerdisk"
@@ -53,7 +54,7 @@ func openMachine(dir, program string) (_ *machine, err error) {
 	m.engine, err = lifecycle.New(lifecycle.Config{
 		Store: m.store, Watcher: m.store, Indexes: m.store,
 		Backend: lifecycle.Backend{Provisioner: m.driver, Attacher: m.driver, Snapshotter: m.driver},
-		Builder: b, Installation: m.store.Installation(), Limits: imagesnapshot.DefaultLimits(),
+		Builder: b, Installation: m.store.Installation(), Limits: imagesnapshottest.Limits(),
 	})
 	return m, err
 }
@@ -145,7 +146,7 @@ func TestMachine(t *testing.T) {
 	_, err := m.engine.Create(t.Context(), lifecycle.CreateRequest{Name: "one", Spec: sp})
 	require.NoError(t, err)
 	s := m.await(t, "available", ready)
-	m.requireStorage(t, s.Status.SnapshotID)
+	m.requireStorage(t, s.Status.VolumeSnapshotID)
 	require.EqualValues(t, 3<<20, s.Status.Images[0].SizeBytes)
 
 	sp.Images = []string{second}
@@ -160,7 +161,7 @@ func TestMachine(t *testing.T) {
 	d, err := base.Digest()
 	require.NoError(t, err)
 	require.Equal(t, 1, h.gets[d.String()], "the registry was asked once for what both have")
-	m.requireStorage(t, s.Status.SnapshotID)
+	m.requireStorage(t, s.Status.VolumeSnapshotID)
 
 	_, err = m.engine.Delete(t.Context(), lifecycle.DeleteRequest{NameOrID: "one"})
 	require.NoError(t, err)
@@ -205,7 +206,7 @@ func TestTagMovesWhileBuilding(t *testing.T) {
 	s := m.await(t, "available", ready)
 	require.Equal(t, first, s.Status.Images[0].Digest)
 	require.Equal(t, first, onDisk(s))
-	m.requireStorage(t, s.Status.SnapshotID)
+	m.requireStorage(t, s.Status.VolumeSnapshotID)
 	_, err = m.engine.Update(t.Context(), lifecycle.UpdateRequest{NameOrID: "one", Spec: h.spec(ref), Rebuild: true})
 	require.NoError(t, err)
 	s = m.await(t, "built anew", func(s *imagesnapshot.ImageSnapshot) bool { return ready(s) && s.Status.Builds == 2 })
@@ -295,7 +296,7 @@ func TestSIGKILL(t *testing.T) {
 
 			m = startMachine(t, dir)
 			s := m.await(t, "available", ready)
-			m.requireStorage(t, s.Status.SnapshotID)
+			m.requireStorage(t, s.Status.VolumeSnapshotID)
 			left, err := os.ReadDir(filepath.Join(dir, "tmp"))
 			require.NoError(t, err)
 			require.Empty(t, left)

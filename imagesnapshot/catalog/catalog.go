@@ -54,8 +54,8 @@ const StateAvailable = "Available"
 type Source struct {
 	// Driver is the name of a block storage driver that nodes have.
 	Driver string
-	// SnapshotID is a volume snapshot of which each node makes a volume for itself. Either this or VolumeID.
-	SnapshotID string
+	// VolumeSnapshotID is a volume snapshot of which each node makes a volume for itself. Either this or VolumeID.
+	VolumeSnapshotID string
 	// VolumeID is a volume, which nodes attach read-only and never delete. The driver "loop" takes an absolute path
 	// too.
 	VolumeID string
@@ -163,10 +163,10 @@ func (s Source) check() error {
 	if err := checkText("driver", s.Driver, maxNameBytes); err != nil {
 		return err
 	}
-	if (s.SnapshotID == "") == (s.VolumeID == "") {
+	if (s.VolumeSnapshotID == "") == (s.VolumeID == "") {
 		return errors.New("name either a volume or a volume snapshot")
 	}
-	return checkText("ID of the volume or volume snapshot", s.SnapshotID+s.VolumeID, maxTextBytes)
+	return checkText("ID of the volume or volume snapshot", s.VolumeSnapshotID+s.VolumeID, maxTextBytes)
 }
 
 func checkText(field, value string, most int) error {

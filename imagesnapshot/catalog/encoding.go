@@ -33,10 +33,11 @@ type encoded struct {
 	Images []string `json:"images,omitempty"`
 }
 
+// source has the field names of Source; its JSON keys are older than those names.
 type source struct {
-	Driver     string `json:"driver"`
-	SnapshotID string `json:"snapshotID,omitempty"`
-	VolumeID   string `json:"volumeID,omitempty"`
+	Driver           string `json:"driver"`
+	VolumeSnapshotID string `json:"snapshotID,omitempty"`
+	VolumeID         string `json:"volumeID,omitempty"`
 }
 
 // Encode writes the entry as JSON; one that Parse refuses is errdefs.ErrInvalidArgument.

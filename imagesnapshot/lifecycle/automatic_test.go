@@ -38,7 +38,7 @@ func TestAutomatic(t *testing.T) {
 		require.Equal(t, imagesnapshot.OriginAutomatic, s.Origin)
 		s = w.await(s.Name, imagesnapshot.PhaseAvailable)
 		require.Len(t, w.builder.builds, 1)
-		require.EqualValues(t, 3*5*5<<30, s.Status.Snapshots[0].SizeBytes, "Q15: three times the five compressed layers")
+		require.EqualValues(t, 3*5*5<<30, s.Status.VolumeSnapshots[0].SizeBytes, "Q15: three times the five compressed layers")
 
 		other, err := w.engine.EnsureAutomatic(t.Context(), lifecycle.AutomaticRequest{Owner: "other", Images: []string{refA, refC}})
 		require.NoError(t, err)

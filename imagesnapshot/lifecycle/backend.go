@@ -38,7 +38,7 @@ type FlashSnapshotter interface {
 
 // driverName is the name of the driver that something in the store names; what is from before there was a choice names
 // none.
-func (e *Engine) driverName(name string) string { return cmp.Or(name, e.Unnamed) }
+func (e *Engine) driverName(name string) string { return cmp.Or(name, e.LegacyDriver) }
 
 // backend finds the storage that has something. Its error is FailedPrecondition: somebody has to configure the driver.
 func (e *Engine) backend(driver string) (Backend, error) {

@@ -76,7 +76,7 @@ func TestDriverChanges(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, lifecycle.SweepReport{}, report)
 		require.Equal(t, one, w.get("one"))
-		_, err = first.GetSnapshot(t.Context(), one.Status.SnapshotID)
+		_, err = first.GetSnapshot(t.Context(), one.Status.VolumeSnapshotID)
 		require.NoError(t, err)
 
 		_, err = w.engine.Update(t.Context(), lifecycle.UpdateRequest{NameOrID: "one", Spec: one.Spec, Rebuild: true})
@@ -116,7 +116,7 @@ func TestUnnamedDriver(t *testing.T) {
 		first := w.fake
 		w.create("one", spec(refA))
 		require.Empty(t, w.await("one", imagesnapshot.PhaseAvailable).Status.Driver)
-		w.cfg.Unnamed, w.cfg.Driver = "first", "first"
+		w.cfg.LegacyDriver, w.cfg.Driver = "first", "first"
 		w.moveTo("second", blockdevtest.NewFake(0))
 		w.settle(15 * time.Minute)
 		require.Equal(t, imagesnapshot.PhaseAvailable, w.get("one").Status.Phase, "a sweep looks for it where it is")
@@ -357,7 +357,7 @@ func TestSweepGoesOnWithoutADriver(t *testing.T) {
 	newWorld(t, func(w *world) {
 		w.create("one", spec(refA))
 		one := w.await("one", imagesnapshot.PhaseAvailable)
-		prefix := one.Status.SnapshotName[:len("berth-000000000000-")]
+		prefix := one.Status.VolumeSnapshotName[:len("berth-000000000000-")]
 		first, second := w.fake, blockdevtest.NewFake(0)
 		w.moveTo("second", second)
 		w.stop()

@@ -74,8 +74,8 @@ func (r *run) candidate(o *imagesnapshot.ImageSnapshot, driver string) *base {
 	default:
 		return nil
 	}
-	for _, v := range o.Status.Snapshots {
-		if v.Ready && v.Kind == imagesnapshot.SnapshotStandard {
+	for _, v := range o.Status.VolumeSnapshots {
+		if v.Ready && v.Kind == imagesnapshot.VolumeSnapshotStandard {
 			// Not every storage tells the size of a volume snapshot.
 			size := cmp.Or(v.SizeBytes, o.Status.VolumeBytes)
 			return &base{name: o.Name, snapshotID: v.ID, sizeBytes: size, wantedBytes: cmp.Or(o.Status.VolumeBytes, size)}

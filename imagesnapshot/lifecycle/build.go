@@ -64,7 +64,7 @@ func (r *run) work(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time.Ti
 		err = r.makeVolume(ctx, s)
 	case imagesnapshot.StepBuild:
 		err = r.build(ctx, s)
-	case imagesnapshot.StepSnapshot:
+	case imagesnapshot.StepVolumeSnapshots:
 		err = r.takeSnapshots(ctx, s)
 	case imagesnapshot.StepWait:
 		err = r.awaitSnapshots(ctx, s)
@@ -105,7 +105,7 @@ func (r *run) plan(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	w.Garbage, _ = r.discardAll(ctx, w.Garbage) //nolint:errcheck // it is tried again
 	wanted := int64(s.Spec.Size.GiB) << 30
 	reuse := s.Spec.ReuseLayers && !w.NoBase
-	w.BaseSnapshotID, w.BaseName = "", ""
+	w.BaseVolumeSnapshotID, w.BaseName = "", ""
 	var base *base
 	if reuse || s.Spec.Size.AsNeeded && w.SizeBytes == 0 {
 		plan, err := r.Builder.Plan(ctx, PlanRequest{Owner: s.Owner, Spec: s.Spec})
@@ -125,7 +125,7 @@ func (r *run) plan(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	}
 	w.WantedBytes, w.SizeBytes = wanted, wanted
 	if base != nil {
-		w.BaseSnapshotID, w.BaseName = base.snapshotID, base.name
+		w.BaseVolumeSnapshotID, w.BaseName = base.snapshotID, base.name
 		w.SizeBytes = max(wanted, base.sizeBytes)
 	}
 	w.Failures = 0
@@ -134,7 +134,7 @@ func (r *run) plan(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 	return r.put(ctx, s)
 }
 
-// sizeFor estimates a volume for a plan: three times what the layers take compressed (requirements Q15), in whole GiB,
+// sizeFor estimates a volume for a plan: three times what the layers take compressed (Q15), in whole GiB,
 // and not less than the smallest legal size.
 func (r *run) sizeFor(p Plan) int64 {
 	const times = 3
@@ -156,12 +156,12 @@ func (r *run) makeVolume(ctx context.Context, s *imagesnapshot.ImageSnapshot) er
 	var volume blockdev.Volume
 	err = retry.Do(ctx, func(ctx context.Context) (err error) {
 		volume, err = b.Provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{
-			Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceSnapshotID: w.BaseSnapshotID, Parameters: volumeParameters(s, b),
+			Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceSnapshotID: w.BaseVolumeSnapshotID, Parameters: volumeParameters(s, b),
 		})
 		return err
 	})
 	switch {
-	case err != nil && w.BaseSnapshotID != "" && (errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err)):
+	case err != nil && w.BaseVolumeSnapshotID != "" && (errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err)):
 		// It has gone, or is larger than it said, or this storage makes no volume of it here.
 		return r.withoutBase(ctx, s, err)
 	case err != nil:
@@ -215,7 +215,7 @@ func (r *run) build(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
 		return r.storageFailed(ctx, s, fmt.Errorf("attach volume: %w", err))
 	}
 	result, err := r.Builder.Build(ctx, BuildRequest{
-		PlanRequest: PlanRequest{Owner: s.Owner, Spec: s.Spec}, Name: s.Name, Device: device, Reuse: w.BaseSnapshotID != "",
+		PlanRequest: PlanRequest{Owner: s.Owner, Spec: s.Spec}, Name: s.Name, Device: device, Reuse: w.BaseVolumeSnapshotID != "",
 		Traced: r.traced(ctx, s), Progress: r.progress(ctx, s),
 	})
 	if ctx.Err() != nil {
@@ -309,7 +309,7 @@ func (r *run) buildFailed(ctx context.Context, s *imagesnapshot.ImageSnapshot, e
 	switch {
 	case errors.Is(err, errSuperseded):
 		return err
-	case w.BaseSnapshotID != "" && (errdefs.IsDataLoss(err) || errors.As(err, &small) && !s.Spec.Size.AsNeeded):
+	case w.BaseVolumeSnapshotID != "" && (errdefs.IsDataLoss(err) || errors.As(err, &small) && !s.Spec.Size.AsNeeded):
 		// What the base has and nobody needs takes room that a disk built from nothing may not.
 		return r.withoutBase(ctx, s, err)
 	case errors.As(err, &small) && s.Spec.Size.AsNeeded && small.NeededBytes > w.SizeBytes:
@@ -363,7 +363,7 @@ func (r *run) built(ctx context.Context, s *imagesnapshot.ImageSnapshot, result 
 	for _, warning := range s.Warnings(sum) {
 		s.AddEvent(now, imagesnapshot.EventWarning, imagesnapshot.ReasonWarning, warning)
 	}
-	w.Step, w.Failures, w.NotBefore = imagesnapshot.StepSnapshot, 0, time.Time{}
+	w.Step, w.Failures, w.NotBefore = imagesnapshot.StepVolumeSnapshots, 0, time.Time{}
 	s.Status.Progress = 95
 	r.indexes.Lock()
 	defer r.indexes.Unlock()

@@ -55,7 +55,7 @@ func TestAsNeeded(t *testing.T) {
 		sp.Size.AsNeeded = true
 		w.create("one", sp)
 		s := w.await("one", imagesnapshot.PhaseAvailable)
-		require.EqualValues(t, 51<<30, s.Status.Snapshots[0].SizeBytes)
+		require.EqualValues(t, 51<<30, s.Status.VolumeSnapshots[0].SizeBytes)
 		w.requireStorage(s)
 
 		w.builder.set(0, &lifecycle.TooSmallError{NeededBytes: 500 << 30, Err: fmt.Errorf("out of space")})

@@ -137,21 +137,21 @@ func (e *Engine) discardVolume(ctx context.Context, l imagesnapshot.Leftover) er
 }
 
 func (e *Engine) discardSnapshot(ctx context.Context, l imagesnapshot.Leftover) error {
-	if l.SnapshotID == "" && l.SnapshotName == "" {
+	if l.VolumeSnapshotID == "" && l.VolumeSnapshotName == "" {
 		return nil
 	}
 	b, err := e.backend(l.Driver)
 	if err != nil {
-		return fmt.Errorf("delete volume snapshot %s: %w", cmp.Or(l.SnapshotName, l.SnapshotID), err)
+		return fmt.Errorf("delete volume snapshot %s: %w", cmp.Or(l.VolumeSnapshotName, l.VolumeSnapshotID), err)
 	}
-	id := l.SnapshotID
+	id := l.VolumeSnapshotID
 	if id == "" {
 		list, err := b.Snapshotter.ListSnapshots(ctx)
 		if err != nil {
-			return fmt.Errorf("find volume snapshot %s: %w", l.SnapshotName, err)
+			return fmt.Errorf("find volume snapshot %s: %w", l.VolumeSnapshotName, err)
 		}
 		for _, v := range list {
-			if v.Name == l.SnapshotName {
+			if v.Name == l.VolumeSnapshotName {
 				id = v.ID
 			}
 		}

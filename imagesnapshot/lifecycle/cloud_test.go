@@ -35,7 +35,7 @@ func TestEachFaultOfACloud(t *testing.T) {
 					require.NoError(w, err)
 					s := w.await("one", imagesnapshot.PhaseAvailable)
 					require.Equal(w, refAB, s.Status.Images[0].Reference)
-					require.NotContains(w, reasons(s), imagesnapshot.ReasonSnapshotLost)
+					require.NotContains(w, reasons(s), imagesnapshot.ReasonVolumeSnapshotLost)
 					_, err = w.engine.Delete(w.Context(), lifecycle.DeleteRequest{NameOrID: "one"})
 					require.NoError(w, err)
 					w.settle(3 * time.Hour) // detachments that stick, and a sweep
@@ -57,11 +57,11 @@ func TestSweepBelievesNoYoungLoss(t *testing.T) {
 		report, err := w.engine.Sweep(w.Context(), true)
 		require.NoError(w, err)
 		require.Empty(w, report.Lost)
-		w.fake.Discard(s.Status.SnapshotID)
+		w.fake.Discard(s.Status.VolumeSnapshotID)
 		w.settle(25 * time.Minute)
 		s = w.get("one")
 		require.Equal(w, imagesnapshot.PhaseUnavailable, s.Status.Phase)
-		require.Equal(w, imagesnapshot.ReasonSnapshotLost, s.Status.Reason)
+		require.Equal(w, imagesnapshot.ReasonVolumeSnapshotLost, s.Status.Reason)
 	})
 }
 

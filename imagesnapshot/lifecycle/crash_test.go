@@ -162,15 +162,15 @@ func TestFlash(t *testing.T) {
 			if flash {
 				require.Less(t, s.Status.Progress, 100, "of the regular snapshot")
 				require.Equal(t, storage, s.Status.VolumeID == "")
-				require.Equal(t, storage, len(s.Status.Snapshots) == 2)
+				require.Equal(t, storage, len(s.Status.VolumeSnapshots) == 2)
 				require.Contains(t, reasons(s), imagesnapshot.ReasonFlashReady)
 			}
 			ready := s.Status.Ready
 			s = w.await("one", imagesnapshot.PhaseAvailable)
 			require.Equal(t, ready, s.Status.Ready)
 			require.Empty(t, s.Status.VolumeID)
-			require.Len(t, s.Status.Snapshots, 1)
-			require.Equal(t, imagesnapshot.SnapshotStandard, s.Status.Snapshots[0].Kind)
+			require.Len(t, s.Status.VolumeSnapshots, 1)
+			require.Equal(t, imagesnapshot.VolumeSnapshotStandard, s.Status.VolumeSnapshots[0].Kind)
 			require.Equal(t, 100, s.Status.Progress)
 			w.requireStorage(s)
 			w.requireContent(s)

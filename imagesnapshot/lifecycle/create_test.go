@@ -41,10 +41,10 @@ func TestCreate(t *testing.T) {
 			Reference: refA, Platform: "linux/amd64", Digest: ix.Images[0].Manifest.Digest, SizeBytes: 2 << 30, Layers: 2,
 		}, s.Status.Images[0])
 		require.Equal(t, 5, s.Status.Layers)
-		require.Len(t, s.Status.Snapshots, 1)
-		require.Equal(t, s.Status.Snapshots[0].ID, s.Status.SnapshotID)
-		require.Equal(t, s.Status.Snapshots[0].Name, s.Status.SnapshotName)
-		require.EqualValues(t, 20<<30, s.Status.Snapshots[0].SizeBytes)
+		require.Len(t, s.Status.VolumeSnapshots, 1)
+		require.Equal(t, s.Status.VolumeSnapshots[0].ID, s.Status.VolumeSnapshotID)
+		require.Equal(t, s.Status.VolumeSnapshots[0].Name, s.Status.VolumeSnapshotName)
+		require.EqualValues(t, 20<<30, s.Status.VolumeSnapshots[0].SizeBytes)
 		require.Contains(t, reasons(s), imagesnapshot.ReasonReady)
 		w.requireStorage(s)
 		w.requireContent(s)
@@ -57,7 +57,7 @@ func TestCopies(t *testing.T) {
 		sp.Copies.Standard = 3
 		w.create("one", sp)
 		s := w.await("one", imagesnapshot.PhaseAvailable)
-		require.Len(t, s.Status.Snapshots, 3)
+		require.Len(t, s.Status.VolumeSnapshots, 3)
 		w.requireStorage(s)
 		w.requireContent(s)
 	})

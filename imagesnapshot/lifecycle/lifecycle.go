@@ -105,9 +105,9 @@ type Config struct {
 	// Others are storage that image snapshots may be on already, by their drivers' names: those stay usable, and can be
 	// deleted.
 	Others map[string]Backend
-	// Unnamed is the driver of image snapshots that name none, which are from before there was a choice.
-	Unnamed string
-	Builder Builder
+	// LegacyDriver is the driver of image snapshots that name none, which are from before there was a choice.
+	LegacyDriver string
+	Builder      Builder
 
 	// Installation is a UUID that tells our volumes and volume snapshots from those of other installations on the same
 	// storage.
@@ -166,7 +166,7 @@ func (noObserver) Swept(SweepReport)                  {}
 
 // Times are the periods of a life; zero fields are the defaults in their comments.
 type Times struct {
-	// KeepFailed is how long a failure is kept with its reason: a day (requirements 2.3).
+	// KeepFailed is how long a failure is kept with its reason: a day.
 	KeepFailed time.Duration
 	// ExpiredGrace is how long an expired one is Unavailable before it is deleted, so that nodes learn of it: 10
 	// minutes.

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
 
@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	_, err := lifecycle.New(lifecycle.Config{Limits: imagesnapshot.DefaultLimits(), Installation: "x"})
+	_, err := lifecycle.New(lifecycle.Config{Limits: imagesnapshottest.Limits(), Installation: "x"})
 	require.True(t, errdefs.IsInvalidArgument(err))
 	_, err = lifecycle.New(lifecycle.Config{Installation: "00000000-0000-0000-0000-000000000000"})
 	require.True(t, errdefs.IsInvalidArgument(err))

@@ -81,7 +81,7 @@ func TestObserver(t *testing.T) {
 		w.engine.RecordMatch("one", one.ID)
 		w.engine.RecordMatch("one", one.ID)
 		require.Equal(t, 2, seen.now().matched)
-		_, err = w.fake.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: one.Status.SnapshotName[:len("berth-000000000000-")] + "v-0123456789abcdef0123456789abcdef-1", SizeBytes: 4096})
+		_, err = w.fake.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: one.Status.VolumeSnapshotName[:len("berth-000000000000-")] + "v-0123456789abcdef0123456789abcdef-1", SizeBytes: 4096})
 		require.NoError(t, err)
 		w.settle(20 * time.Minute)
 		require.Equal(t, 1, seen.now().orphans)

@@ -31,17 +31,17 @@ func (r *run) takeSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot)
 			return r.flash(ctx, s, b)
 		}
 	}
-	if w.Built.Snapshots == nil {
+	if w.Built.VolumeSnapshots == nil {
 		// The names stand in the journal before anything has them.
 		for i := range s.Spec.Copies.Standard {
-			w.Built.Snapshots = append(w.Built.Snapshots, imagesnapshot.VolumeSnapshot{
-				Name: r.names.snapshot(kindStandard, s, w.Attempt, i), Kind: imagesnapshot.SnapshotStandard,
+			w.Built.VolumeSnapshots = append(w.Built.VolumeSnapshots, imagesnapshot.VolumeSnapshot{
+				Name: r.names.snapshot(kindStandard, s, w.Attempt, i), Kind: imagesnapshot.VolumeSnapshotStandard,
 			})
 		}
 		return r.put(ctx, s)
 	}
-	for i := range w.Built.Snapshots {
-		v := &w.Built.Snapshots[i]
+	for i := range w.Built.VolumeSnapshots {
+		v := &w.Built.VolumeSnapshots[i]
 		var made blockdev.VolumeSnapshot
 		err := retry.Do(ctx, func(ctx context.Context) (err error) {
 			made, err = b.Snapshotter.CreateSnapshot(ctx, v.Name, w.VolumeID)
@@ -75,9 +75,9 @@ func (r *run) flash(ctx context.Context, s *imagesnapshot.ImageSnapshot, b Backe
 			if err != nil {
 				return r.storageFailed(ctx, s, fmt.Errorf("create flash snapshot: %w", err))
 			}
-			content.Snapshots = append(content.Snapshots, v)
+			content.VolumeSnapshots = append(content.VolumeSnapshots, v)
 		}
-		content.SnapshotID, content.SnapshotName = content.Snapshots[0].ID, content.Snapshots[0].Name
+		content.VolumeSnapshotID, content.VolumeSnapshotName = content.VolumeSnapshots[0].ID, content.VolumeSnapshots[0].Name
 	}
 	previous := s.Status.Content
 	if previous.Identity.UUID != "" {
@@ -100,7 +100,7 @@ func flashCopy(ctx context.Context, flash FlashSnapshotter, name, volumeID strin
 		return err
 	})
 	return imagesnapshot.VolumeSnapshot{
-		ID: made.ID, Name: name, Kind: imagesnapshot.SnapshotFlash, SizeBytes: made.SizeBytes, Ready: true,
+		ID: made.ID, Name: name, Kind: imagesnapshot.VolumeSnapshotFlash, SizeBytes: made.SizeBytes, Ready: true,
 	}, err
 }
 
@@ -127,8 +127,8 @@ func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot
 	if err != nil {
 		return r.storageFailed(ctx, s, err)
 	}
-	for i := range w.Built.Snapshots {
-		v := &w.Built.Snapshots[i]
+	for i := range w.Built.VolumeSnapshots {
+		v := &w.Built.VolumeSnapshots[i]
 		if v.Ready {
 			continue
 		}
@@ -156,7 +156,7 @@ func (r *run) complete(ctx context.Context, s *imagesnapshot.ImageSnapshot) erro
 	w := s.Status.Work
 	flashed, old := servesBuilt(s), s.Status.Content
 	content := w.Built.Clone()
-	content.SnapshotID, content.SnapshotName = content.Snapshots[0].ID, content.Snapshots[0].Name
+	content.VolumeSnapshotID, content.VolumeSnapshotName = content.VolumeSnapshots[0].ID, content.VolumeSnapshots[0].Name
 	content.Ready = time.Now().UTC()
 	garbage := slices.Clone(w.Garbage)
 	garbage = append(garbage, imagesnapshot.Leftover{Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName})
@@ -196,8 +196,8 @@ func outcomeOf(s *imagesnapshot.ImageSnapshot, w *imagesnapshot.Work, reason ima
 // leftovers are the volume snapshots of a content that is given up. The volume that served it is the work's.
 func leftovers(c imagesnapshot.Content) []imagesnapshot.Leftover {
 	var list []imagesnapshot.Leftover
-	for _, v := range c.Snapshots {
-		list = append(list, imagesnapshot.Leftover{Driver: c.Driver, SnapshotID: v.ID, SnapshotName: v.Name})
+	for _, v := range c.VolumeSnapshots {
+		list = append(list, imagesnapshot.Leftover{Driver: c.Driver, VolumeSnapshotID: v.ID, VolumeSnapshotName: v.Name})
 	}
 	return list
 }
@@ -291,7 +291,7 @@ func (r *run) withFlash(s *imagesnapshot.ImageSnapshot, w *imagesnapshot.Work, g
 		return garbage
 	}
 	for i := range s.Spec.Copies.Flash {
-		garbage = append(garbage, imagesnapshot.Leftover{Driver: w.Driver, SnapshotName: r.names.snapshot(kindFlash, s, w.Attempt, i)})
+		garbage = append(garbage, imagesnapshot.Leftover{Driver: w.Driver, VolumeSnapshotName: r.names.snapshot(kindFlash, s, w.Attempt, i)})
 	}
 	return garbage
 }

@@ -47,7 +47,7 @@ func (e *Engine) sweep(ctx context.Context, remove, everywhere bool) (SweepRepor
 	}
 	known := e.known(all)
 	for _, l := range found.ours {
-		if known[l.VolumeID] || known[l.VolumeName] || known[l.SnapshotID] || known[l.SnapshotName] {
+		if known[l.VolumeID] || known[l.VolumeName] || known[l.VolumeSnapshotID] || known[l.VolumeSnapshotName] {
 			continue
 		}
 		report.Orphans = append(report.Orphans, l)
@@ -83,7 +83,7 @@ func (e *Engine) known(all []*imagesnapshot.ImageSnapshot) map[string]bool {
 	known := make(map[string]bool)
 	for _, s := range all {
 		for _, l := range (&run{Engine: e}).everything(s) {
-			for _, key := range []string{l.VolumeID, l.VolumeName, l.SnapshotID, l.SnapshotName} {
+			for _, key := range []string{l.VolumeID, l.VolumeName, l.VolumeSnapshotID, l.VolumeSnapshotName} {
 				known[key] = true
 			}
 		}
@@ -128,7 +128,7 @@ func (i *inventory) look(ctx context.Context, driver string, b Backend, n names)
 	for _, v := range list {
 		there[v.ID] = true
 		if n.ours(v.Name) {
-			i.ours = append(i.ours, imagesnapshot.Leftover{Driver: driver, SnapshotID: v.ID, SnapshotName: v.Name})
+			i.ours = append(i.ours, imagesnapshot.Leftover{Driver: driver, VolumeSnapshotID: v.ID, VolumeSnapshotName: v.Name})
 		}
 	}
 	i.snapshots[driver] = there
@@ -160,7 +160,7 @@ func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnaps
 		return false, nil // not all parts of the storage may know of them yet
 	}
 	gone := make(map[string]bool)
-	for _, v := range s.Status.Snapshots {
+	for _, v := range s.Status.VolumeSnapshots {
 		if there[v.ID] {
 			continue
 		}
@@ -188,17 +188,17 @@ func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnaps
 func (e *Engine) dropSnapshots(s *imagesnapshot.ImageSnapshot, gone map[string]bool, lost *bool) error {
 	now := time.Now().UTC()
 	var kept []imagesnapshot.VolumeSnapshot
-	for _, v := range s.Status.Snapshots {
+	for _, v := range s.Status.VolumeSnapshots {
 		if !gone[v.ID] {
 			kept = append(kept, v)
 			continue
 		}
-		s.AddEvent(now, imagesnapshot.EventWarning, imagesnapshot.ReasonSnapshotLost, fmt.Sprintf("volume snapshot %s is gone from the storage", v.ID))
+		s.AddEvent(now, imagesnapshot.EventWarning, imagesnapshot.ReasonVolumeSnapshotLost, fmt.Sprintf("volume snapshot %s is gone from the storage", v.ID))
 	}
-	s.Status.Snapshots, s.Status.LastUpdated = kept, now
-	s.Status.SnapshotID, s.Status.SnapshotName = "", ""
+	s.Status.VolumeSnapshots, s.Status.LastUpdated = kept, now
+	s.Status.VolumeSnapshotID, s.Status.VolumeSnapshotName = "", ""
 	if len(kept) > 0 {
-		s.Status.SnapshotID, s.Status.SnapshotName = kept[0].ID, kept[0].Name
+		s.Status.VolumeSnapshotID, s.Status.VolumeSnapshotName = kept[0].ID, kept[0].Name
 		return nil
 	}
 	switch s.Status.Phase {
@@ -211,7 +211,7 @@ func (e *Engine) dropSnapshots(s *imagesnapshot.ImageSnapshot, gone map[string]b
 	if s.Origin == imagesnapshot.OriginAutomatic {
 		s.Status.Expires = now.Add(e.Times.KeepFailed)
 	}
-	return s.SetPhase(imagesnapshot.PhaseUnavailable, imagesnapshot.ReasonSnapshotLost, "its volume snapshot is gone from the storage; delete it, and create it again if it is wanted")
+	return s.SetPhase(imagesnapshot.PhaseUnavailable, imagesnapshot.ReasonVolumeSnapshotLost, "its volume snapshot is gone from the storage; delete it, and create it again if it is wanted")
 }
 
 // sweepAndLog is the sweep that Run does now and then, the first time of all drivers.
@@ -222,7 +222,7 @@ func (e *Engine) sweepAndLog(ctx context.Context, first bool) {
 		log.G(ctx).WithError(err).Warn("sweep did not come to its end")
 	}
 	for _, l := range report.Orphans {
-		log.G(ctx).WithFields(log.Fields{"driver": l.Driver, "volume": l.VolumeID, "volume_name": l.VolumeName, "snapshot": l.SnapshotID, "snapshot_name": l.SnapshotName}).
+		log.G(ctx).WithFields(log.Fields{"driver": l.Driver, "volume": l.VolumeID, "volume_name": l.VolumeName, "snapshot": l.VolumeSnapshotID, "snapshot_name": l.VolumeSnapshotName}).
 			Warn("found something of ours in the storage that nothing refers to")
 	}
 	for _, name := range report.Lost {

@@ -16,7 +16,7 @@ func TestSweep(t *testing.T) {
 	newWorld(t, func(w *world) {
 		w.create("one", spec(refA))
 		s := w.await("one", imagesnapshot.PhaseAvailable)
-		prefix := s.Status.SnapshotName[:len("berth-000000000000-")]
+		prefix := s.Status.VolumeSnapshotName[:len("berth-000000000000-")]
 		id := "0123456789abcdef0123456789abcdef"
 		ours, err := w.fake.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: prefix + "v-" + id + "-1", SizeBytes: 4096})
 		require.NoError(t, err)
@@ -55,16 +55,16 @@ func TestSnapshotLost(t *testing.T) {
 		sp.Copies.Standard = 2
 		w.create("one", sp)
 		s := w.await("one", imagesnapshot.PhaseAvailable)
-		require.NoError(t, w.fake.DeleteSnapshot(t.Context(), s.Status.Snapshots[0].ID))
+		require.NoError(t, w.fake.DeleteSnapshot(t.Context(), s.Status.VolumeSnapshots[0].ID))
 		w.settle(15 * time.Minute)
 		one := w.get("one")
 		require.Equal(t, imagesnapshot.PhaseAvailable, one.Status.Phase)
-		require.Equal(t, s.Status.Snapshots[1].ID, one.Status.SnapshotID)
-		require.NoError(t, w.fake.DeleteSnapshot(t.Context(), s.Status.Snapshots[1].ID))
+		require.Equal(t, s.Status.VolumeSnapshots[1].ID, one.Status.VolumeSnapshotID)
+		require.NoError(t, w.fake.DeleteSnapshot(t.Context(), s.Status.VolumeSnapshots[1].ID))
 		w.settle(15 * time.Minute)
 		one = w.get("one")
 		require.Equal(t, imagesnapshot.PhaseUnavailable, one.Status.Phase)
-		require.Equal(t, imagesnapshot.ReasonSnapshotLost, one.Status.Reason)
+		require.Equal(t, imagesnapshot.ReasonVolumeSnapshotLost, one.Status.Reason)
 		_, err := w.engine.Delete(t.Context(), lifecycle.DeleteRequest{NameOrID: "one"})
 		require.NoError(t, err)
 		w.awaitGone("one")

@@ -16,6 +16,7 @@ import (
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store"
 	"berth.dev/berth/test/harness/walk"
@@ -59,7 +60,7 @@ func newWalker(w *walk.Walk) *walker {
 	n.w.builder = &recorder{fake: fake, takes: time.Minute, layers: map[string][]string{
 		refA: {"base", "a"}, refAB: {"base", "a", "b"}, refC: {"c1", "c2", "c3"},
 	}}
-	limits := imagesnapshot.DefaultLimits()
+	limits := imagesnapshottest.Limits()
 	limits.MaxPerOwner, limits.MinSizeGiB, limits.DefaultSizeGiB = quota, 1, 1
 	n.w.cfg = lifecycle.Config{Builder: n.w.builder, Limits: limits, MaxBuilds: 2}
 	for i, name := range []string{"other", "berth-000000000000-v-00000000000000000000000000000000-1"} {
@@ -271,12 +272,12 @@ func (n *walker) checkAll() {
 
 // checkOne wants what an image snapshot promises to be there.
 func (n *walker) checkOne(s *imagesnapshot.ImageSnapshot, all blockdevtest.Inventory) {
-	taken := slices.ContainsFunc(s.Status.Snapshots, func(v imagesnapshot.VolumeSnapshot) bool { return n.taken[v.ID] })
-	if s.Status.Reason == imagesnapshot.ReasonSnapshotLost && len(n.taken) == 0 {
+	taken := slices.ContainsFunc(s.Status.VolumeSnapshots, func(v imagesnapshot.VolumeSnapshot) bool { return n.taken[v.ID] })
+	if s.Status.Reason == imagesnapshot.ReasonVolumeSnapshotLost && len(n.taken) == 0 {
 		n.Break("%s is said to be lost, and nobody took anything away: %s", s.Name, s.Status.Message)
 	}
 	for _, e := range s.Status.Events {
-		if e.Reason == imagesnapshot.ReasonSnapshotLost && !slices.ContainsFunc(slices.Collect(keys(n.taken)), func(id string) bool { return strings.Contains(e.Message, id) }) {
+		if e.Reason == imagesnapshot.ReasonVolumeSnapshotLost && !slices.ContainsFunc(slices.Collect(keys(n.taken)), func(id string) bool { return strings.Contains(e.Message, id) }) {
 			n.Break("%s is said to have lost what nobody took away: %s", s.Name, e.Message)
 		}
 	}
@@ -288,7 +289,7 @@ func (n *walker) checkOne(s *imagesnapshot.ImageSnapshot, all blockdevtest.Inven
 		n.Break("%s is usable and its index is gone: %v", s.Name, err)
 		return
 	}
-	for _, v := range s.Status.Snapshots {
+	for _, v := range s.Status.VolumeSnapshots {
 		content := n.w.fake.SnapshotContent(v.ID)
 		if !bytes.HasPrefix(content, append([]byte("D"), encoded...)) {
 			n.Break("%s is usable by %s (%s), which does not hold its disk but %d bytes, %.40q", s.Name, v.ID, v.Name, len(content), content)
@@ -297,7 +298,7 @@ func (n *walker) checkOne(s *imagesnapshot.ImageSnapshot, all blockdevtest.Inven
 	if id := s.Status.VolumeID; id != "" && !slices.ContainsFunc(all.Volumes, func(v blockdev.Volume) bool { return v.ID == id }) {
 		n.Break("%s is usable by volume %s, which is not there", s.Name, id)
 	}
-	if s.Status.VolumeID == "" && len(s.Status.Snapshots) == 0 {
+	if s.Status.VolumeID == "" && len(s.Status.VolumeSnapshots) == 0 {
 		n.Break("%s is usable by nothing", s.Name)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
 )
@@ -53,7 +54,7 @@ func newWorld(t *testing.T, test func(w *world), change ...func(*world)) {
 		w.builder = &recorder{fake: fake, takes: time.Minute, layers: map[string][]string{
 			refA: {"base", "a"}, refAB: {"base", "a", "b"}, refC: {"c1", "c2", "c3"},
 		}}
-		w.cfg = lifecycle.Config{Builder: w.builder, Limits: imagesnapshot.DefaultLimits()}
+		w.cfg = lifecycle.Config{Builder: w.builder, Limits: imagesnapshottest.Limits()}
 		for _, c := range change {
 			c(w)
 		}
@@ -173,7 +174,7 @@ func (w *world) requireStorage(want ...*imagesnapshot.ImageSnapshot) {
 	var ids, got []string
 	var digests []digest.Digest
 	for _, s := range want {
-		for _, v := range s.Status.Snapshots {
+		for _, v := range s.Status.VolumeSnapshots {
 			ids = append(ids, v.ID)
 		}
 		if d := s.Status.Identity.IndexDigest; !slices.Contains(digests, d) {
@@ -199,7 +200,7 @@ func (w *world) requireContent(s *imagesnapshot.ImageSnapshot) {
 	w.Helper()
 	encoded, err := w.store.GetIndex(w.Context(), s.Status.Identity.IndexDigest)
 	require.NoError(w, err)
-	for _, snap := range s.Status.Snapshots {
+	for _, snap := range s.Status.VolumeSnapshots {
 		v, err := w.fake.CreateVolume(w.Context(), blockdev.CreateVolumeRequest{Name: "look", SourceSnapshotID: snap.ID})
 		require.NoError(w, err)
 		dev, err := w.fake.Attach(w.Context(), v.ID, blockdev.AttachOptions{ReadOnly: true})

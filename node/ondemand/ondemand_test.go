@@ -229,8 +229,8 @@ func TestEntriesThatGo(t *testing.T) {
 		r.pull(w)
 		staged, _, _ := r.stage.names()
 		changed := e
-		changed.Source = catalog.Source{Driver: "loop", SnapshotID: "new"}
-		r.stage.sources["new"] = r.stage.sources[e.Source.SnapshotID]
+		changed.Source = catalog.Source{Driver: "loop", VolumeSnapshotID: "new"}
+		r.stage.sources["new"] = r.stage.sources[e.Source.VolumeSnapshotID]
 		r.publish(changed)
 		synctest.Wait()
 		_, unstaged, _ := r.stage.names()

@@ -185,7 +185,7 @@ func (r *rig) add(id string, layers ...string) catalog.Entry {
 	ix, _, err := e.Parse()
 	require.NoError(r, err)
 	r.stage.mu.Lock()
-	r.stage.sources[e.Source.SnapshotID] = layerdisk.NewLookup(ix)
+	r.stage.sources[e.Source.VolumeSnapshotID] = layerdisk.NewLookup(ix)
 	r.stage.mu.Unlock()
 	r.publish(e)
 	return e

@@ -19,6 +19,7 @@ import (
 	"berth.dev/berth/blockdev/blockdevtest"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/catalog/storelister"
+	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store"
 	"berth.dev/berth/imagesnapshot/store/boltstore"
@@ -124,7 +125,7 @@ func newWhole(w *walk.Walk) *whole {
 
 func (a *whole) startEngine() {
 	s := scaled{a.fake}
-	limits := imagesnapshot.DefaultLimits()
+	limits := imagesnapshottest.Limits()
 	limits.MinSizeGiB, limits.DefaultSizeGiB, limits.MaxPerOwner = 1, 1, 6
 	var err error
 	a.engine, err = lifecycle.New(lifecycle.Config{
@@ -152,7 +153,7 @@ func (a *whole) follow() {
 	ended := make(chan error, 1)
 	chooser := a.chooser
 	go func() {
-		ended <- chooser.Follow(ctx, storelister.New(storelister.Config{Store: a.store, Watcher: a.store, Indexes: a.store, Unnamed: "cloud"}), func() {})
+		ended <- chooser.Follow(ctx, storelister.New(storelister.Config{Store: a.store, Watcher: a.store, Indexes: a.store, LegacyDriver: "cloud"}), func() {})
 	}()
 	a.unchoos = func() {
 		cancel()

@@ -73,7 +73,7 @@ func (n *node) volumeSnapshot(name, disk string) catalog.Source {
 	s, err := driver.CreateSnapshot(n.Context(), name+"-snapshot", v.ID)
 	require.NoError(n, err)
 	require.NoError(n, driver.DeleteVolume(n.Context(), v.ID))
-	return catalog.Source{Driver: "loop", SnapshotID: s.ID}
+	return catalog.Source{Driver: "loop", VolumeSnapshotID: s.ID}
 }
 
 // attached are the image snapshots whose disks are attached; the names of disks begin with theirs.

@@ -67,7 +67,7 @@ func TestMatchForetellsThePull(t *testing.T) {
 	for name, e := range map[string]catalog.Entry{
 		"expired":   {State: catalog.StateAvailable, Source: byPath(others), Expires: created},
 		"updating":  {State: "Updating", Source: byPath(others)},
-		"elsewhere": {State: catalog.StateAvailable, Source: catalog.Source{Driver: "cloud", SnapshotID: "s"}},
+		"elsewhere": {State: catalog.StateAvailable, Source: catalog.Source{Driver: "cloud", VolumeSnapshotID: "s"}},
 	} {
 		e.Name, e.ID, e.Created = name, name, created
 		n.publishEntry(others, e)

@@ -30,7 +30,7 @@ func Entry(t testing.TB, id string, images ...layerdisktest.Image) catalog.Entry
 	require.NoError(t, err)
 	return catalog.Entry{
 		Name: "name-of-" + id, ID: id, State: catalog.StateAvailable, Created: time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC),
-		Source: catalog.Source{Driver: "loop", SnapshotID: "snapshot-of-" + id}, Index: index,
+		Source: catalog.Source{Driver: "loop", VolumeSnapshotID: "snapshot-of-" + id}, Index: index,
 	}
 }
 
@@ -125,7 +125,7 @@ func refused(t *testing.T, c Catalog, good catalog.Entry) {
 		"control":      func(e *catalog.Entry) { e.Name = "a\x1b[2J" },
 		"no state":     func(e *catalog.Entry) { e.State = "" },
 		"no driver":    func(e *catalog.Entry) { e.Source.Driver = "" },
-		"no source":    func(e *catalog.Entry) { e.Source.SnapshotID = "" },
+		"no source":    func(e *catalog.Entry) { e.Source.VolumeSnapshotID = "" },
 		"two sources":  func(e *catalog.Entry) { e.Source.VolumeID = "v" },
 		"no index":     func(e *catalog.Entry) { e.Index = nil },
 		"broken index": func(e *catalog.Entry) { e.Index = e.Index[:len(e.Index)/2] },

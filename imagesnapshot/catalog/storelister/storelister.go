@@ -20,8 +20,8 @@ type Config struct {
 	Store   store.Store
 	Watcher store.Watcher
 	Indexes store.Indexes
-	// Unnamed is the driver that nodes attach those disks with whose image snapshots name none.
-	Unnamed string
+	// LegacyDriver is the driver that nodes attach those disks with whose image snapshots name none.
+	LegacyDriver string
 	// OldDuringUpdate keeps what an image snapshot had available while it is updated, and after an update that failed.
 	OldDuringUpdate bool
 }
@@ -143,12 +143,12 @@ func (w *watch) forget(ctx context.Context, last summary, known bool) bool {
 func (w *watch) summaryOf(s *imagesnapshot.ImageSnapshot) summary {
 	now := summary{id: s.ID, name: s.Name, state: string(s.Status.Phase), created: s.Status.Ready, expires: s.Status.Expires}
 	// Nodes let go of what is being deleted: the storage may not delete a volume that is attached.
-	if s.Status.Identity.UUID == "" || s.Status.SnapshotID == "" && s.Status.VolumeID == "" || s.Status.Phase == imagesnapshot.PhaseDeleting {
+	if s.Status.Identity.UUID == "" || s.Status.VolumeSnapshotID == "" && s.Status.VolumeID == "" || s.Status.Phase == imagesnapshot.PhaseDeleting {
 		now.images = strings.Join(s.Spec.Images, "\n")
 		return now
 	}
-	now.identity, now.source = s.Status.Identity, catalog.Source{Driver: cmp.Or(s.Status.Driver, w.Unnamed), SnapshotID: s.Status.SnapshotID}
-	if now.source.SnapshotID == "" {
+	now.identity, now.source = s.Status.Identity, catalog.Source{Driver: cmp.Or(s.Status.Driver, w.LegacyDriver), VolumeSnapshotID: s.Status.VolumeSnapshotID}
+	if now.source.VolumeSnapshotID == "" {
 		now.source.VolumeID = s.Status.VolumeID
 	}
 	// Those who choose look at the time of expiry themselves, as nothing changes when it comes.

@@ -30,7 +30,7 @@ func newWorld(t *testing.T, old bool) *world {
 	s, err := boltstore.Open(filepath.Join(t.TempDir(), "store.db"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
-	return &world{t, s, storelister.New(storelister.Config{Store: s, Watcher: s, Indexes: s, Unnamed: "loop", OldDuringUpdate: old})}
+	return &world{t, s, storelister.New(storelister.Config{Store: s, Watcher: s, Indexes: s, LegacyDriver: "loop", OldDuringUpdate: old})}
 }
 
 // built image snapshot that is Available, with the entry that it should be.
@@ -43,7 +43,7 @@ func (w *world) built(name string, layers ...string) (*imagesnapshot.ImageSnapsh
 	require.NoError(w, w.store.PutIndex(w.Context(), identity.IndexDigest, e.Index))
 	s := &imagesnapshot.ImageSnapshot{Metadata: imagesnapshot.Metadata{Name: name, ID: e.ID, Generation: 1, Created: e.Created}}
 	s.Spec.Images = []string{nginx}
-	s.Status.Phase, s.Status.Ready, s.Status.Identity, s.Status.SnapshotID = imagesnapshot.PhaseAvailable, e.Created, identity, e.Source.SnapshotID
+	s.Status.Phase, s.Status.Ready, s.Status.Identity, s.Status.VolumeSnapshotID = imagesnapshot.PhaseAvailable, e.Created, identity, e.Source.VolumeSnapshotID
 	s, err = w.store.Create(w.Context(), s)
 	require.NoError(w, err)
 	return s, e
@@ -86,7 +86,7 @@ func TestLifeOfAnEntry(t *testing.T) {
 	e.State = "Updating"
 	require.Equal(t, catalog.Change{Entry: &e}, catalogtest.Next(t, changes))
 	s = w.update(s, func(s *imagesnapshot.ImageSnapshot) {
-		s.Status.Phase, s.Status.SnapshotID, s.Status.VolumeID = imagesnapshot.PhaseAvailable, "", "volume"
+		s.Status.Phase, s.Status.VolumeSnapshotID, s.Status.VolumeID = imagesnapshot.PhaseAvailable, "", "volume"
 	})
 	e.State, e.Source = catalog.StateAvailable, catalog.Source{Driver: "loop", VolumeID: "volume"}
 	require.Equal(t, catalog.Change{Entry: &e}, catalogtest.Next(t, changes))
@@ -126,12 +126,12 @@ func TestLostIndexIsReported(t *testing.T) {
 	s, e := w.built("nightly", "base")
 	changes, _ := w.watch()
 	require.NoError(t, w.store.DeleteIndex(t.Context(), s.Status.Identity.IndexDigest))
-	s = w.update(s, func(s *imagesnapshot.ImageSnapshot) { s.Status.SnapshotID = "another" })
+	s = w.update(s, func(s *imagesnapshot.ImageSnapshot) { s.Status.VolumeSnapshotID = "another" })
 	require.True(t, catalogtest.Next(t, changes).Deleted)
 	require.ErrorContains(t, catalogtest.Next(t, changes).Problem, "nightly")
 	require.NoError(t, w.store.PutIndex(t.Context(), s.Status.Identity.IndexDigest, e.Index))
 	w.update(s, func(s *imagesnapshot.ImageSnapshot) { s.Status.MatchCount++ })
-	e.Source.SnapshotID = "another"
+	e.Source.VolumeSnapshotID = "another"
 	require.Equal(t, catalog.Change{Entry: &e}, catalogtest.Next(t, changes))
 }
 

@@ -173,8 +173,8 @@ func noAliasing(t *testing.T, s Full) {
 	spoil := func(obj *imagesnapshot.ImageSnapshot) {
 		obj.Labels["name"], obj.Annotations["a"], obj.Spec.Images[0] = "spoilt", "spoilt", "spoilt"
 		obj.Spec.Build.Parameters["eipID"], obj.Status.Events[0].Message = "spoilt", "spoilt"
-		obj.Status.Work.VolumeName, obj.Status.Work.Built.Snapshots[0].Name = "spoilt", "spoilt"
-		obj.Status.Work.Garbage[0].SnapshotName = "spoilt"
+		obj.Status.Work.VolumeName, obj.Status.Work.Built.VolumeSnapshots[0].Name = "spoilt", "spoilt"
+		obj.Status.Work.Garbage[0].VolumeSnapshotName = "spoilt"
 		obj.Spec.Registries[0].Server, obj.Spec.Platforms[0], obj.Spec.Build.DNSServers[0] = "spoilt", "spoilt", "spoilt"
 	}
 	spoil(given)

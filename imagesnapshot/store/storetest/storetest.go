@@ -78,7 +78,7 @@ func Example(name string) *imagesnapshot.ImageSnapshot {
 		Status: imagesnapshot.Status{
 			Phase: imagesnapshot.PhaseCreating, Reason: imagesnapshot.ReasonBuilding, Message: "m", Progress: 3, Started: at,
 			Work: &imagesnapshot.Work{Step: imagesnapshot.StepBuild, Attempt: 2, VolumeName: "v",
-				Garbage: []imagesnapshot.Leftover{{SnapshotName: "s"}}, Built: &imagesnapshot.Content{Snapshots: []imagesnapshot.VolumeSnapshot{{Name: "s"}}}},
+				Garbage: []imagesnapshot.Leftover{{VolumeSnapshotName: "s"}}, Built: &imagesnapshot.Content{VolumeSnapshots: []imagesnapshot.VolumeSnapshot{{Name: "s"}}}},
 		},
 	}
 	s.AddEvent(at, imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying, "again")
