@@ -28,6 +28,7 @@ func areas() map[string]area {
 		"github.com/google/uuid", "github.com/klauspost/compress", "github.com/opencontainers/go-digest",
 		"github.com/opencontainers/image-spec", "github.com/zeebo/blake3", "golang.org/x/sync", "golang.org/x/sys",
 	}
+	format = slices.Clip(format)
 	return map[string]area{
 		// Leaves: what a foreign reader or a foreign matcher can take as it is.
 		"layerdisk": {foreign: format},
@@ -63,7 +64,12 @@ func areas() map[string]area {
 		"imagesnapshot/catalog":   {own: []string{"imagesnapshot", "imagesnapshot/store", "internal/durable", "layerdisk", "readahead/accesslist"}},
 		"imagesnapshot/assembly":  {own: []string{"blockdev", "imagesnapshot/...", "internal/...", "layerdisk", "matcher/...", "readahead/accesslist"}},
 
-		"readahead": {own: []string{"blockdev", "blockdev/device", "blockdev/fsmount", "blockdev/retry", "layerdisk/..."}},
+		// Lists and readers know disks, not containerd; only a trial run needs its client.
+		"readahead": {
+			own:     []string{"blockdev", "blockdev/device", "blockdev/fsmount", "layerdisk/..."},
+			foreign: append(format, "github.com/containerd/log"),
+		},
+		"readahead/trialrun": {own: []string{"blockdev", "blockdev/fsmount", "blockdev/retry", "layerdisk", "readahead/..."}},
 
 		// What runs on a node. Its parts meet in node/daemon only.
 		"node/containerdconfig": {},
@@ -72,7 +78,8 @@ func areas() map[string]area {
 		"node/events":           {},
 		"node/imageimport":      {own: []string{"internal/backoff", "internal/durable", "layerdisk"}},
 		"node/ondemand":         {own: []string{"imagesnapshot/catalog", "internal/backoff", "layerdisk", "matcher", "node/stage"}},
-		"node/stage":            {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}},
+		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}, foreign: append(format,
+			"github.com/containerd/log", "go.etcd.io/bbolt")},
 
 		"control": {own: []string{"imagesnapshot/...", "matcher/...", "node/disks", "node/events", "proto/...", "readahead/accesslist"}},
 
