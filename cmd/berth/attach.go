@@ -14,7 +14,7 @@ import (
 const attachLong = `attach makes the running berthd serve the layers of a disk: a file made by "berth build", or a block device that
 holds one. berthd proves that it is a layer disk before it serves from it, and only ever reads it.
 
-With --volume the argument is a volume of the driver, with --snapshot a volume snapshot: of that a volume is made for this
+With --volume the argument is a volume of the driver, with --volume-snapshot a volume snapshot: of that a volume is made for this
 node, and deleted again when the disk is detached.
 
 A disk attached this way is detached again once nothing has used it for the configured time, unless --keep is given.
@@ -22,10 +22,10 @@ To have a disk at every start, name it in berthd's configuration instead.`
 
 func newAttach() *cobra.Command {
 	var (
-		daemon           daemonFlags
-		req              controlv1.AttachDiskRequest
-		volume, snapshot bool
-		asJSON           bool
+		daemon                 daemonFlags
+		req                    controlv1.AttachDiskRequest
+		volume, volumeSnapshot bool
+		asJSON                 bool
 	)
 	cmd := &cobra.Command{
 		Use:   "attach PATH|DEVICE|ID",
@@ -34,11 +34,11 @@ func newAttach() *cobra.Command {
 		Example: `  berth attach /srv/berth/base.img
   berth attach /dev/sdb --name base --keep
   berth attach base.img --expect sha256:…
-  berth attach --driver ebs --snapshot snap-0123456789abcdef0 --name base`,
+  berth attach --driver ebs --volume-snapshot snap-0123456789abcdef0 --name base`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case snapshot:
+			case volumeSnapshot:
 				req.SnapshotId = args[0]
 			case volume:
 				req.VolumeId = args[0]
@@ -73,8 +73,8 @@ func newAttach() *cobra.Command {
 	f.StringVar(&req.Name, "name", "", "`name` to show the disk under and detach it by; derived from the path or ID if not given")
 	f.StringVar(&req.Driver, "driver", "", "`driver` that attaches it; the one for files and block devices if not given")
 	f.BoolVar(&volume, "volume", false, "the argument is the driver's ID of a volume, not a path")
-	f.BoolVar(&snapshot, "snapshot", false, "the argument is the driver's ID of a volume snapshot, of which a volume is made")
-	cmd.MarkFlagsMutuallyExclusive("volume", "snapshot")
+	f.BoolVar(&volumeSnapshot, "volume-snapshot", false, "the argument is the driver's ID of a volume snapshot, of which a volume is made")
+	cmd.MarkFlagsMutuallyExclusive("volume", "volume-snapshot")
 	f.BoolVar(&req.Keep, "keep", false, "keep it attached while nothing uses it")
 	f.StringVar(&req.ExpectIndexDigest, "expect", "", "refuse a disk whose index has another `digest`")
 	f.BoolVar(&asJSON, "json", false, "print JSON")

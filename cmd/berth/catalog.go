@@ -40,9 +40,9 @@ func newCatalogAdd() *cobra.Command {
 		Short: "Add a layer disk to a catalog, or replace it there",
 		Long: `add reads the index of a layer disk, a file or block device, and writes an entry for it.
 
-Nodes attach the disk by the same path as here, read-only, unless --snapshot or --volume names where the storage has it.`,
+Nodes attach the disk by the same path as here, read-only, unless --volume-snapshot or --volume names where the storage has it.`,
 		Example: "  berth catalog add /srv/berth/base.img --directory /srv/berth/catalog\n" +
-			"  berth catalog add /dev/sdb --directory /srv/berth/catalog --name base --snapshot snap-1234",
+			"  berth catalog add /dev/sdb --directory /srv/berth/catalog --name base --volume-snapshot snap-1234",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := filepath.Abs(args[0])
@@ -77,12 +77,12 @@ Nodes attach the disk by the same path as here, read-only, unless --snapshot or 
 	f.StringVar(&e.Name, "name", "", "`name` of the image snapshot; derived from the path if not given")
 	f.StringVar(&e.ID, "id", "", "`ID` of the image snapshot; the name if not given")
 	f.StringVar(&e.Source.Driver, "driver", control.DefaultDriver, "`driver` that nodes attach it with")
-	f.StringVar(&e.Source.VolumeSnapshotID, "snapshot", "", "`ID` of a volume snapshot of the disk, of which each node makes a volume")
+	f.StringVar(&e.Source.VolumeSnapshotID, "volume-snapshot", "", "`ID` of a volume snapshot of the disk, of which each node makes a volume")
 	f.StringVar(&e.Source.VolumeID, "volume", "", "`ID` of the disk's volume, which nodes attach read-only")
 	f.StringSliceVar(&traces, "access-list", nil, "`file` with what the start of an image reads (berth trace --output), for nodes to read ahead; may be repeated")
 	f.DurationVar(&expires, "expires", 0, "`time` after which it is not attached any more; never if not given")
 	cobra.CheckErr(cmd.MarkFlagRequired("directory"))
-	cmd.MarkFlagsMutuallyExclusive("snapshot", "volume")
+	cmd.MarkFlagsMutuallyExclusive("volume-snapshot", "volume")
 	return cmd
 }
 

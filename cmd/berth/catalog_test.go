@@ -26,7 +26,7 @@ func TestCatalog(t *testing.T) {
 	out, err := run(t, "catalog", "add", file, "--directory", dir, "--expires", "1h")
 	require.NoError(t, err)
 	require.Equal(t, "disk: added as disk\n", out)
-	_, err = run(t, "catalog", "add", file, "--directory", dir, "--name", "Base Images", "--id", "base", "--driver", "cloud", "--snapshot", "s-1")
+	_, err = run(t, "catalog", "add", file, "--directory", dir, "--name", "Base Images", "--id", "base", "--driver", "cloud", "--volume-snapshot", "s-1")
 	require.NoError(t, err)
 
 	found := entries()

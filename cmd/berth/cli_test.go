@@ -57,8 +57,8 @@ type fakeDaemon struct {
 	hydrations []*controlv1.Hydration
 	hits       map[string]bool
 	image      *controlv1.FindImageResponse
-	// snapshots, if not nil, is the other service.
-	snapshots *fakeSnapshots
+	// imageSnapshots, if not nil, is the other service.
+	imageSnapshots *fakeImageSnapshots
 }
 
 func (f *fakeDaemon) Status(context.Context, *controlv1.StatusRequest) (*controlv1.StatusResponse, error) {
@@ -146,8 +146,8 @@ func start(t *testing.T, f *fakeDaemon) string {
 	require.NoError(t, err)
 	server := grpc.NewServer()
 	controlv1.RegisterControlServiceServer(server, f)
-	if f.snapshots != nil {
-		controlv1.RegisterImageSnapshotServiceServer(server, f.snapshots)
+	if f.imageSnapshots != nil {
+		controlv1.RegisterImageSnapshotServiceServer(server, f.imageSnapshots)
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
@@ -220,12 +220,12 @@ func TestAttach(t *testing.T) {
 	require.Equal(t, "vol-1", f.attached.GetVolumeId())
 	require.False(t, f.attached.GetKeep())
 
-	_, err = berth(t, "attach", "snap-1", "--snapshot", "--driver", "cloud", "--socket", socket)
+	_, err = berth(t, "attach", "snap-1", "--volume-snapshot", "--driver", "cloud", "--socket", socket)
 	require.NoError(t, err)
 	require.Equal(t, "snap-1", f.attached.GetSnapshotId())
 	require.Equal(t, "cloud", f.attached.GetDriver())
 	require.Empty(t, f.attached.GetVolumeId())
-	_, err = berth(t, "attach", "x", "--snapshot", "--volume", "--socket", socket)
+	_, err = berth(t, "attach", "x", "--volume-snapshot", "--volume", "--socket", socket)
 	require.ErrorContains(t, err, "none of the others can be")
 
 	_, err = berth(t, "attach", "x", "--expect", "latest", "--socket", socket)

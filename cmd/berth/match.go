@@ -105,7 +105,7 @@ func (c *creation) register(f *pflag.FlagSet) {
 }
 
 // ensure asks for it, and says so on standard error, because standard output has the answer to the match.
-func (c *creation) ensure(ctx context.Context, cmd *cobra.Command, client snapshots, images []string, r *resolver) error {
+func (c *creation) ensure(ctx context.Context, cmd *cobra.Command, client imageSnapshots, images []string, r *resolver) error {
 	every := func(host string) bool { return host == "*" }
 	access := specFlags{
 		plainHTTP: slices.DeleteFunc(slices.Clone(r.plainHTTP), every), skipVerify: slices.DeleteFunc(slices.Clone(r.skipVerify), every), secrets: c.secrets,

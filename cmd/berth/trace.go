@@ -260,7 +260,7 @@ func (f *traceFlags) fromDaemon(ctx context.Context, stdout io.Writer) error {
 }
 
 // keep records, and puts the list where it belongs.
-func (f *traceFlags) keep(ctx context.Context, stdout io.Writer, c snapshots, disk foundDisk) error {
+func (f *traceFlags) keep(ctx context.Context, stdout io.Writer, c imageSnapshots, disk foundDisk) error {
 	if f.output != "" {
 		return f.toFile(ctx, stdout)
 	}
@@ -289,7 +289,7 @@ func (f *traceFlags) keep(ctx context.Context, stdout io.Writer, c snapshots, di
 }
 
 // keptList is what the image snapshot has of the image, nil if nothing.
-func keptList(ctx context.Context, c snapshots, snapshot string, o trialrun.Options) (*accesslist.List, error) {
+func keptList(ctx context.Context, c imageSnapshots, snapshot string, o trialrun.Options) (*accesslist.List, error) {
 	resp, err := c.ListAccessLists(ctx, &controlv1.ListAccessListsRequest{NameOrId: snapshot, Image: o.Image})
 	if err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ const releaseTimeout = time.Minute
 // diskSource finds out of berthd which device has the disk to trace from.
 type diskSource struct {
 	control   controlv1.ControlServiceClient
-	snapshots snapshots
+	snapshots imageSnapshots
 }
 
 // foundDisk is one that is attached.
@@ -92,7 +92,7 @@ func (d diskSource) attachedWith(ctx context.Context, disks []*controlv1.Disk, i
 
 // snapshotOf is the image snapshot with that content.
 func (d diskSource) snapshotOf(ctx context.Context, index string) (string, error) {
-	all, err := listSnapshots(ctx, d.snapshots, nil)
+	all, err := listImageSnapshots(ctx, d.snapshots, nil)
 	if status.Code(err) == codes.Unimplemented {
 		return "", nil // a berthd that keeps none
 	}

@@ -61,7 +61,7 @@ type made struct {
 }
 
 func (b *bench) makeSnapshot(ctx context.Context, d *berth.Daemon, name string, images []string, flags ...string) (m made, err error) {
-	args := []string{"snapshot", "create", name, "--size", "auto", "--wait", "--plain-http", b.reg.Host(), "--reuse-layers=false"}
+	args := []string{"image-snapshot", "create", name, "--size", "auto", "--wait", "--plain-http", b.reg.Host(), "--reuse-layers=false"}
 	for _, ref := range images {
 		args = append(args, "--image", ref)
 	}
@@ -72,7 +72,7 @@ func (b *bench) makeSnapshot(ctx context.Context, d *berth.Daemon, name string, 
 	m.usable = time.Since(begin)
 	const most = 10 * time.Minute
 	err = wait.Until(ctx, most, "the volume snapshot of "+name+" to be complete", func(ctx context.Context) error {
-		out, err := d.CLI(ctx, "snapshot", "get", name, "--json")
+		out, err := d.CLI(ctx, "image-snapshot", "get", name, "--json")
 		if err != nil {
 			return err
 		}

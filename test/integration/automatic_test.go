@@ -49,7 +49,7 @@ func (n *node) snapshots() []string {
 			Name string `json:"name"`
 		} `json:"image_snapshots"`
 	}
-	require.NoError(n, json.Unmarshal([]byte(n.cli("snapshot", "list", "--json")), &list))
+	require.NoError(n, json.Unmarshal([]byte(n.cli("image-snapshot", "list", "--json")), &list))
 	var names []string
 	for _, s := range list.ImageSnapshots {
 		names = append(names, s.Name)
@@ -180,7 +180,7 @@ func TestAutomaticImageSnapshotOfAPrivateImage(t *testing.T) {
 	n.forgetImages(p)
 	pull()
 	require.Zero(t, n.fetched(p), "layer blobs fetched: %v", n.registry.Blobs())
-	require.NotContains(t, n.berthd.Log()+n.cli("snapshot", "get", v.Name, "--json"), password)
+	require.NotContains(t, n.berthd.Log()+n.cli("image-snapshot", "get", v.Name, "--json"), password)
 }
 
 // An automatic one that is being made survives a crash. The API makes it too: that is how front ends that know pods ask

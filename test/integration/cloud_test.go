@@ -105,7 +105,7 @@ func (c *cloud) published(want int) {
 
 func (c *cloud) create(name string, p pushed, more ...string) {
 	c.builder.Helper()
-	c.builder.cli(append(append([]string{"snapshot", "create", name, "--image", p.ref, "--wait"}, more...), c.builder.registryFlags(p.ref)...)...)
+	c.builder.cli(append(append([]string{"image-snapshot", "create", name, "--image", p.ref, "--wait"}, more...), c.builder.registryFlags(p.ref)...)...)
 	c.builder.registry.Reset()
 }
 
@@ -137,7 +137,7 @@ func TestImageSnapshotOfACloud(t *testing.T) {
 	v, err := a.snapshot("nightly")
 	require.NoError(t, err)
 	require.Equal(t, "cloud", v.Status.Driver)
-	require.Contains(t, a.cli("snapshot", "events", "nightly"), "ParametersIgnored")
+	require.Contains(t, a.cli("image-snapshot", "events", "nightly"), "ParametersIgnored")
 	c.eventuallyHas(0, 1)
 	c.published(1)
 
@@ -158,7 +158,7 @@ func TestImageSnapshotOfACloud(t *testing.T) {
 	require.Len(t, c.has("snapshots"), 1)
 
 	// Deleting it takes nothing from those who use it.
-	require.Contains(t, a.cli("snapshot", "delete", "nightly", "--wait"), "nightly: deleted")
+	require.Contains(t, a.cli("image-snapshot", "delete", "nightly", "--wait"), "nightly: deleted")
 	c.eventuallyHas(2, 0)
 	c.published(0)
 	require.Equal(t, "content of top", b.run(p, "d", "cat", "/s/top"))
@@ -186,14 +186,14 @@ func TestReuseInACloud(t *testing.T) {
 			a.start()
 			c.create("base", base)
 			c.create("app", app)
-			require.Contains(t, a.cli("snapshot", "events", "app"), "LayersReused")
+			require.Contains(t, a.cli("image-snapshot", "events", "app"), "LayersReused")
 			c.eventuallyHas(0, 2)
 			a.pullFromDisk(app)
 			require.Equal(t, "content of top", a.run(app, "c", "cat", "/s/top"))
 			a.requireSameTree(app)
 			require.NoError(t, a.containerd.RemoveImage(t.Context(), "", app.ref))
-			a.cli("snapshot", "delete", "base", "--wait")
-			a.cli("snapshot", "delete", "app", "--wait")
+			a.cli("image-snapshot", "delete", "base", "--wait")
+			a.cli("image-snapshot", "delete", "app", "--wait")
 			c.eventuallyHas(0, 0)
 			require.Empty(t, c.has("attachments"))
 		})
@@ -210,7 +210,7 @@ func TestCloudSurvivesKills(t *testing.T) {
 	b.start()
 
 	a.registry.Hold()
-	a.cli(append([]string{"snapshot", "create", "nightly", "--image", p.ref, "--reuse-layers=false"}, a.registryFlags(p.ref)...)...)
+	a.cli(append([]string{"image-snapshot", "create", "nightly", "--image", p.ref, "--reuse-layers=false"}, a.registryFlags(p.ref)...)...)
 	a.eventually("the build to ask the registry", func() error {
 		if len(c.has("attachments")) != 1 || a.registry.Requests() == 0 {
 			return errors.New("it has not begun")
@@ -251,7 +251,7 @@ func TestCloudSurvivesKills(t *testing.T) {
 	require.Equal(t, "content of top", b.run(p, "c", "cat", "/s/top"), "what is mounted needs no driver")
 
 	// A deletion that cannot be done is done later.
-	a.cli("snapshot", "delete", "nightly")
+	a.cli("image-snapshot", "delete", "nightly")
 	require.NoError(t, a.berthd.Kill())
 	require.NoError(t, a.berthd.Start(t.Context()))
 	require.Len(t, c.has("snapshots"), 1)
@@ -273,7 +273,7 @@ func TestFlashInACloud(t *testing.T) {
 	a.start()
 	b.start()
 	c.create("nightly", p, "--flash")
-	require.Contains(t, a.cli("snapshot", "events", "nightly"), "FlashReady")
+	require.Contains(t, a.cli("image-snapshot", "events", "nightly"), "FlashReady")
 	c.published(1)
 	b.pullFromDisk(p)
 	built := len(c.has("volumes"))
@@ -300,7 +300,7 @@ func TestFlashInACloud(t *testing.T) {
 	require.NoError(t, b.containerd.RemoveImage(t.Context(), "", p.ref))
 	c.eventuallyHas(1, 1)
 	require.NoError(t, a.containerd.RemoveImage(t.Context(), "", p.ref))
-	a.cli("snapshot", "delete", "nightly", "--wait")
+	a.cli("image-snapshot", "delete", "nightly", "--wait")
 	c.eventuallyHas(0, 0)
 	require.Empty(t, c.has("attachments"))
 }
@@ -311,11 +311,11 @@ func TestCloudWithoutVolumeSnapshots(t *testing.T) {
 	a := c.builder
 	p := a.push("app", small("top"))
 	a.start()
-	_, err := a.berthd.CLI(t.Context(), append([]string{"snapshot", "create", "nightly", "--image", p.ref, "--wait"}, a.registryFlags(p.ref)...)...)
+	_, err := a.berthd.CLI(t.Context(), append([]string{"image-snapshot", "create", "nightly", "--image", p.ref, "--wait"}, a.registryFlags(p.ref)...)...)
 	require.ErrorContains(t, err, "StorageFailed")
 	require.ErrorContains(t, err, `image_snapshots.driver "cloud" is not fit`)
 	require.ErrorContains(t, err, "CREATE_DELETE_SNAPSHOT")
 	require.Zero(t, a.registry.Requests())
 	require.Empty(t, c.has("volumes"))
-	a.cli("snapshot", "delete", "nightly", "--wait")
+	a.cli("image-snapshot", "delete", "nightly", "--wait")
 }

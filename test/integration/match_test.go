@@ -73,7 +73,7 @@ func TestMatchForetellsThePull(t *testing.T) {
 		n.publishEntry(others, e)
 	}
 	n.start()
-	n.cli(append([]string{"snapshot", "create", "nightly", "--image", own.ref, "--wait"}, n.registryFlags(own.ref)...)...)
+	n.cli(append([]string{"image-snapshot", "create", "nightly", "--image", own.ref, "--wait"}, n.registryFlags(own.ref)...)...)
 	n.beginHeldBuild("making", none)
 
 	refused := n.foretell(none, "--names-only") // the registry keeps everybody waiting
@@ -85,7 +85,7 @@ func TestMatchForetellsThePull(t *testing.T) {
 			require.Contains(t, c.Why, "Creating")
 		}
 	}
-	n.cli("snapshot", "delete", "making", "--wait")
+	n.cli("image-snapshot", "delete", "making", "--wait")
 	n.registry.Resume()
 	require.True(t, n.foretell(none).NothingMatched)
 	require.Equal(t, []string{"nightly"}, n.foretell(own).chosen())
@@ -117,12 +117,12 @@ func TestOldContentDuringUpdate(t *testing.T) {
 			n.configure = func(c *berth.Config) { c.ImageSnapshots = fmt.Sprintf("serve_old_during_update = %t", old) }
 			n.start()
 			flags := n.registryFlags(p.ref)
-			n.cli(append([]string{"snapshot", "create", "nightly", "--image", p.ref, "--reuse-layers=false", "--wait"}, flags...)...)
+			n.cli(append([]string{"image-snapshot", "create", "nightly", "--image", p.ref, "--reuse-layers=false", "--wait"}, flags...)...)
 			before, err := n.snapshot("nightly")
 			require.NoError(t, err)
 			n.registry.Reset()
 			n.registry.Hold()
-			n.cli("snapshot", "update", "nightly", "--rebuild")
+			n.cli("image-snapshot", "update", "nightly", "--rebuild")
 			n.awaitSnapshot("nightly", "UPDATING")
 			verdict := n.foretell(p, "--names-only").verdicts()["nightly"]
 			if !old {

@@ -19,14 +19,14 @@ func TestSnapshotReusesLayers(t *testing.T) {
 	base := []image.Layer{n.busybox(), {Entries: []image.Entry{image.File("large", strings.Repeat("0123456789abcdef", 3<<16))}}}
 	first, second := n.push("first", base...), n.push("second", append(base, small("new-1"), small("new-2"))...)
 	n.start()
-	n.cli(append([]string{"snapshot", "create", "first", "--image", first.ref, "--wait"}, n.registryFlags(first.ref)...)...)
+	n.cli(append([]string{"image-snapshot", "create", "first", "--image", first.ref, "--wait"}, n.registryFlags(first.ref)...)...)
 	v, err := n.snapshot("first")
 	require.NoError(t, err)
 	require.Equal(t, n.registry.Bytes(first.blobs...), number(t, v.Status.FetchedBytes))
 	require.Zero(t, number(t, v.Status.ReusedBytes))
 
 	n.registry.Reset()
-	n.cli(append([]string{"snapshot", "create", "second", "--image", second.ref, "--wait"}, n.registryFlags(second.ref)...)...)
+	n.cli(append([]string{"image-snapshot", "create", "second", "--image", second.ref, "--wait"}, n.registryFlags(second.ref)...)...)
 	v, err = n.snapshot("second")
 	require.NoError(t, err)
 	blobs := n.registry.Blobs()
@@ -36,10 +36,10 @@ func TestSnapshotReusesLayers(t *testing.T) {
 	require.Equal(t, n.registry.Bytes(second.blobs...), number(t, v.Status.FetchedBytes))
 	require.Greater(t, number(t, v.Status.ReusedBytes), int64(3<<20), "the unpacked layers of the first")
 	require.Equal(t, "first", v.Status.BaseName)
-	require.Contains(t, n.cli("snapshot", "events", "second"), "LayersReused")
+	require.Contains(t, n.cli("image-snapshot", "events", "second"), "LayersReused")
 
 	// The first need not be there for the second to serve.
-	n.cli("snapshot", "delete", "first", "--wait")
+	n.cli("image-snapshot", "delete", "first", "--wait")
 	n.registry.Reset()
 	n.pull(second)
 	require.Zero(t, n.fetched(second), "layer blobs fetched: %v", n.registry.Blobs())

@@ -17,7 +17,7 @@ import (
 	"berth.dev/berth/test/harness/wait"
 )
 
-// snapshotView is what the test reads of "berth snapshot get --json".
+// snapshotView is what the test reads of "berth image-snapshot get --json".
 type snapshotView struct {
 	Name   string `json:"name"`
 	ID     string `json:"id"`
@@ -52,7 +52,7 @@ func (n *node) cli(args ...string) string {
 
 func (n *node) snapshot(name string) (snapshotView, error) {
 	var v snapshotView
-	out, err := n.berthd.CLI(n.Context(), "snapshot", "get", name, "--json")
+	out, err := n.berthd.CLI(n.Context(), "image-snapshot", "get", name, "--json")
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &v)
 	}
@@ -102,30 +102,30 @@ func TestSnapshotLife(t *testing.T) {
 	n.start()
 	flags := n.registryFlags(img.ref)
 
-	out := n.cli(append([]string{"snapshot", "create", "nightly", "--image", img.ref, "--retention-days", "7", "--wait"}, flags...)...)
+	out := n.cli(append([]string{"image-snapshot", "create", "nightly", "--image", img.ref, "--retention-days", "7", "--wait"}, flags...)...)
 	require.Contains(t, out, "nightly: usable, Available")
 	v, err := n.snapshot("nightly")
 	require.NoError(t, err)
 	require.Equal(t, img.ref, v.Status.Images[0].Reference)
 	require.Len(t, n.stored("snapshots"), 1)
 	require.Empty(t, n.stored("volumes"), "the volume of the build is gone")
-	require.Contains(t, n.cli("snapshot", "list"), "nightly")
-	require.Contains(t, n.cli("snapshot", "events", "nightly"), "Ready")
+	require.Contains(t, n.cli("image-snapshot", "list"), "nightly")
+	require.Contains(t, n.cli("image-snapshot", "events", "nightly"), "Ready")
 	matched := n.cli(append([]string{"match", img.ref}, flags...)...)
 	require.Contains(t, matched, "use: ")
 	require.Contains(t, matched, "nightly: chosen")
 
-	require.Contains(t, n.cli("snapshot", "update", "nightly", "--rebuild", "--wait"), "usable")
+	require.Contains(t, n.cli("image-snapshot", "update", "nightly", "--rebuild", "--wait"), "usable")
 	updated, err := n.snapshot("nightly")
 	require.NoError(t, err)
 	require.Equal(t, 2, updated.Status.Builds)
 	require.Equal(t, v.ID, updated.ID)
 	require.NotEqual(t, v.Status.VolumeSnapshotID, updated.Status.VolumeSnapshotID)
 
-	require.Contains(t, n.cli("snapshot", "delete", "nightly", "--wait"), "nightly: deleted")
+	require.Contains(t, n.cli("image-snapshot", "delete", "nightly", "--wait"), "nightly: deleted")
 	require.Empty(t, n.stored("snapshots"))
 	require.Empty(t, n.stored("volumes"))
-	_, err = n.berthd.CLI(t.Context(), "snapshot", "get", "nightly")
+	_, err = n.berthd.CLI(t.Context(), "image-snapshot", "get", "nightly")
 	require.ErrorContains(t, err, `no image snapshot "nightly"`)
 }
 
@@ -135,7 +135,7 @@ func TestPullFindsItsImageSnapshot(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.fiveLayers()...)
 	n.start()
-	n.cli(append([]string{"snapshot", "create", "nightly", "--image", p.ref, "--wait"}, n.registryFlags(p.ref)...)...)
+	n.cli(append([]string{"image-snapshot", "create", "nightly", "--image", p.ref, "--wait"}, n.registryFlags(p.ref)...)...)
 	n.registry.Reset()
 	n.pull(p)
 	require.Zero(t, n.fetched(p), "layer blobs fetched: %v", n.registry.Blobs())
@@ -157,7 +157,7 @@ func TestDiskOfImageSnapshotVanishes(t *testing.T) {
 	n := newNode(t)
 	p := n.push("app", n.busybox(), small("top"))
 	n.start()
-	n.cli(append([]string{"snapshot", "create", "nightly", "--image", p.ref, "--wait"}, n.registryFlags(p.ref)...)...)
+	n.cli(append([]string{"image-snapshot", "create", "nightly", "--image", p.ref, "--wait"}, n.registryFlags(p.ref)...)...)
 	n.pull(p)
 	n.runDetached(p, "running")
 	d := n.status().Disks[0]
@@ -175,7 +175,7 @@ func TestDiskOfImageSnapshotVanishes(t *testing.T) {
 		return err
 	}))
 	require.NoError(t, wait.Until(t.Context(), soon, "the event", func(context.Context) error {
-		events := n.cli("snapshot", "events", "nightly")
+		events := n.cli("image-snapshot", "events", "nightly")
 		if !strings.Contains(events, "DiskFailed") || !strings.Contains(events, "its disk "+d.Name+" on this node is out of service") {
 			return errors.New(events)
 		}
@@ -190,10 +190,10 @@ func TestSnapshotOfMissingImage(t *testing.T) {
 	img := n.push("app", image.Layer{Entries: []image.Entry{image.File("a", "one")}})
 	n.start()
 	missing := strings.Replace(img.ref, "app:1", "none:1", 1)
-	_, err := n.berthd.CLI(t.Context(), append([]string{"snapshot", "create", "bad", "--image", missing, "--wait"}, n.registryFlags(img.ref)...)...)
+	_, err := n.berthd.CLI(t.Context(), append([]string{"image-snapshot", "create", "bad", "--image", missing, "--wait"}, n.registryFlags(img.ref)...)...)
 	require.ErrorContains(t, err, "image snapshot bad is Failed (ImageUnavailable)")
 	require.Empty(t, n.stored("volumes"))
-	require.Contains(t, n.cli("snapshot", "delete", "bad", "--wait"), "deleted")
+	require.Contains(t, n.cli("image-snapshot", "delete", "bad", "--wait"), "deleted")
 }
 
 // beginHeldBuild creates an image snapshot whose build waits for the registry, and returns in the middle of it.
@@ -202,7 +202,7 @@ func (n *node) beginHeldBuild(name string, img pushed) {
 	n.registry.Reset()
 	n.registry.Hold()
 	// Without reuse the volume comes before the first request.
-	n.cli(append([]string{"snapshot", "create", name, "--image", img.ref, "--reuse-layers=false"}, n.registryFlags(img.ref)...)...)
+	n.cli(append([]string{"image-snapshot", "create", name, "--image", img.ref, "--reuse-layers=false"}, n.registryFlags(img.ref)...)...)
 	require.NoError(n, wait.Until(n.Context(), soon, "the build to ask the registry", func(context.Context) error {
 		if len(n.stored("volumes")) != 1 || n.registry.Requests() == 0 {
 			return errors.New("it has not begun")
@@ -224,14 +224,14 @@ func TestSnapshotSurvivesKill(t *testing.T) {
 	require.NoError(t, n.berthd.Start(t.Context()))
 	v := n.awaitSnapshot("nightly", "AVAILABLE")
 	require.Equal(t, 2, v.Status.Builds)
-	require.Contains(t, n.cli("snapshot", "events", "nightly"), "the build was interrupted and begins anew")
+	require.Contains(t, n.cli("image-snapshot", "events", "nightly"), "the build was interrupted and begins anew")
 	require.NoError(t, wait.Until(t.Context(), soon, "what the crash left to be gone", func(context.Context) error {
 		if v, s := n.stored("volumes"), n.stored("snapshots"); len(v) != 0 || len(s) != 1 {
 			return errors.New("there are " + strings.Join(append(v, s...), " "))
 		}
 		return nil
 	}))
-	n.cli("snapshot", "delete", "nightly", "--wait")
+	n.cli("image-snapshot", "delete", "nightly", "--wait")
 	require.Empty(t, n.stored("snapshots"))
 }
 
@@ -241,7 +241,7 @@ func TestSnapshotDeletedWhileBuilt(t *testing.T) {
 	img := n.push("app", image.Layer{Entries: []image.Entry{image.File("a", "one")}})
 	n.start()
 	n.beginHeldBuild("nightly", img)
-	require.Contains(t, n.cli("snapshot", "delete", "nightly", "--wait"), "nightly: deleted")
+	require.Contains(t, n.cli("image-snapshot", "delete", "nightly", "--wait"), "nightly: deleted")
 	n.registry.Resume()
 	require.Empty(t, n.stored("volumes"))
 	require.Empty(t, n.stored("snapshots"))
@@ -257,6 +257,6 @@ func TestSnapshotSurvivesRestart(t *testing.T) {
 	n.registry.Resume()
 	require.NoError(t, n.berthd.Start(t.Context()))
 	require.Equal(t, 2, n.awaitSnapshot("nightly", "AVAILABLE").Status.Builds)
-	n.cli("snapshot", "delete", "nightly", "--wait")
+	n.cli("image-snapshot", "delete", "nightly", "--wait")
 	require.Empty(t, n.stored("volumes"))
 }

@@ -282,9 +282,9 @@ func (b *lockedBuffer) String() string {
 func TestTraceOfAnImageSnapshot(t *testing.T) {
 	tr := newTraced(t)
 	flags := tr.registryFlags(tr.image.ref)
-	tr.cli(append([]string{"snapshot", "create", "nightly", "--image", tr.image.ref, "--wait"}, flags...)...)
-	require.NotContains(t, tr.cli("snapshot", "get", "nightly"), "TRACED IMAGE")
-	_, err := tr.berthd.CLI(t.Context(), "snapshot", "access-list", "nightly")
+	tr.cli(append([]string{"image-snapshot", "create", "nightly", "--image", tr.image.ref, "--wait"}, flags...)...)
+	require.NotContains(t, tr.cli("image-snapshot", "get", "nightly"), "TRACED IMAGE")
+	_, err := tr.berthd.CLI(t.Context(), "image-snapshot", "access-list", "nightly")
 	require.ErrorContains(t, err, "berth trace IMAGE --image-snapshot nightly")
 
 	// Nobody has attached it yet.
@@ -296,30 +296,30 @@ func TestTraceOfAnImageSnapshot(t *testing.T) {
 		}
 		return nil
 	})
-	require.Contains(t, tr.cli("snapshot", "get", "nightly"), "TRACED IMAGE")
-	require.Contains(t, tr.cli("snapshot", "access-list", "nightly", "--image", tr.image.ref), "\"data/two\"")
+	require.Contains(t, tr.cli("image-snapshot", "get", "nightly"), "TRACED IMAGE")
+	require.Contains(t, tr.cli("image-snapshot", "access-list", "nightly", "--image", tr.image.ref), "\"data/two\"")
 
 	// It is attached and has been read by now: what is recorded is the same.
 	tr.pull(tr.image)
 	tr.runOnce("warm")
-	first := tr.cli("snapshot", "access-list", "nightly", "--encoded")
+	first := tr.cli("image-snapshot", "access-list", "nightly", "--encoded")
 	tr.mustTrace(tr.image.ref)
-	second := tr.cli("snapshot", "access-list", "nightly", "--encoded")
+	second := tr.cli("image-snapshot", "access-list", "nightly", "--encoded")
 	require.Equal(t, withoutRepeats(tr.names(decodeList(t, first))), withoutRepeats(tr.names(decodeList(t, second))))
 	tr.mustTrace(tr.image.ref, "--merge", "--", "/bin/cat", "/data/one")
-	require.Contains(t, tr.cli("snapshot", "access-list", "nightly"), "\"data/two\"", "half of them have it")
+	require.Contains(t, tr.cli("image-snapshot", "access-list", "nightly"), "\"data/two\"", "half of them have it")
 
 	list := filepath.Join(tr.dir, "list")
 	require.NoError(t, os.WriteFile(list, []byte(first), 0o600))
-	require.Contains(t, tr.cli("snapshot", "access-list", "nightly", "--put", list), "keeps the access list")
-	require.Equal(t, first, tr.cli("snapshot", "access-list", "nightly", "--encoded"))
+	require.Contains(t, tr.cli("image-snapshot", "access-list", "nightly", "--put", list), "keeps the access list")
+	require.Equal(t, first, tr.cli("image-snapshot", "access-list", "nightly", "--encoded"))
 
 	require.Nil(t, tr.tracedOnDisk())
-	tr.cli("snapshot", "update", "nightly", "--rebuild", "--wait")
+	tr.cli("image-snapshot", "update", "nightly", "--rebuild", "--wait")
 	traced := tr.tracedOnDisk()
 	require.NotNil(t, traced)
 	require.EqualValues(t, 5, traced["files"])
-	require.Contains(t, tr.cli("snapshot", "get", "nightly"), "TRACED IMAGE", "it stays over an update")
+	require.Contains(t, tr.cli("image-snapshot", "get", "nightly"), "TRACED IMAGE", "it stays over an update")
 }
 
 // runOnce runs the image's program from berth's snapshotter.
@@ -363,7 +363,7 @@ func TestFirstStartIsRecorded(t *testing.T) {
 			}
 			n.start()
 			if kept {
-				n.cli(append([]string{"snapshot", "create", "nightly", "--image", img.ref, "--wait"}, n.registryFlags(img.ref)...)...)
+				n.cli(append([]string{"image-snapshot", "create", "nightly", "--image", img.ref, "--wait"}, n.registryFlags(img.ref)...)...)
 			}
 			n.registry.Reset()
 			n.pull(img)
@@ -379,7 +379,7 @@ func TestFirstStartIsRecorded(t *testing.T) {
 				if !kept {
 					return fmt.Errorf("%d lists, %w", len(files), err)
 				}
-				out, err := n.berthd.CLI(n.Context(), "snapshot", "access-list", "nightly", "--encoded")
+				out, err := n.berthd.CLI(n.Context(), "image-snapshot", "access-list", "nightly", "--encoded")
 				if err == nil {
 					l = decodeList(t, out)
 				}

@@ -22,7 +22,7 @@ func TestBuildLimits(t *testing.T) {
 	n.shell("modprobe loop; echo '+cpu +memory' > /sys/fs/cgroup/cgroup.subtree_control")
 	n.start(fmt.Sprintf("[image_snapshots]\nbuild_cgroup = %q\nbuild_memory_mib = 256\nbuild_cpu_weight = 20\nmin_size_gib = 1\n", service))
 	require.Equal(t, strconv.Itoa(n.berthdPID), strings.TrimSpace(n.shell("cat "+service+"/daemon/cgroup.procs")))
-	create := fmt.Sprintf("berth snapshot create %%s --image %s --size 1 --reuse-layers=false --plain-http %s", p.ref, strings.SplitN(p.ref, "/", 2)[0])
+	create := fmt.Sprintf("berth image-snapshot create %%s --image %s --size 1 --reuse-layers=false --plain-http %s", p.ref, strings.SplitN(p.ref, "/", 2)[0])
 
 	// begun returns with a build in the midst of fetching.
 	begun := func(name string) (group string) {
@@ -30,7 +30,7 @@ func TestBuildLimits(t *testing.T) {
 		n.shell(fmt.Sprintf(create, name))
 		n.eventually("the build to ask the registry", func() error {
 			if n.registry.Requests() == 0 {
-				return errors.New("it has not begun: " + n.shell("berth snapshot events "+name))
+				return errors.New("it has not begun: " + n.shell("berth image-snapshot events "+name))
 			}
 			return nil
 		})
@@ -38,7 +38,7 @@ func TestBuildLimits(t *testing.T) {
 	}
 	awaited := func(name, want string) {
 		n.eventually(name+" to be "+want, func() error {
-			if out := n.shell("berth snapshot get " + name); !strings.Contains(out, want) {
+			if out := n.shell("berth image-snapshot get " + name); !strings.Contains(out, want) {
 				return errors.New(out)
 			}
 			return nil
@@ -51,7 +51,7 @@ func TestBuildLimits(t *testing.T) {
 	// Memory that a build could only get by having much to do: what it may have is taken away instead.
 	n.shell("echo 4M > " + group + "/memory.max")
 	awaited("killed", "more than the 256 MiB of memory that it is allowed")
-	require.Contains(t, n.shell("berth snapshot get killed"), "Failed (BuildFailed)")
+	require.Contains(t, n.shell("berth image-snapshot get killed"), "Failed (BuildFailed)")
 	require.Contains(t, n.shell("dmesg"), "Memory cgroup out of memory")
 	require.NotEmpty(t, n.shell(fmt.Sprintf("cat /proc/%d/stat", n.berthdPID)), "berthd lives")
 

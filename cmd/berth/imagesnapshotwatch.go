@@ -15,7 +15,7 @@ import (
 
 // awaitUsable returns when the image snapshot is Available. One that will not be is an error, together with its last
 // state. Progress goes to w: phases and percent on lines, or on one line if w is a terminal.
-func awaitUsable(ctx context.Context, c snapshots, id string, w io.Writer) (*controlv1.ImageSnapshot, error) {
+func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) (*controlv1.ImageSnapshot, error) {
 	stream, err := c.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: id}})
 	if err != nil {
 		return nil, err
@@ -27,7 +27,7 @@ func awaitUsable(ctx context.Context, c snapshots, id string, w io.Writer) (*con
 	for {
 		m, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("berthd stopped; it goes on when it is back: %q shows how far it is", "berth snapshot get "+id)
+			return nil, fmt.Errorf("berthd stopped; it goes on when it is back: %q shows how far it is", "berth image-snapshot get "+id)
 		}
 		if err != nil {
 			return nil, err
@@ -59,7 +59,7 @@ func awaitUsable(ctx context.Context, c snapshots, id string, w io.Writer) (*con
 }
 
 // awaitGone returns when nothing is left of the image snapshot with this ID.
-func awaitGone(ctx context.Context, c snapshots, id string) error {
+func awaitGone(ctx context.Context, c imageSnapshots, id string) error {
 	stream, err := c.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: id}})
 	for err == nil {
 		var m *controlv1.WatchImageSnapshotsResponse
@@ -76,7 +76,7 @@ func awaitGone(ctx context.Context, c snapshots, id string) error {
 	return err
 }
 
-func newSnapshotEvents() *cobra.Command {
+func newImageSnapshotEvents() *cobra.Command {
 	var (
 		daemon        daemonFlags
 		watch, asJSON bool
@@ -85,13 +85,13 @@ func newSnapshotEvents() *cobra.Command {
 		Use:     "events [NAME|ID]",
 		Short:   "Show what happened to image snapshots",
 		Long:    "events shows what happened to one image snapshot, or to all, oldest first; with --watch also what happens from now on.",
-		Example: "  berth snapshot events nightly --watch",
+		Example: "  berth image-snapshot events nightly --watch",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			filter := &controlv1.ImageSnapshotFilter{NameOrId: strings.Join(args, "")}
-			err := daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+			err := daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
 				if watch {
-					return watchSnapshotEvents(ctx, c, filter, cmd.OutOrStdout(), asJSON)
+					return watchImageSnapshotEvents(ctx, c, filter, cmd.OutOrStdout(), asJSON)
 				}
 				resp, err := c.ListImageSnapshotEvents(ctx, &controlv1.ListImageSnapshotEventsRequest{Filter: filter})
 				if err != nil {
@@ -114,7 +114,7 @@ func newSnapshotEvents() *cobra.Command {
 	return cmd
 }
 
-func watchSnapshotEvents(ctx context.Context, c snapshots, filter *controlv1.ImageSnapshotFilter, w io.Writer, asJSON bool) error {
+func watchImageSnapshotEvents(ctx context.Context, c imageSnapshots, filter *controlv1.ImageSnapshotFilter, w io.Writer, asJSON bool) error {
 	stream, err := c.WatchImageSnapshotEvents(ctx, &controlv1.WatchImageSnapshotEventsRequest{Filter: filter})
 	if err != nil {
 		return err
@@ -131,7 +131,7 @@ func watchSnapshotEvents(ctx context.Context, c snapshots, filter *controlv1.Ima
 		if asJSON {
 			err = writeMessage(w, e)
 		} else {
-			_, err = fmt.Fprintf(w, "%s %s %s %s: %s\n", stamp(e.GetLast()), e.GetImageSnapshotName(), snapshotEventWord(e.GetType()), e.GetReason(), e.GetMessage())
+			_, err = fmt.Fprintf(w, "%s %s %s %s: %s\n", stamp(e.GetLast()), e.GetImageSnapshotName(), imageSnapshotEventWord(e.GetType()), e.GetReason(), e.GetMessage())
 		}
 		if err != nil {
 			return err
@@ -145,7 +145,7 @@ func eventRows(events []*controlv1.ImageSnapshotEvent, names bool) [][]string {
 		rows[0] = append([]string{"NAME"}, rows[0]...)
 	}
 	for _, e := range events {
-		row := []string{stamp(e.GetLast()), snapshotEventWord(e.GetType()), e.GetReason(), strconv.FormatInt(e.GetCount(), 10), e.GetMessage()}
+		row := []string{stamp(e.GetLast()), imageSnapshotEventWord(e.GetType()), e.GetReason(), strconv.FormatInt(e.GetCount(), 10), e.GetMessage()}
 		if names {
 			row = append([]string{e.GetImageSnapshotName()}, row...)
 		}
@@ -154,6 +154,6 @@ func eventRows(events []*controlv1.ImageSnapshotEvent, names bool) [][]string {
 	return rows
 }
 
-func snapshotEventWord(t controlv1.ImageSnapshotEventType) string {
+func imageSnapshotEventWord(t controlv1.ImageSnapshotEventType) string {
 	return camel(strings.TrimPrefix(t.String(), "IMAGE_SNAPSHOT_EVENT_TYPE_"))
 }

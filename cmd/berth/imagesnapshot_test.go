@@ -18,8 +18,8 @@ import (
 	"berth.dev/berth/test/harness/protofields"
 )
 
-// fakeSnapshots answers like a berthd with one image snapshot.
-type fakeSnapshots struct {
+// fakeImageSnapshots answers like a berthd with one image snapshot.
+type fakeImageSnapshots struct {
 	controlv1.UnimplementedImageSnapshotServiceServer
 	created *controlv1.CreateImageSnapshotRequest
 	updated *controlv1.UpdateImageSnapshotRequest
@@ -61,14 +61,14 @@ func event(reason string, seconds int64) *controlv1.ImageSnapshotEvent {
 		Reason: reason, Message: "it is so", Count: 1, First: at(seconds), Last: at(seconds)}
 }
 
-func (f *fakeSnapshots) CreateImageSnapshot(_ context.Context, req *controlv1.CreateImageSnapshotRequest) (*controlv1.CreateImageSnapshotResponse, error) {
+func (f *fakeImageSnapshots) CreateImageSnapshot(_ context.Context, req *controlv1.CreateImageSnapshotRequest) (*controlv1.CreateImageSnapshotResponse, error) {
 	f.created = req
 	s := nightly()
 	s.Status.Phase = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING
 	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: s, Warnings: []string{"a little small"}}, nil
 }
 
-func (f *fakeSnapshots) ListAccessLists(_ context.Context, req *controlv1.ListAccessListsRequest) (*controlv1.ListAccessListsResponse, error) {
+func (f *fakeImageSnapshots) ListAccessLists(_ context.Context, req *controlv1.ListAccessListsRequest) (*controlv1.ListAccessListsResponse, error) {
 	l := &accesslist.List{Image: "docker.io/library/nginx:1.27", Platform: "linux/amd64", Recorded: at(70).AsTime()}
 	data, err := l.Encode()
 	m := &controlv1.AccessList{Image: l.Image, Platform: l.Platform, Recorded: at(70), Files: 12, FileBytes: 3 << 20, MetadataBytes: 40 << 10}
@@ -78,44 +78,44 @@ func (f *fakeSnapshots) ListAccessLists(_ context.Context, req *controlv1.ListAc
 	return &controlv1.ListAccessListsResponse{AccessLists: []*controlv1.AccessList{m}}, err
 }
 
-func (f *fakeSnapshots) PutAccessList(_ context.Context, req *controlv1.PutAccessListRequest) (*controlv1.PutAccessListResponse, error) {
+func (f *fakeImageSnapshots) PutAccessList(_ context.Context, req *controlv1.PutAccessListRequest) (*controlv1.PutAccessListResponse, error) {
 	f.list = req
 	return &controlv1.PutAccessListResponse{}, nil
 }
 
-func (f *fakeSnapshots) GetImageSnapshot(_ context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
+func (f *fakeImageSnapshots) GetImageSnapshot(_ context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
 	if req.GetNameOrId() != "nightly" {
 		return nil, status.Error(codes.NotFound, `there is no image snapshot "none"`)
 	}
 	return &controlv1.GetImageSnapshotResponse{ImageSnapshot: nightly()}, nil
 }
 
-func (f *fakeSnapshots) ListImageSnapshots(_ context.Context, req *controlv1.ListImageSnapshotsRequest) (*controlv1.ListImageSnapshotsResponse, error) {
+func (f *fakeImageSnapshots) ListImageSnapshots(_ context.Context, req *controlv1.ListImageSnapshotsRequest) (*controlv1.ListImageSnapshotsResponse, error) {
 	if req.GetPageToken() == "" {
 		return &controlv1.ListImageSnapshotsResponse{NextPageToken: "more"}, nil
 	}
 	return &controlv1.ListImageSnapshotsResponse{ImageSnapshots: []*controlv1.ImageSnapshot{nightly()}}, nil
 }
 
-func (f *fakeSnapshots) UpdateImageSnapshot(_ context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
+func (f *fakeImageSnapshots) UpdateImageSnapshot(_ context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
 	f.updated = req
 	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: nightly()}, nil
 }
 
-func (f *fakeSnapshots) DeleteImageSnapshot(_ context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
+func (f *fakeImageSnapshots) DeleteImageSnapshot(_ context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
 	f.deleted = req
 	return &controlv1.DeleteImageSnapshotResponse{ImageSnapshot: nightly()}, nil
 }
 
-func (f *fakeSnapshots) ListImageSnapshotEvents(context.Context, *controlv1.ListImageSnapshotEventsRequest) (*controlv1.ListImageSnapshotEventsResponse, error) {
+func (f *fakeImageSnapshots) ListImageSnapshotEvents(context.Context, *controlv1.ListImageSnapshotEventsRequest) (*controlv1.ListImageSnapshotEventsResponse, error) {
 	return &controlv1.ListImageSnapshotEventsResponse{Events: nightly().GetStatus().GetEvents()}, nil
 }
 
-func (f *fakeSnapshots) WatchImageSnapshotEvents(_ *controlv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotEventsResponse]) error {
+func (f *fakeImageSnapshots) WatchImageSnapshotEvents(_ *controlv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotEventsResponse]) error {
 	return stream.Send(&controlv1.WatchImageSnapshotEventsResponse{Event: event("Accepted", 0)})
 }
 
-func (f *fakeSnapshots) WatchImageSnapshots(_ *controlv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotsResponse]) error {
+func (f *fakeImageSnapshots) WatchImageSnapshots(_ *controlv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotsResponse]) error {
 	building, last := nightly(), nightly()
 	building.Status.Phase, building.Status.Progress = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_CREATING, 40
 	if f.deleted != nil {
@@ -127,7 +127,7 @@ func (f *fakeSnapshots) WatchImageSnapshots(_ *controlv1.WatchImageSnapshotsRequ
 	return errOr(stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: building}), stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: last}))
 }
 
-func (f *fakeSnapshots) MatchImages(_ context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
+func (f *fakeImageSnapshots) MatchImages(_ context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
 	f.match = req
 	return &controlv1.MatchImagesResponse{
 		Outcome: controlv1.MatchOutcome_MATCH_OUTCOME_USE, Reason: "it saves most", SavedDownloadBytes: 1 << 30, Considered: 2, Order: "saved",
@@ -141,10 +141,10 @@ func (f *fakeSnapshots) MatchImages(_ context.Context, req *controlv1.MatchImage
 	}, nil
 }
 
-func TestSnapshotCreate(t *testing.T) {
-	f := &fakeSnapshots{}
-	socket := start(t, &fakeDaemon{snapshots: f})
-	out, err := berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--image", "redis:7", "--retention-days", "7",
+func TestImageSnapshotCreate(t *testing.T) {
+	f := &fakeImageSnapshots{}
+	socket := start(t, &fakeDaemon{imageSnapshots: f})
+	out, err := berth(t, "image-snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--image", "redis:7", "--retention-days", "7",
 		"--size", "40", "--plain-http", "r:5000", "--registry-secret", "r:5000=team", "--elimination", "lru", "-l", "env=prod", "--build-timeout", "60",
 		"--client-token", "t", "--owner", "a", "--dry-run")
 	require.NoError(t, err)
@@ -161,27 +161,27 @@ func TestSnapshotCreate(t *testing.T) {
 	require.Equal(t, "team", spec.GetRegistries()[0].GetSecret())
 	require.True(t, f.created.GetDryRun())
 
-	out, err = berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx", "--size", "auto", "--wait")
+	out, err = berth(t, "image-snapshot", "create", "nightly", "--socket", socket, "--image", "nginx", "--size", "auto", "--wait")
 	require.NoError(t, err)
 	require.Equal(t, "nightly: usable, Available, ID 6f1c\n", out)
 	require.True(t, f.created.GetSpec().GetSizeAsNeeded())
 	f.fails = true
-	_, err = berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx", "--wait")
+	_, err = berth(t, "image-snapshot", "create", "nightly", "--socket", socket, "--image", "nginx", "--wait")
 	require.ErrorContains(t, err, "image snapshot nightly is Failed (TooSmall): it needs 30 GiB")
 
 	for want, args := range map[string][]string{
 		`"image" not set`: {}, "neither a number": {"--image", "x", "--size", "huge"}, "neither none nor lru": {"--image", "x", "--elimination", "all"},
 	} {
-		_, err := berth(t, append([]string{"snapshot", "create", "n", "--socket", socket}, args...)...)
+		_, err := berth(t, append([]string{"image-snapshot", "create", "n", "--socket", socket}, args...)...)
 		require.ErrorContains(t, err, want)
 	}
 }
 
 // Whatever the API takes, the command line can say: with all flags given no field of the request is unset.
 func TestEveryFieldHasItsFlag(t *testing.T) {
-	f := &fakeSnapshots{}
-	socket := start(t, &fakeDaemon{snapshots: f})
-	_, err := berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--platform", "linux/arm64", "--size", "40",
+	f := &fakeImageSnapshots{}
+	socket := start(t, &fakeDaemon{imageSnapshots: f})
+	_, err := berth(t, "image-snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--platform", "linux/arm64", "--size", "40",
 		"--retention-days", "7", "--plain-http", "r:5000", "--insecure-skip-verify", "s.example", "--registry-secret", "s.example=team",
 		"--build-timeout", "60", "--dns", "10.0.0.1,10.0.0.2", "--parameter", "subnet=s-1", "--reuse-layers", "--flash", "--elimination", "lru",
 		"--copies", "2", "--flash-copies", "3", "--label", "env=prod", "--annotation", "note=n", "--owner", "team-a", "--client-token", "t", "--dry-run")
@@ -192,68 +192,68 @@ func TestEveryFieldHasItsFlag(t *testing.T) {
 	require.Equal(t, []*controlv1.RegistryAccess{{Server: "r:5000", PlainHttp: true}, {Server: "s.example", Secret: "team", InsecureSkipVerify: true}},
 		f.created.GetSpec().GetRegistries())
 	require.Equal(t, []int32{2, 3}, []int32{f.created.GetSpec().GetStandardCopies(), f.created.GetSpec().GetFlashCopies()})
-	_, err = berth(t, "snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--size", "auto")
+	_, err = berth(t, "image-snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--size", "auto")
 	require.NoError(t, err)
 	require.True(t, f.created.GetSpec().GetSizeAsNeeded())
 
-	_, err = berth(t, "snapshot", "update", "nightly", "--socket", socket, "--image", "nginx:1.28", "--annotation", "note=m", "--label", "a=b", "--rebuild", "--dry-run")
+	_, err = berth(t, "image-snapshot", "update", "nightly", "--socket", socket, "--image", "nginx:1.28", "--annotation", "note=m", "--label", "a=b", "--rebuild", "--dry-run")
 	require.NoError(t, err)
 	require.Equal(t, []string{"spec.size_as_needed"}, protofields.Unset(f.updated))
-	_, err = berth(t, "snapshot", "delete", "nightly", "--socket", socket, "--if-id", "6f1c", "--if-version", "7", "--dry-run")
+	_, err = berth(t, "image-snapshot", "delete", "nightly", "--socket", socket, "--if-id", "6f1c", "--if-version", "7", "--dry-run")
 	require.NoError(t, err)
 	require.Empty(t, protofields.Unset(f.deleted))
 }
 
-func TestSnapshotUpdate(t *testing.T) {
-	f := &fakeSnapshots{}
-	socket := start(t, &fakeDaemon{snapshots: f})
-	_, err := berth(t, "snapshot", "update", "nightly", "--socket", socket, "--retention-days", "30")
+func TestImageSnapshotUpdate(t *testing.T) {
+	f := &fakeImageSnapshots{}
+	socket := start(t, &fakeDaemon{imageSnapshots: f})
+	_, err := berth(t, "image-snapshot", "update", "nightly", "--socket", socket, "--retention-days", "30")
 	require.NoError(t, err)
 	want := nightly().GetSpec()
 	want.RetentionDays = 30
 	require.Equal(t, want.String(), f.updated.GetSpec().String(), "only what was given is changed")
 	require.Equal(t, "7", f.updated.GetPreconditions().GetResourceVersion())
 	require.Nil(t, f.updated.GetLabels())
-	_, err = berth(t, "snapshot", "update", "nightly", "--socket", socket, "--rebuild", "-l", "a=b", "--if-version", "6", "--wait")
+	_, err = berth(t, "image-snapshot", "update", "nightly", "--socket", socket, "--rebuild", "-l", "a=b", "--if-version", "6", "--wait")
 	require.NoError(t, err)
 	require.True(t, f.updated.GetRebuild())
 	require.Equal(t, map[string]string{"a": "b"}, f.updated.GetLabels().GetEntries())
 	require.Equal(t, "6", f.updated.GetPreconditions().GetResourceVersion())
-	_, err = berth(t, "snapshot", "update", "none", "--socket", socket)
+	_, err = berth(t, "image-snapshot", "update", "none", "--socket", socket)
 	require.ErrorContains(t, err, `no image snapshot "none"`)
 	require.NotContains(t, err.Error(), "rpc error")
 }
 
 // E-25, E-27: the list with the phases, one with all that is known, and events.
-func TestSnapshotViews(t *testing.T) {
-	f := &fakeSnapshots{}
-	socket := start(t, &fakeDaemon{snapshots: f})
-	out, err := berth(t, "snapshot", "get", "nightly", "--socket", socket)
+func TestImageSnapshotViews(t *testing.T) {
+	f := &fakeImageSnapshots{}
+	socket := start(t, &fakeDaemon{imageSnapshots: f})
+	out, err := berth(t, "image-snapshot", "get", "nightly", "--socket", socket)
 	require.NoError(t, err)
-	golden(t, "snapshot-get", out)
-	out, err = berth(t, "snapshot", "access-list", "nightly", "--image", "nginx:1.27", "--socket", socket)
+	golden(t, "image-snapshot-get", out)
+	out, err = berth(t, "image-snapshot", "access-list", "nightly", "--image", "nginx:1.27", "--socket", socket)
 	require.NoError(t, err)
 	require.Equal(t, "berth-accesslist 1\nimage docker.io/library/nginx:1.27\nplatform linux/amd64\nrecorded 2023-11-14T22:14:30Z\n", out)
-	out, err = berth(t, "snapshot", "access-list", "nightly", "--encoded", "--socket", socket)
+	out, err = berth(t, "image-snapshot", "access-list", "nightly", "--encoded", "--socket", socket)
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "list")
 	require.NoError(t, os.WriteFile(file, []byte(out), 0o600))
-	_, err = berth(t, "snapshot", "access-list", "nightly", "--put", file, "--socket", socket)
+	_, err = berth(t, "image-snapshot", "access-list", "nightly", "--put", file, "--socket", socket)
 	require.NoError(t, err)
 	require.Equal(t, out, string(f.list.GetList()))
 	require.NoError(t, os.WriteFile(file, []byte("no list"), 0o600))
-	_, err = berth(t, "snapshot", "access-list", "nightly", "--put", file, "--socket", socket)
+	_, err = berth(t, "image-snapshot", "access-list", "nightly", "--put", file, "--socket", socket)
 	require.ErrorContains(t, err, file)
-	out, err = berth(t, "snapshot", "events", "nightly", "--socket", socket)
+	out, err = berth(t, "image-snapshot", "events", "nightly", "--socket", socket)
 	require.NoError(t, err)
-	golden(t, "snapshot-events", out)
-	out, err = berth(t, "snapshot", "events", "--watch", "--socket", socket)
+	golden(t, "image-snapshot-events", out)
+	out, err = berth(t, "image-snapshot", "events", "--watch", "--socket", socket)
 	require.NoError(t, err)
 	require.Equal(t, "2023-11-14T22:13:20Z nightly Normal Accepted: it is so\n", out)
-	out, err = berth(t, "snapshot", "list", "--socket", socket)
+	out, err = berth(t, "image-snapshot", "list", "--socket", socket)
 	require.NoError(t, err)
 	require.Regexp(t, `nightly +Available +100% +1 +3GiB +3 +now`, out)
-	out, err = berth(t, "snapshot", "list", "--json", "--socket", socket)
+	out, err = berth(t, "image-snapshot", "list", "--json", "--socket", socket)
 	require.NoError(t, err)
 	require.Contains(t, out, `"phase": "IMAGE_SNAPSHOT_PHASE_AVAILABLE"`)
 
@@ -263,7 +263,7 @@ func TestSnapshotViews(t *testing.T) {
 	require.Equal(t, map[string]string{"berth.dev/auto-match": "true"}, f.match.GetAnnotations())
 	require.True(t, f.match.GetAutoMatch())
 
-	out, err = berth(t, "snapshot", "delete", "nightly", "--wait", "--if-id", "6f1c", "--socket", socket)
+	out, err = berth(t, "image-snapshot", "delete", "nightly", "--wait", "--if-id", "6f1c", "--socket", socket)
 	require.NoError(t, err)
 	require.Equal(t, "nightly: deleted\n", out)
 	require.Equal(t, "6f1c", f.deleted.GetPreconditions().GetId())

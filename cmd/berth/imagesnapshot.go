@@ -16,23 +16,24 @@ import (
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
-func newSnapshot() *cobra.Command {
+func newImageSnapshot() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "snapshot",
-		Short: "Create, look at, change and delete image snapshots",
+		Use:     "image-snapshot",
+		Aliases: []string{"isnap", "snapshot"},
+		Short:   "Create, list, change and delete image snapshots",
 		Long: `An image snapshot is a set of container images, unpacked once onto a layer disk and kept as a volume snapshot. Nodes
 attach it and run the images, and all others that share layers with them, without pulling and unpacking.
 
 berthd builds image snapshots in the background: "create" returns at once, or with --wait when it is usable. Every command
 takes a name or an ID.`,
 	}
-	cmd.AddCommand(newSnapshotCreate(), newSnapshotList(), newSnapshotGet(), newSnapshotUpdate(), newSnapshotDelete(), newSnapshotEvents(), newSnapshotAccessList())
+	cmd.AddCommand(newImageSnapshotCreate(), newImageSnapshotList(), newImageSnapshotGet(), newImageSnapshotUpdate(), newImageSnapshotDelete(), newImageSnapshotEvents(), newImageSnapshotAccessList())
 	return cmd
 }
 
-type snapshots = controlv1.ImageSnapshotServiceClient
+type imageSnapshots = controlv1.ImageSnapshotServiceClient
 
-func newSnapshotList() *cobra.Command {
+func newImageSnapshotList() *cobra.Command {
 	var (
 		daemon daemonFlags
 		owner  string
@@ -43,22 +44,22 @@ func newSnapshotList() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List image snapshots",
-		Example: "  berth snapshot list --label env=prod\n  berth snapshot list --json | jq '.image_snapshots[].name'",
+		Example: "  berth image-snapshot list --label env=prod\n  berth image-snapshot list --json | jq '.image_snapshots[].name'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			filter := &controlv1.ImageSnapshotFilter{Labels: labels}
 			if cmd.Flags().Changed("owner") {
 				filter.Owner = &owner
 			}
-			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
-				all, err := listSnapshots(ctx, c, filter)
+			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
+				all, err := listImageSnapshots(ctx, c, filter)
 				if err != nil {
 					return err
 				}
 				if asJSON {
 					return writeMessage(cmd.OutOrStdout(), &controlv1.ListImageSnapshotsResponse{ImageSnapshots: all})
 				}
-				return writeSnapshots(cmd.OutOrStdout(), all, time.Now())
+				return writeImageSnapshots(cmd.OutOrStdout(), all, time.Now())
 			})
 		},
 	}
@@ -69,8 +70,8 @@ func newSnapshotList() *cobra.Command {
 	return cmd
 }
 
-// listSnapshots gets all pages.
-func listSnapshots(ctx context.Context, c snapshots, filter *controlv1.ImageSnapshotFilter) ([]*controlv1.ImageSnapshot, error) {
+// listImageSnapshots gets all pages.
+func listImageSnapshots(ctx context.Context, c imageSnapshots, filter *controlv1.ImageSnapshotFilter) ([]*controlv1.ImageSnapshot, error) {
 	var all []*controlv1.ImageSnapshot
 	for token := ""; ; {
 		resp, err := c.ListImageSnapshots(ctx, &controlv1.ListImageSnapshotsRequest{Filter: filter, PageToken: token})
@@ -84,9 +85,9 @@ func listSnapshots(ctx context.Context, c snapshots, filter *controlv1.ImageSnap
 	}
 }
 
-func writeSnapshots(w io.Writer, all []*controlv1.ImageSnapshot, now time.Time) error {
+func writeImageSnapshots(w io.Writer, all []*controlv1.ImageSnapshot, now time.Time) error {
 	if len(all) == 0 {
-		_, err := fmt.Fprintln(w, `no image snapshots: make one with "berth snapshot create"`)
+		_, err := fmt.Fprintln(w, `no image snapshots: make one with "berth image-snapshot create"`)
 		return err
 	}
 	rows := [][]string{{"NAME", "PHASE", "PROGRESS", "IMAGES", "SIZE", "MATCHES", "EXPIRES", "AGE"}}
@@ -99,7 +100,7 @@ func writeSnapshots(w io.Writer, all []*controlv1.ImageSnapshot, now time.Time) 
 	return writeTable(w, rows)
 }
 
-func newSnapshotGet() *cobra.Command {
+func newImageSnapshotGet() *cobra.Command {
 	var (
 		daemon daemonFlags
 		asJSON bool
@@ -110,7 +111,7 @@ func newSnapshotGet() *cobra.Command {
 		Short:   "Show one image snapshot: what is wanted, what there is, what happened",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
 				resp, err := c.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: args[0]})
 				if err != nil {
 					return err
@@ -122,7 +123,7 @@ func newSnapshotGet() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := writeSnapshot(cmd.OutOrStdout(), resp.GetImageSnapshot()); err != nil {
+				if err := writeImageSnapshot(cmd.OutOrStdout(), resp.GetImageSnapshot()); err != nil {
 					return err
 				}
 				return writeAccessListTable(cmd.OutOrStdout(), lists.GetAccessLists())
@@ -134,7 +135,7 @@ func newSnapshotGet() *cobra.Command {
 	return cmd
 }
 
-func newSnapshotDelete() *cobra.Command {
+func newImageSnapshotDelete() *cobra.Command {
 	var (
 		daemon daemonFlags
 		req    controlv1.DeleteImageSnapshotRequest
@@ -150,7 +151,7 @@ that have the disk attached keep it until nothing uses it.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.NameOrId, req.Preconditions = args[0], &pre
-			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
 				resp, err := c.DeleteImageSnapshot(ctx, &req)
 				if err != nil {
 					return err
@@ -181,7 +182,7 @@ that have the disk attached keep it until nothing uses it.`,
 }
 
 // snapshots talks to the image snapshot service of berthd.
-func (f *daemonFlags) snapshots(ctx context.Context, use func(context.Context, snapshots) error) error {
+func (f *daemonFlags) imageSnapshots(ctx context.Context, use func(context.Context, imageSnapshots) error) error {
 	return f.dial(ctx, func(ctx context.Context, conn connection) error {
 		return use(ctx, controlv1.NewImageSnapshotServiceClient(conn))
 	})

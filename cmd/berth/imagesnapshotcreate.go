@@ -122,7 +122,7 @@ func (s *specFlags) registries() []*controlv1.RegistryAccess {
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-func newSnapshotCreate() *cobra.Command {
+func newImageSnapshotCreate() *cobra.Command {
 	var (
 		daemon       daemonFlags
 		spec         specFlags
@@ -133,19 +133,19 @@ func newSnapshotCreate() *cobra.Command {
 		Use:   "create NAME --image REFERENCE...",
 		Short: "Make an image snapshot of container images",
 		Long: `create asks berthd for an image snapshot and returns at once, with --wait when it is usable or has failed. berthd fetches and
-unpacks the images in the background; "berth snapshot get" and "events" show how far it is.
+unpacks the images in the background; "berth image-snapshot get" and "events" show how far it is.
 
 Names have 1 to 128 of a-z, 0-9 and '-', and begin with a letter. What is illegal is refused field by field; --dry-run only
 checks. With --client-token the command can be repeated safely: it finds what the first one made.`,
-		Example: "  berth snapshot create nightly --image nginx:1.27 --image redis:7 --retention-days 7 --wait\n" +
-			"  berth snapshot create models --image registry.example/llm:v3 --size auto --registry-secret registry.example=team",
+		Example: "  berth image-snapshot create nightly --image nginx:1.27 --image redis:7 --retention-days 7 --wait\n" +
+			"  berth image-snapshot create models --image registry.example/llm:v3 --size auto --registry-secret registry.example=team",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
 			if err := spec.apply(req.GetSpec(), func(string) bool { return true }); err != nil {
 				return err
 			}
-			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
 				resp, err := c.CreateImageSnapshot(ctx, req)
 				if err != nil {
 					return err
@@ -170,7 +170,7 @@ checks. With --client-token the command can be repeated safely: it finds what th
 	return cmd
 }
 
-func newSnapshotUpdate() *cobra.Command {
+func newImageSnapshotUpdate() *cobra.Command {
 	var (
 		daemon              daemonFlags
 		spec                specFlags
@@ -187,11 +187,11 @@ when that has succeeded; until then, and if it fails, the old content stays. --r
 
 An update is possible when the image snapshot is Available or UpdateFailed. It is refused if somebody else changed the image
 snapshot meanwhile.`,
-		Example: "  berth snapshot update nightly --rebuild --wait\n  berth snapshot update nightly --image nginx:1.28 --image redis:7",
+		Example: "  berth image-snapshot update nightly --rebuild --wait\n  berth image-snapshot update nightly --image nginx:1.28 --image redis:7",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			given := cmd.Flags().Changed
-			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
 				got, err := c.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: args[0]})
 				if err != nil {
 					return err
@@ -238,7 +238,7 @@ type followFlags struct {
 	word                 string
 }
 
-func follow(ctx context.Context, cmd *cobra.Command, c snapshots, s *controlv1.ImageSnapshot, warnings []string, f followFlags) error {
+func follow(ctx context.Context, cmd *cobra.Command, c imageSnapshots, s *controlv1.ImageSnapshot, warnings []string, f followFlags) error {
 	for _, w := range warnings {
 		cmd.PrintErrln("warning: " + w)
 	}

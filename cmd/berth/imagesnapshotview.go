@@ -9,13 +9,13 @@ import (
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
-// writeSnapshot shows one in full.
-func writeSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
+// writeImageSnapshot shows one in full.
+func writeImageSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
 	st, spec := s.GetStatus(), s.GetSpec()
 	var b strings.Builder
 	line := func(key, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-12s %s\n", key, value)
+			fmt.Fprintf(&b, "%-15s %s\n", key, value)
 		}
 	}
 	line("name", s.GetName())
@@ -44,7 +44,7 @@ func writeSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
 	line("driver", st.GetDriver())
 	line("volume", st.GetVolumeId())
 	for _, v := range st.GetVolumeSnapshots() {
-		line("snapshot", volumeSnapshotLine(v))
+		line("volume snapshot", volumeSnapshotLine(v))
 	}
 	if st.GetDiskBytes() > 0 {
 		line("disk", fmt.Sprintf("%s, %d layers, index %s", humanSize(st.GetDiskBytes()), st.GetLayers(), st.GetIndexDigest()))

@@ -13,7 +13,7 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-func newSnapshotAccessList() *cobra.Command {
+func newImageSnapshotAccessList() *cobra.Command {
 	var (
 		daemon  daemonFlags
 		image   string
@@ -26,9 +26,9 @@ func newSnapshotAccessList() *cobra.Command {
 		Short: "Print what starts of an image snapshot's images read, or keep such a list with it",
 		Long: `access-list prints the lists that "berth trace" recorded, one after another: a line for each part of a file, in the order of first
 access (docs/access-lists.md explains them). With --put it keeps a list that "berth trace --output" wrote with the image snapshot.`,
-		Example: `  berth snapshot access-list nightly --image nginx:1.27 | grep '^f '
-  berth snapshot access-list nightly --encoded --image nginx:1.27 > nginx.trace
-  berth snapshot access-list nightly --put nginx.trace`,
+		Example: `  berth image-snapshot access-list nightly --image nginx:1.27 | grep '^f '
+  berth image-snapshot access-list nightly --encoded --image nginx:1.27 > nginx.trace
+  berth image-snapshot access-list nightly --put nginx.trace`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &controlv1.ListAccessListsRequest{NameOrId: args[0]}
@@ -39,7 +39,7 @@ access (docs/access-lists.md explains them). With --put it keeps a list that "be
 				}
 				req.Image = named.String()
 			}
-			return daemon.snapshots(cmd.Context(), func(ctx context.Context, c snapshots) error {
+			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
 				if put != "" {
 					return putAccessList(ctx, c, args[0], put, cmd.OutOrStdout())
 				}
@@ -64,7 +64,7 @@ access (docs/access-lists.md explains them). With --put it keeps a list that "be
 	return cmd
 }
 
-func putAccessList(ctx context.Context, c snapshots, name, file string, w io.Writer) error {
+func putAccessList(ctx context.Context, c imageSnapshots, name, file string, w io.Writer) error {
 	list, err := readAccessList(file)
 	if err != nil {
 		return err
