@@ -24,7 +24,7 @@ type files interface {
 	open(name string) (io.ReadSeekCloser, error)
 }
 
-// layout is an OCI image layout (image-spec, image-layout.md) in a directory or inside a tar archive.
+// layout is an OCI image layout (the image layout specification of OCI) in a directory or inside a tar archive.
 type layout struct {
 	files files
 	desc  ocispec.Descriptor

@@ -89,7 +89,7 @@ func newPlan(r *Request) *plan {
 	return p
 }
 
-// chainID of a layer on top of a stack, as the OCI image specification defines it (config.md, "Layer ChainID").
+// chainID of a layer on top of a stack, as the image configuration of OCI defines it ("Layer ChainID").
 func chainID(parent, diffID digest.Digest) digest.Digest {
 	if parent == "" {
 		return diffID

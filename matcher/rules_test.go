@@ -209,7 +209,7 @@ func TestPins(t *testing.T) {
 	}
 }
 
-// TestExact has the rule for exact matches of requirements 2.5 (Q6): digests where both sides know them, names
+// TestExact has the rule for exact matches, Q6 of docs/requirements.md: digests where both sides know them, names
 // otherwise.
 func TestExact(t *testing.T) {
 	const ref = "docker.io/library/nginx"

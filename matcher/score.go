@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// orderKeys are the orders of requirement 2.5 as data: a new order is a new row.
+// orderKeys are the orders of docs/matching.md (Q5) as data: a new order is a new row.
 func orderKeys(o Order) []KeyName {
 	switch o {
 	case OrderSize:

@@ -61,7 +61,7 @@ func system(tr *sysblocktest.Tree) {
 	tr.Add(sysblocktest.Disk{Name: "loop0", Major: 7, Attributes: map[string]string{"loop/backing_file": "/var/other.img"}})
 }
 
-// TestRules is the table of requirements 5.1: per cloud and bus, what the node shows, and what is to be found.
+// TestRules is the table of docs/drivers.md: per cloud and bus, what the node shows, and what is to be found.
 func TestRules(t *testing.T) {
 	amazon, alibaba := "Amazon Elastic Block Store", "Alibaba Cloud Elastic Block Storage"
 	for name, tc := range map[string]struct {

@@ -27,7 +27,7 @@ func minutes(n int) *time.Duration {
 	return &d
 }
 
-// TestRows has one line at least for every row of the alias table (requirements 3.4).
+// TestRows has one line at least for every row of the table of annotations in docs/matching.md.
 func TestRows(t *testing.T) {
 	type rules = matcher.Rules
 	pinned := func(p matcher.Pin, c matcher.ConflictPolicy, change func(*rules)) rules {
