@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/layerdisk"
 )
 
 // Choice is one choice of image snapshots whose disks are attached for a pull, and what came of it.
@@ -46,7 +48,7 @@ func (s *Service) WithChoices(c Choices) *Service {
 
 // LastChoice of disks for a pull of the image with these layers; nil if there was none or it is forgotten. An image
 // without a name has none.
-func (s *Service) LastChoice(imageRef string, layers []LayerName) *Choice {
+func (s *Service) LastChoice(imageRef string, layers []layerdisk.LayerName) *Choice {
 	if s.choices == nil || imageRef == "" {
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/control"
+	"berth.dev/berth/layerdisk"
 )
 
 type lastChoices map[string]control.Choice
@@ -28,7 +29,7 @@ func TestLastChoice(t *testing.T) {
 		Disks: []control.ChosenDisk{{ImageSnapshot: "s", Disk: "d", Result: "failed", Error: "e"}}}
 	s.WithChoices(lastChoices{"a": c, "": c})
 	require.Equal(t, &c, s.LastChoice("a", nil))
-	require.Equal(t, &c, s.LastChoice("x", []control.LayerName{{ChainID: "a"}}))
+	require.Equal(t, &c, s.LastChoice("x", []layerdisk.LayerName{{ChainID: "a"}}))
 	require.Nil(t, s.LastChoice("b", nil))
 	require.Nil(t, s.LastChoice("", nil), "no image, no choice")
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"berth.dev/berth/layerdisk"
 )
 
 // MaxExplain bounds the layers of one request; no image that runs has as many.
@@ -80,11 +82,6 @@ type Disks interface {
 	Detach(ctx context.Context, name string, drain bool) (holders int, err error)
 }
 
-// LayerName names a layer in up to four ways; empty is unknown.
-type LayerName struct {
-	ChainID, ParentChainID, DiffID, Blob digest.Digest
-}
-
 // Location of a layer on a disk.
 type Location struct {
 	Disk        string
@@ -102,7 +99,7 @@ type Image struct {
 // Layers looks into the attached disks' indexes and changes nothing. Not found is errdefs.ErrNotFound, whose text says
 // why.
 type Layers interface {
-	Locate(ctx context.Context, layer LayerName) (Location, error)
+	Locate(ctx context.Context, layer layerdisk.LayerName) (Location, error)
 	FindImage(ctx context.Context, reference string, platform ocispec.Platform) (Image, error)
 }
 
@@ -238,13 +235,13 @@ func (s *Service) FindImage(ctx context.Context, reference string, platform ocis
 }
 
 // ExplainLayers answers for each layer, in order.
-func (s *Service) ExplainLayers(ctx context.Context, layers []LayerName) ([]Answer, error) {
+func (s *Service) ExplainLayers(ctx context.Context, layers []layerdisk.LayerName) ([]Answer, error) {
 	if len(layers) > MaxExplain {
 		return nil, fmt.Errorf("explain %d layers: at most %d at once: %w", len(layers), MaxExplain, errdefs.ErrInvalidArgument)
 	}
 	answers := make([]Answer, len(layers))
 	for i, l := range layers {
-		if l == (LayerName{}) {
+		if l == (layerdisk.LayerName{}) {
 			return nil, fmt.Errorf("explain layer %d: it has no name: %w", i, errdefs.ErrInvalidArgument)
 		}
 		for _, d := range []digest.Digest{l.ChainID, l.ParentChainID, l.DiffID, l.Blob} {

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/control"
+	"berth.dev/berth/layerdisk"
 )
 
 func TestAttachDisk(t *testing.T) {
@@ -102,7 +103,7 @@ func TestExplainLayers(t *testing.T) {
 	f.layers[a] = control.Location{Disk: "base", LayerNumber: 7, MatchedBy: "chain-id"}
 	ledger.Miss(control.Event{ChainID: b, Reason: "no-disk", Detail: "no disk is attached"})
 
-	got, err := s.ExplainLayers(t.Context(), []control.LayerName{{ChainID: a}, {ChainID: b, ParentChainID: a}})
+	got, err := s.ExplainLayers(t.Context(), []layerdisk.LayerName{{ChainID: a}, {ChainID: b, ParentChainID: a}})
 	require.NoError(t, err)
 	require.Equal(t, &control.Location{Disk: "base", LayerNumber: 7, MatchedBy: "chain-id"}, got[0].Location)
 	require.Nil(t, got[0].Last)
@@ -110,17 +111,17 @@ func TestExplainLayers(t *testing.T) {
 	require.Contains(t, got[1].Reason, "no disk has the layer")
 	require.Equal(t, "no-disk", got[1].Last.Reason)
 
-	for name, layers := range map[string][]control.LayerName{
+	for name, layers := range map[string][]layerdisk.LayerName{
 		"nameless": {{}},
 		"digest":   {{ChainID: "sha256:x"}},
-		"many":     make([]control.LayerName, control.MaxExplain+1),
+		"many":     make([]layerdisk.LayerName, control.MaxExplain+1),
 	} {
 		_, err := s.ExplainLayers(t.Context(), layers)
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, name)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = s.ExplainLayers(ctx, []control.LayerName{{ChainID: b}})
+	_, err = s.ExplainLayers(ctx, []layerdisk.LayerName{{ChainID: b}})
 	require.ErrorIs(t, err, context.Canceled)
 }
 

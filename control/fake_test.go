@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/control"
+	"berth.dev/berth/layerdisk"
 )
 
 // fakeStage has disks in memory; each volume in faults fails that often before it attaches.
@@ -87,7 +88,7 @@ func (f *fakeStage) Detach(ctx context.Context, name string, drain bool) (int, e
 	return 0, nil
 }
 
-func (f *fakeStage) Locate(_ context.Context, l control.LayerName) (control.Location, error) {
+func (f *fakeStage) Locate(_ context.Context, l layerdisk.LayerName) (control.Location, error) {
 	if loc, ok := f.layers[l.ChainID]; ok {
 		return loc, nil
 	}

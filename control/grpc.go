@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"berth.dev/berth/layerdisk"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
@@ -90,9 +91,9 @@ func (s *server) FindImage(ctx context.Context, req *controlv1.FindImageRequest)
 
 // ExplainLayers answers for each layer.
 func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayersRequest) (*controlv1.ExplainLayersResponse, error) {
-	names := make([]LayerName, len(req.GetLayers()))
+	names := make([]layerdisk.LayerName, len(req.GetLayers()))
 	for i, l := range req.GetLayers() {
-		names[i] = LayerName{
+		names[i] = layerdisk.LayerName{
 			ChainID: digest.Digest(l.GetChainId()), ParentChainID: digest.Digest(l.GetParentChainId()),
 			DiffID: digest.Digest(l.GetDiffId()), Blob: digest.Digest(l.GetBlobDigest()),
 		}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/matcher"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
@@ -15,10 +16,10 @@ import (
 func TestMatchImages(t *testing.T) {
 	w := newSnapshotWorld(t)
 	ctx := t.Context()
-	layer := matcher.Layer{DiffID: digest.FromString("d0"), CompressedBytes: 1 << 30}
+	layer := matcher.Layer{LayerName: layerdisk.LayerName{DiffID: digest.FromString("d0")}, CompressedBytes: 1 << 30}
 	require.NoError(t, w.fleet.Put(matcher.Candidate{Name: "nightly", ID: "id-1", State: matcher.StateAvailable,
 		Images: []matcher.CandidateImage{{Reference: "docker.io/library/nginx:1.27", Platform: matcher.Platform{OS: "linux", Architecture: "arm64"}, ManifestDigest: digest.FromString("m")}},
-		Layers: []matcher.Layer{{DiffID: layer.DiffID, ChainID: layer.DiffID, CompressedBytes: layer.CompressedBytes}}}))
+		Layers: []matcher.Layer{{LayerName: layerdisk.LayerName{DiffID: layer.DiffID, ChainID: layer.DiffID}, CompressedBytes: layer.CompressedBytes}}}))
 	require.NoError(t, w.fleet.Put(matcher.Candidate{Name: "building", ID: "id-2", State: "Creating",
 		Images: []matcher.CandidateImage{{Reference: "docker.io/library/nginx:1.27", Platform: matcher.Platform{OS: "linux", Architecture: "arm64"}}}}))
 	ask := func(change func(*controlv1.MatchImagesRequest)) (*controlv1.MatchImagesResponse, error) {

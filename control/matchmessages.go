@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/matcher"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
@@ -32,8 +33,9 @@ func matchRequestOf(m *controlv1.MatchImagesRequest) (MatchRequest, error) {
 		}
 		for _, l := range img.GetLayers() {
 			out.Layers = append(out.Layers, matcher.Layer{
-				DiffID: digest.Digest(l.GetDiffId()), Blob: digest.Digest(l.GetBlobDigest()), CompressedBytes: l.GetBlobBytes(),
-				Present: l.GetPresent(),
+				LayerName:       layerdisk.LayerName{DiffID: digest.Digest(l.GetDiffId()), Blob: digest.Digest(l.GetBlobDigest())},
+				CompressedBytes: l.GetBlobBytes(),
+				Present:         l.GetPresent(),
 			})
 		}
 		r.Images = append(r.Images, out)

@@ -60,7 +60,7 @@ func Content(ix *layerdisk.Index) ([]CandidateImage, []Layer) {
 	seen := make([]bool, len(ix.Layers))
 	for _, c := range ix.Chains {
 		on := &ix.Layers[c.Layer]
-		l := Layer{ChainID: c.ChainID, DiffID: c.DiffID, StackBound: on.StackBound, UnpackedBytes: min(on.UnpackedBytes, maxLayerBytes)}
+		l := Layer{LayerName: layerdisk.LayerName{ChainID: c.ChainID, ParentChainID: c.Parent, DiffID: c.DiffID}, StackBound: on.StackBound, UnpackedBytes: min(on.UnpackedBytes, maxLayerBytes)}
 		if len(on.Blobs) > 0 {
 			l.Blob, l.CompressedBytes = on.Blobs[0].Digest, min(on.Blobs[0].Size, maxLayerBytes)
 		}

@@ -42,11 +42,11 @@ func TestContent(t *testing.T) {
 		"by name":                 {Image{Reference: "docker.io/library/web:1", Platform: amd64}, Saving{3008, 0}},
 		"by manifest":             {Image{ManifestDigest: ix.Images[1].Manifest.Digest}, Saving{2005, 0}},
 		"by index":                {Image{Reference: "docker.io/library/web@" + ix.Images[0].IndexDescriptor.Digest.String()}, Saving{3008, 0}},
-		"by stack":                {Image{Reference: "a:1", Layers: []Layer{{ChainID: layerdisktest.ChainID("os")}, {ChainID: layerdisktest.ChainID("os", "lib")}}}, Saving{2005, 0}},
-		"by layer above a hole":   {Image{Reference: "a:1", Layers: []Layer{{DiffID: digest.FromString("?"), CompressedBytes: 5}, {DiffID: layerdisktest.DiffID("web")}}}, Saving{0, 77}},
-		"by another blob":         {Image{Reference: "a:1", Layers: []Layer{{Blob: zstd}}}, Saving{9, 0}},
-		"by the first blob":       {Image{Reference: "a:1", Layers: []Layer{{Blob: layerdisktest.BlobDigest("web")}}}, Saving{1003, 0}},
-		"blob of a layer in both": {Image{Reference: "a:1", Layers: []Layer{{Blob: layerdisktest.BlobDigest("lib")}}}, Saving{1003, 0}},
+		"by stack":                {Image{Reference: "a:1", Layers: []Layer{{LayerName: layerdisk.LayerName{ChainID: layerdisktest.ChainID("os")}}, {LayerName: layerdisk.LayerName{ChainID: layerdisktest.ChainID("os", "lib")}}}}, Saving{2005, 0}},
+		"by layer above a hole":   {Image{Reference: "a:1", Layers: []Layer{{LayerName: layerdisk.LayerName{DiffID: digest.FromString("?")}, CompressedBytes: 5}, {LayerName: layerdisk.LayerName{DiffID: layerdisktest.DiffID("web")}}}}, Saving{0, 77}},
+		"by another blob":         {Image{Reference: "a:1", Layers: []Layer{{LayerName: layerdisk.LayerName{Blob: zstd}}}}, Saving{9, 0}},
+		"by the first blob":       {Image{Reference: "a:1", Layers: []Layer{{LayerName: layerdisk.LayerName{Blob: layerdisktest.BlobDigest("web")}}}}, Saving{1003, 0}},
+		"blob of a layer in both": {Image{Reference: "a:1", Layers: []Layer{{LayerName: layerdisk.LayerName{Blob: layerdisktest.BlobDigest("lib")}}}}, Saving{1003, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := match(t, x, auto(tc.image))

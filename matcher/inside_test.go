@@ -7,13 +7,15 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/layerdisk"
 )
 
 func madeUp(fleet, n int) Candidate {
 	c := Candidate{Name: fmt.Sprintf("f%d-%d", fleet, n), ID: fmt.Sprintf("f%d-%d", fleet, n), State: StateAvailable, Created: time.Unix(int64(n), 0)}
 	for i := range 10 {
 		own := digest.FromString(fmt.Sprintf("%d %d %d", fleet, n%7, i)) // every seventh candidate is the same
-		c.Layers = append(c.Layers, Layer{ChainID: own, DiffID: own, Blob: digest.FromString("blob" + own.String()), CompressedBytes: 1, StackBound: i == 9})
+		c.Layers = append(c.Layers, Layer{LayerName: layerdisk.LayerName{ChainID: own, DiffID: own, Blob: digest.FromString("blob" + own.String())}, CompressedBytes: 1, StackBound: i == 9})
 		c.Images = append(c.Images, CandidateImage{Reference: c.Name, ManifestDigest: own, IndexDigest: own})
 	}
 	return c

@@ -52,16 +52,12 @@ type Image struct {
 	Layers []Layer
 }
 
-// Layer is one layer of a requested image or on the disk of a candidate. Of the three digests any may be empty if it is
-// not known; a layer matches by the widest that both sides know.
+// Layer is one layer of a requested image or on the disk of a candidate. Any of its digests may be empty if it is not
+// known; a layer matches by the widest digest that both sides know. [Index.Match] works chain IDs out where the diff
+// IDs are known, and does not look at ParentChainID. A candidate's layer with several compressed forms is listed once
+// for each of them.
 type Layer struct {
-	// ChainID of the stack of layers with this one on top. [Index.Match] works it out where the diff IDs are known.
-	ChainID digest.Digest
-	// DiffID of the uncompressed layer.
-	DiffID digest.Digest
-	// Blob is the digest of the compressed layer. A candidate's layer with several compressed forms stands there
-	// several times.
-	Blob digest.Digest
+	layerdisk.LayerName
 	// CompressedBytes is what a registry sends for the layer, 0 if it is not known.
 	CompressedBytes int64
 	// UnpackedBytes is the size of the layer's files, 0 if it is not known.

@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "berth.dev/berth/matcher"
+
+	"berth.dev/berth/layerdisk"
 )
 
 // TestNames shows that the names of orders and policies, which annotations, flags and files use, are read back.
@@ -45,9 +47,9 @@ func TestNames(t *testing.T) {
 
 // TestOtherAlgorithm matches by digests that are not sha256.
 func TestOtherAlgorithm(t *testing.T) {
-	layer := Layer{DiffID: digest.SHA512.FromString("a"), CompressedBytes: 5}
+	layer := Layer{LayerName: layerdisk.LayerName{DiffID: digest.SHA512.FromString("a")}, CompressedBytes: 5}
 	x := fleet(t, Candidate{Name: "a", ID: "a", State: StateAvailable, Layers: []Layer{layer}},
-		Candidate{Name: "b", ID: "b", State: StateAvailable, Layers: []Layer{{DiffID: digest.SHA512.FromString("b")}}})
+		Candidate{Name: "b", ID: "b", State: StateAvailable, Layers: []Layer{{LayerName: layerdisk.LayerName{DiffID: digest.SHA512.FromString("b")}}}})
 	d := match(t, x, auto(Image{Reference: "i:1", Layers: []Layer{layer}}))
 	require.Equal(t, []string{"a"}, names(d))
 	require.Equal(t, 1, d.Considered)

@@ -11,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "berth.dev/berth/matcher"
+
+	"berth.dev/berth/layerdisk"
 )
 
 var (
@@ -42,7 +44,8 @@ func stack(layers ...string) []Layer {
 		c, _ := strconv.ParseInt(compressed, 10, 64)
 		u, _ := strconv.ParseInt(unpacked, 10, 64)
 		out = append(out, Layer{
-			ChainID: chain, DiffID: diff, Blob: digest.FromString("blob " + name), CompressedBytes: c, UnpackedBytes: u,
+			LayerName:       layerdisk.LayerName{ChainID: chain, DiffID: diff, Blob: digest.FromString("blob " + name)},
+			CompressedBytes: c, UnpackedBytes: u,
 		})
 	}
 	return out

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/snapshotter"
 )
 
@@ -23,7 +24,7 @@ import (
 type anyLayer struct{ dir string }
 
 func (a anyLayer) Acquire(_ context.Context, _ string, want snapshotter.LayerRequest) (snapshotter.HeldLayer, error) {
-	return snapshotter.HeldLayer{Dir: a.dir, DiskUUID: "any", DiffID: want.DiffID, MatchedBy: snapshotter.MatchChainID}, nil
+	return snapshotter.HeldLayer{Dir: a.dir, DiskUUID: "any", DiffID: want.DiffID, MatchedBy: layerdisk.MatchChainID}, nil
 }
 func (a anyLayer) Release(context.Context, string) error { return nil }
 func (a anyLayer) LayerDir(context.Context, string, int) (string, error) {

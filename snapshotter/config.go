@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/layerdisk"
 )
 
 // Config is what Open needs.
@@ -91,7 +93,7 @@ type Hit struct {
 	Layer       LayerRequest
 	DiskUUID    string
 	LayerNumber int
-	MatchedBy   Match
+	MatchedBy   layerdisk.Match
 	// BlobSize is the number of compressed bytes that were not fetched; 0 if unknown.
 	BlobSize int64
 }

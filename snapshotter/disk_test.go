@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/snapshotter"
 )
 
@@ -94,12 +95,12 @@ func (s *source) Acquire(ctx context.Context, holder string, want snapshotter.La
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, by := range []struct {
-		match snapshotter.Match
+		match layerdisk.Match
 		ok    func(layer) bool
 	}{
-		{snapshotter.MatchChainID, func(l layer) bool { return l.chainID == want.ChainID }},
-		{snapshotter.MatchDiffID, func(l layer) bool { return want.DiffID != "" && l.diffID == want.DiffID }},
-		{snapshotter.MatchBlob, func(l layer) bool { return want.Blob != "" && l.blobID == want.Blob }},
+		{layerdisk.MatchChainID, func(l layer) bool { return l.chainID == want.ChainID }},
+		{layerdisk.MatchDiffID, func(l layer) bool { return want.DiffID != "" && l.diffID == want.DiffID }},
+		{layerdisk.MatchBlob, func(l layer) bool { return want.Blob != "" && l.blobID == want.Blob }},
 	} {
 		for _, d := range s.disks {
 			i := slices.IndexFunc(d.layers, by.ok)

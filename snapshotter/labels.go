@@ -10,6 +10,8 @@ import (
 	crilabels "github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
+
+	"berth.dev/berth/layerdisk"
 )
 
 // Labels that containerd sends. All that begin with "containerd.io/snapshot/" may come from the annotations of an
@@ -46,13 +48,13 @@ const adoptedPrefix = "/layer/"
 
 // record is what is kept of an adopted layer.
 type record struct {
-	Holder      string        `json:"holder"`
-	DiskUUID    string        `json:"disk"`
-	LayerNumber int           `json:"layer"`
-	ChainID     digest.Digest `json:"chainID"`
-	DiffID      digest.Digest `json:"diffID"`
-	MatchedBy   Match         `json:"matchedBy,omitempty"`
-	BlobSize    int64         `json:"blobSize,omitempty"`
+	Holder      string          `json:"holder"`
+	DiskUUID    string          `json:"disk"`
+	LayerNumber int             `json:"layer"`
+	ChainID     digest.Digest   `json:"chainID"`
+	DiffID      digest.Digest   `json:"diffID"`
+	MatchedBy   layerdisk.Match `json:"matchedBy,omitempty"`
+	BlobSize    int64           `json:"blobSize,omitempty"`
 	// Staged is what was asked for, as long as containerd has not committed the snapshot; nil afterwards.
 	Staged *LayerRequest `json:"staged,omitempty"`
 }

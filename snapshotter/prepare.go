@@ -11,8 +11,9 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/layerdisk"
 )
 
 // place is where in the stack a layer goes, as far as an extraction Prepare shows.
@@ -55,7 +56,6 @@ func (s *Snapshotter) prepareLayer(ctx context.Context, key, parent string, labe
 		return nil, fmt.Errorf("prepare layer %s: %w", target, ctx.Err())
 	}
 	s.observer.Miss(ctx, Miss{Layer: want, Err: err})
-	log.G(ctx).WithError(err).WithFields(log.Fields{"chain_id": target, "key": key}).Debug("layer is left to containerd")
 	if where == placeApart {
 		labels = with(labels, labelApart, "true")
 	}
@@ -69,7 +69,10 @@ func (s *Snapshotter) prepareLayer(ctx context.Context, key, parent string, labe
 // wanted works out which layer is wanted and where it goes. Of the labels only those are believed that the target
 // proves.
 func (s *Snapshotter) wanted(ctx context.Context, parent string, labels map[string]string, target digest.Digest) (LayerRequest, place, error) {
-	want := LayerRequest{ChainID: target, Blob: digestOf(labels[labelBlob]), ImageRef: labels[labelImageRef], Manifest: digestOf(labels[labelManifest])}
+	want := LayerRequest{
+		LayerName: layerdisk.LayerName{ChainID: target, Blob: digestOf(labels[labelBlob])},
+		ImageRef:  labels[labelImageRef], Manifest: digestOf(labels[labelManifest]),
+	}
 	want.Above = above(labels[labelLayers], want.Blob)
 	diffID := digestOf(labels[labelDiffID])
 	if parent != "" {
@@ -117,7 +120,7 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, labels map[
 			return answer{}, err
 		}
 		if match != nil {
-			s.hit(ctx, want, *match, MatchSnapshot)
+			s.hit(ctx, want, *match, layerdisk.MatchSnapshot)
 			return answer{exists: true}, nil
 		}
 		unusable = missing
@@ -206,7 +209,7 @@ func (s *Snapshotter) adopt(ctx context.Context, key, parent string, labels map[
 		for _, n := range others {
 			if !slices.Contains(unusable, n.info.Name) {
 				now = *n.adopted
-				now.MatchedBy = MatchSnapshot
+				now.MatchedBy = layerdisk.MatchSnapshot
 				return errShared
 			}
 		}
@@ -233,11 +236,8 @@ func (s *Snapshotter) adopt(ctx context.Context, key, parent string, labels map[
 }
 
 // hit tells the observer.
-func (s *Snapshotter) hit(ctx context.Context, want LayerRequest, r record, by Match) {
+func (s *Snapshotter) hit(ctx context.Context, want LayerRequest, r record, by layerdisk.Match) {
 	s.observer.Hit(ctx, Hit{Layer: want, DiskUUID: r.DiskUUID, LayerNumber: r.LayerNumber, MatchedBy: by, BlobSize: r.BlobSize})
-	log.G(ctx).WithFields(log.Fields{
-		"chain_id": r.ChainID, "disk": r.DiskUUID, "layer": r.LayerNumber, "matched_by": by,
-	}).Debug("layer is served from a disk")
 }
 
 // stage makes an active snapshot that becomes an adopted one if containerd commits it as it is, see unpackForm.

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/snapshotter"
 )
 
@@ -30,7 +31,7 @@ func TestTwoNamespaces(t *testing.T) {
 	require.Empty(t, misses)
 	require.Len(t, hits, len(im.layers))
 	for _, h := range hits {
-		require.Equal(t, snapshotter.MatchSnapshot, h.MatchedBy)
+		require.Equal(t, layerdisk.MatchSnapshot, h.MatchedBy)
 		require.NotZero(t, h.BlobSize)
 	}
 	require.Len(t, n.source.holders(), len(im.layers), "one snapshot for both")

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/layerdisk"
 )
 
 // LayerSource knows which unpacked layers are ready on attached layer disks, and holds the disks of those in use.
@@ -23,15 +25,11 @@ type LayerSource interface {
 	LayerDir(ctx context.Context, diskUUID string, layerNumber int) (string, error)
 }
 
-// LayerRequest names a layer in up to three ways. ChainID is always known; the others depend on the version of
-// containerd and its configuration, and are empty if unknown. DiffID and ParentChainID are only ever set if they are
-// proved to make up ChainID; Blob comes from whoever wrote the image and proves nothing by itself.
+// LayerRequest names a layer and the image that it is of. ChainID is always known; the other digests depend on the
+// version of containerd and its configuration, and are empty if unknown. DiffID and ParentChainID are only ever set if
+// they are proved to make up ChainID; Blob comes from whoever wrote the image and proves nothing by itself.
 type LayerRequest struct {
-	ChainID digest.Digest
-	// ParentChainID is the chain the layer goes on top of, empty for the lowest layer and if unknown.
-	ParentChainID digest.Digest
-	DiffID        digest.Digest
-	Blob          digest.Digest
+	layerdisk.LayerName
 	// ImageRef is the reference being pulled, for choosing and explaining only: it never selects bytes.
 	ImageRef string
 	// Manifest and Above tell more of the image being pulled, likewise for choosing only: the digest of its manifest,
@@ -52,21 +50,7 @@ type HeldLayer struct {
 	// only if this and the chain below it make up the requested ChainID, however the layer was found.
 	DiffID digest.Digest
 	// MatchedBy says which of the request's digests found the layer.
-	MatchedBy Match
+	MatchedBy layerdisk.Match
 	// BlobSize is the number of compressed bytes the registry need not send; 0 if unknown.
 	BlobSize int64
 }
-
-// Match says by which digest a layer was found. The set of values is fixed, so that it can be a metric's label.
-type Match string
-
-const (
-	// MatchChainID is a layer found by the stack it completes.
-	MatchChainID Match = "chain-id"
-	// MatchDiffID is a layer found by its uncompressed digest, on a disk that has it in another stack.
-	MatchDiffID Match = "diff-id"
-	// MatchBlob is a layer found by its compressed digest.
-	MatchBlob Match = "blob"
-	// MatchSnapshot is a layer that another containerd namespace had adopted before: no disk was asked.
-	MatchSnapshot Match = "snapshot"
-)

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	"github.com/stretchr/testify/require"
 
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/snapshotter"
 )
 
@@ -133,11 +134,11 @@ func TestMatches(t *testing.T) {
 		hits, misses := n.seen.take()
 		require.Len(t, misses, 1)
 		require.Len(t, hits, 1)
-		require.Equal(t, snapshotter.MatchDiffID, hits[0].MatchedBy)
+		require.Equal(t, layerdisk.MatchDiffID, hits[0].MatchedBy)
 		require.Equal(t, int64(len(built.layers[1].blob)), hits[0].BlobSize)
-		require.Equal(t, snapshotter.LayerRequest{
+		require.Equal(t, snapshotter.LayerRequest{LayerName: layerdisk.LayerName{
 			ChainID: im.top(), ParentChainID: im.layers[0].chainID, DiffID: im.layers[1].diffID,
-		}, hits[0].Layer)
+		}}, hits[0].Layer)
 		n.requireTree(t, stockTree(t, im), im, pulling{})
 	})
 	t.Run("blob", func(t *testing.T) {
@@ -152,7 +153,7 @@ func TestMatches(t *testing.T) {
 		require.Len(t, fetched, 1)
 		hits, _ := n.seen.take()
 		require.Len(t, hits, 1)
-		require.Equal(t, snapshotter.MatchBlob, hits[0].MatchedBy)
+		require.Equal(t, layerdisk.MatchBlob, hits[0].MatchedBy)
 		require.Equal(t, "reg/other:1", hits[0].Layer.ImageRef)
 		require.Empty(t, hits[0].Layer.DiffID)
 		n.requireTree(t, stockTree(t, im), im, pulling{})

@@ -15,7 +15,7 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// layerSource is the stage as the snapshotter sees it. The two packages know nothing of each other.
+// layerSource is the stage as the snapshotter sees it. The two packages have only the names of layers in common.
 type layerSource struct {
 	stage *stage.Stager
 }
@@ -23,12 +23,15 @@ type layerSource struct {
 var _ snapshotter.LayerSource = layerSource{}
 
 func (s layerSource) Acquire(ctx context.Context, holder string, l snapshotter.LayerRequest) (snapshotter.HeldLayer, error) {
-	held, err := s.stage.Acquire(ctx, holder, stage.Query{ChainID: l.ChainID, ParentChainID: l.ParentChainID, DiffID: l.DiffID, Blob: l.Blob})
+	return heldLayer(s.stage.Acquire(ctx, holder, l.LayerName))
+}
+
+func heldLayer(held stage.Held, err error) (snapshotter.HeldLayer, error) {
 	if err != nil {
 		return snapshotter.HeldLayer{}, err
 	}
 	return snapshotter.HeldLayer{Dir: held.Dir, DiskUUID: held.DiskUUID, LayerNumber: held.LayerNumber, DiffID: held.DiffID,
-		MatchedBy: snapshotter.Match(held.MatchedBy), BlobSize: held.BlobSize}, nil
+		MatchedBy: held.MatchedBy, BlobSize: held.BlobSize}, nil
 }
 
 func (s layerSource) Release(ctx context.Context, holder string) error {
@@ -98,8 +101,8 @@ func (d disks) Detach(ctx context.Context, name string, drain bool) (holders int
 
 func (d disks) Check(ctx context.Context, name string) error { return d.stage.Check(ctx, name) }
 
-func (d disks) Locate(ctx context.Context, l control.LayerName) (control.Location, error) {
-	held, err := d.stage.Locate(stage.Query{ChainID: l.ChainID, ParentChainID: l.ParentChainID, DiffID: l.DiffID, Blob: l.Blob})
+func (d disks) Locate(ctx context.Context, l layerdisk.LayerName) (control.Location, error) {
+	held, err := d.stage.Locate(l)
 	if err != nil {
 		return control.Location{}, err
 	}

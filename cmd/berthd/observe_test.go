@@ -15,6 +15,7 @@ import (
 
 	"berth.dev/berth/control"
 	"berth.dev/berth/internal/metrics"
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
 )
@@ -48,9 +49,9 @@ func TestObserverTellsLedgerAndMetrics(t *testing.T) {
 	registry, ledger := prometheus.NewRegistry(), control.NewLedger()
 	o := observer{metrics: metrics.New(registry, "v1"), ledger: ledger}
 	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
-	o.Hit(t.Context(), snapshotter.Hit{Layer: snapshotter.LayerRequest{ChainID: a, ImageRef: "r"}, DiskUUID: "u", MatchedBy: snapshotter.MatchDiffID, BlobSize: 7})
-	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{ChainID: b}, Err: &stage.MissError{Reason: stage.MissFailed}})
-	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{ChainID: c}, Err: errors.New("disk on fire")})
+	o.Hit(t.Context(), snapshotter.Hit{Layer: snapshotter.LayerRequest{LayerName: layerdisk.LayerName{ChainID: a}, ImageRef: "r"}, DiskUUID: "u", MatchedBy: layerdisk.MatchDiffID, BlobSize: 7})
+	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{LayerName: layerdisk.LayerName{ChainID: b}}, Err: &stage.MissError{Reason: stage.MissFailed}})
+	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{LayerName: layerdisk.LayerName{ChainID: c}}, Err: errors.New("disk on fire")})
 	o.StepDone(stage.StepMount, time.Second, nil)
 	require.Equal(t, control.Counts{Hits: map[string]uint64{"diff-id": 1}, Misses: map[string]uint64{"disk-failed": 1, "error": 1}, BytesNotPulled: 7}, ledger.Counts())
 	require.Equal(t, "r", ledger.Last(a).ImageRef)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -19,7 +20,6 @@ import (
 	"berth.dev/berth/internal/metrics"
 	"berth.dev/berth/matcher"
 	"berth.dev/berth/node/ondemand"
-	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
 )
 
@@ -169,12 +169,13 @@ type chosenLayers struct {
 
 var _ snapshotter.LayerSource = chosenLayers{}
 
-// Acquire has the disk attached first that has the layer.
+// Acquire has a disk attached that has the layer, unless an attached one has it.
 func (s chosenLayers) Acquire(ctx context.Context, holder string, l snapshotter.LayerRequest) (snapshotter.HeldLayer, error) {
-	s.chooser.Ready(ctx, ondemand.Wanted{
-		Query:    stage.Query{ChainID: l.ChainID, ParentChainID: l.ParentChainID, DiffID: l.DiffID, Blob: l.Blob},
-		ImageRef: l.ImageRef, Manifest: l.Manifest, Above: l.Above,
-	})
+	held, err := heldLayer(s.stage.AcquireReady(ctx, holder, l.LayerName))
+	if err == nil || !errdefs.IsNotFound(err) {
+		return held, err
+	}
+	s.chooser.Ready(ctx, ondemand.Wanted{LayerName: l.LayerName, ImageRef: l.ImageRef, Manifest: l.Manifest, Above: l.Above})
 	return s.layerSource.Acquire(ctx, holder, l)
 }
 

@@ -215,7 +215,7 @@ func (s source) Acquire(_ context.Context, holder string, want snapshotter.Layer
 		for _, c := range d.Index.Chains {
 			if c.ChainID == want.ChainID {
 				s.holders[holder] = d.UUID
-				return snapshotter.HeldLayer{Dir: s.dir, DiskUUID: d.UUID, LayerNumber: c.Layer, DiffID: c.DiffID, MatchedBy: snapshotter.MatchChainID}, nil
+				return snapshotter.HeldLayer{Dir: s.dir, DiskUUID: d.UUID, LayerNumber: c.Layer, DiffID: c.DiffID, MatchedBy: layerdisk.MatchChainID}, nil
 			}
 		}
 	}

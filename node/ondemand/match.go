@@ -8,8 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/matcher"
-	"berth.dev/berth/node/stage"
 )
 
 // Match tells what a pull of these images would be decided now, by the same knowledge and at the same cost of
@@ -45,10 +45,11 @@ func (c *Chooser) withPresent(layers []matcher.Layer) []matcher.Layer {
 		return nil // not known is another thing than none
 	}
 	layers = slices.Clone(layers)
-	var below stage.Query
+	var below layerdisk.LayerName
 	for i := range layers {
 		l := &layers[i]
-		q := stage.Query{ChainID: l.ChainID, ParentChainID: below.ChainID, DiffID: l.DiffID, Blob: l.Blob}
+		q := l.LayerName
+		q.ParentChainID = below.ChainID
 		if q.ChainID == "" && q.DiffID != "" && (i == 0 || below.ChainID != "") {
 			q.ChainID = q.DiffID
 			if i > 0 {

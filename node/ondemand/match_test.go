@@ -19,7 +19,7 @@ import (
 func asked(id string, layers ...string) matcher.Request {
 	img := matcher.Image{Reference: ref(id), Platform: matcher.Platform{OS: "linux", Architecture: "amd64"}}
 	for _, l := range layers {
-		img.Layers = append(img.Layers, matcher.Layer{DiffID: layerdisktest.DiffID(l), Blob: layerdisktest.BlobDigest(l)})
+		img.Layers = append(img.Layers, matcher.Layer{LayerName: layerdisk.LayerName{DiffID: layerdisktest.DiffID(l), Blob: layerdisktest.BlobDigest(l)}})
 	}
 	return matcher.Request{Images: []matcher.Image{img}, Rules: matcher.Rules{AutoMatch: true}, Now: time.Now()}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/matcher"
 	"berth.dev/berth/node/stage"
 )
@@ -28,7 +29,7 @@ type Stage interface {
 	Stage(ctx context.Context, spec stage.Spec) (stage.DiskStatus, error)
 	Unstage(ctx context.Context, name string, opts stage.UnstageOptions) (holders int, err error)
 	Disks() []stage.DiskStatus
-	Locate(q stage.Query) (stage.Held, error)
+	Locate(q layerdisk.LayerName) (stage.Held, error)
 }
 
 // Config of a Chooser.
@@ -94,7 +95,7 @@ func Results() []Result { return []Result{ResultReady, ResultLate, ResultFailed,
 
 // Wanted is a layer that a pull is about to ask for, and what is known of the image it is of.
 type Wanted struct {
-	stage.Query
+	layerdisk.LayerName
 	// ImageRef and Manifest of the image, Above the compressed layers on top of this one; all may be unknown.
 	ImageRef string
 	Manifest digest.Digest
@@ -167,13 +168,9 @@ func (c *Chooser) Close() error {
 // Entries is the number of those that are known.
 func (c *Chooser) Entries() int { return c.index.Len() }
 
-// Ready returns when everything is done so that the layer can be had from a disk, if it can: at once if an attached
-// disk has it or no image snapshot has, otherwise when the chosen disks are attached, did not get so, or were waited
-// for long enough.
+// Ready has disks attached for a layer that no attached disk has. It returns at once if no image snapshot has the
+// layer, otherwise when the chosen disks are attached, could not be attached, or were waited for long enough.
 func (c *Chooser) Ready(ctx context.Context, w Wanted) {
-	if _, err := c.Stage.Locate(w.Query); err == nil || !errdefs.IsNotFound(err) {
-		return
-	}
 	if c.index.Len() == 0 {
 		c.Observer.Unmatched(w)
 		return
@@ -235,12 +232,12 @@ const explained = 5
 
 func (c *Chooser) request(w Wanted, now time.Time) matcher.Request {
 	img := matcher.Image{Reference: w.ImageRef, Platform: c.Platform, ManifestDigest: w.Manifest,
-		Layers: []matcher.Layer{{ChainID: w.ChainID, DiffID: w.DiffID, Blob: w.Blob}}}
+		Layers: []matcher.Layer{{LayerName: w.LayerName}}}
 	if img.Reference == "" && img.ManifestDigest == "" || len(img.Reference) > matcher.MaxReferenceBytes {
 		img.Reference = "image of layer " + w.ChainID.String() // matches by its layers alone
 	}
 	for _, blob := range w.Above {
-		img.Layers = append(img.Layers, matcher.Layer{Blob: blob})
+		img.Layers = append(img.Layers, matcher.Layer{LayerName: layerdisk.LayerName{Blob: blob}})
 	}
 	return matcher.Request{
 		Images: []matcher.Image{img}, Now: now, Explain: explained,

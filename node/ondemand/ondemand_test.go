@@ -114,7 +114,7 @@ func TestSlowDiskIsWaitedForOnce(t *testing.T) {
 		}
 		time.Sleep(15 * time.Second)
 		synctest.Wait()
-		_, err := r.stage.Locate(w.Query)
+		_, err := r.stage.Locate(w.LayerName)
 		require.NoError(r, err)
 		staged, _, _ := r.stage.names()
 		require.Len(r, staged, 1)

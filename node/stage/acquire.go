@@ -26,7 +26,19 @@ type finder struct {
 //
 // A disk is looked at before its layer is handed out: one that does not answer any more, or answers otherwise than
 // before, is taken out of service, and the layer looked for elsewhere.
-func (s *finder) Acquire(ctx context.Context, holder string, q Query) (Held, error) {
+func (s *finder) Acquire(ctx context.Context, holder string, q layerdisk.LayerName) (Held, error) {
+	return s.acquire(ctx, holder, q, waitForDisk)
+}
+
+// AcquireReady is Acquire, but does not wait for disks that are on their way.
+func (s *finder) AcquireReady(ctx context.Context, holder string, q layerdisk.LayerName) (Held, error) {
+	return s.acquire(ctx, holder, q, func(context.Context, <-chan struct{}, time.Time) bool { return false })
+}
+
+// waiter says whether it is worth looking again, after it has waited for a change of the fleet until then.
+type waiter func(ctx context.Context, change <-chan struct{}, until time.Time) bool
+
+func (s *finder) acquire(ctx context.Context, holder string, q layerdisk.LayerName, wait waiter) (Held, error) {
 	for {
 		t, err := s.take(holder, q)
 		if err == nil {
@@ -42,7 +54,7 @@ func (s *finder) Acquire(ctx context.Context, holder string, q Query) (Held, err
 			continue
 		}
 		miss := (*MissError)(nil)
-		if !errors.As(err, &miss) || !waitForDisk(ctx, t.change, t.until) {
+		if !errors.As(err, &miss) || !wait(ctx, t.change, t.until) {
 			return Held{}, fmt.Errorf("acquire layer: %w", err)
 		}
 	}
@@ -58,7 +70,7 @@ type taken struct {
 }
 
 // take holds the layer before it is checked, so that its disk cannot leave meanwhile.
-func (s *finder) take(holder string, q Query) (taken, error) {
+func (s *finder) take(holder string, q layerdisk.LayerName) (taken, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := taken{fresh: true}
@@ -80,7 +92,7 @@ func (s *finder) take(holder string, q Query) (taken, error) {
 	return t, nil
 }
 
-func (s *finder) takeAgain(hold Hold, q Query) (taken, error) {
+func (s *finder) takeAgain(hold Hold, q layerdisk.LayerName) (taken, error) {
 	d := s.fleet.byUUID[hold.DiskUUID]
 	if d == nil || !d.up || hold.LayerNumber < 0 || hold.LayerNumber >= len(d.lookup.Index().Layers) {
 		return taken{}, &MissError{MissFailed, fmt.Sprintf("layer %d of disk %s, which is held already, cannot be served", hold.LayerNumber, hold.DiskUUID)}
@@ -94,22 +106,22 @@ func (s *finder) takeAgain(hold Hold, q Query) (taken, error) {
 }
 
 // matches says whether the query means this layer.
-func (l located) matches(q Query) (Match, bool) {
+func (l located) matches(q layerdisk.LayerName) (layerdisk.Match, bool) {
 	layer := l.layerOf()
 	if _, found, ok := l.disk.lookup.Chain(q.ChainID); ok && found.Number == l.layer {
-		return MatchChainID, true
+		return layerdisk.MatchChainID, true
 	}
 	if q.DiffID == layer.DiffID && !layer.StackBound {
-		return MatchDiffID, true
+		return layerdisk.MatchDiffID, true
 	}
 	if found, _, ok := l.disk.lookup.Blob(q.Blob); ok && found.Number == l.layer {
-		return MatchBlob, true
+		return layerdisk.MatchBlob, true
 	}
 	return "", false
 }
 
 // find looks for the layer on the disks that serve. The caller holds mu.
-func (s *finder) find(q Query) (located, Match, error) {
+func (s *finder) find(q layerdisk.LayerName) (located, layerdisk.Match, error) {
 	inUse := func(d *disk) bool { return s.fleet.holders(d) > 0 }
 	if l, match, ok := s.fleet.serving.find(q, inUse); ok {
 		if got := l.layerOf().DiffID; q.DiffID != "" && q.DiffID != got {
@@ -133,7 +145,7 @@ func (s *finder) find(q Query) (located, Match, error) {
 	return located{}, "", &MissError{MissNotOnDisk, fmt.Sprintf("none of the %d layer disks has the layer", len(s.fleet.serving.disks))}
 }
 
-func (s *finder) held(l located, match Match, q Query) Held {
+func (s *finder) held(l located, match layerdisk.Match, q layerdisk.LayerName) Held {
 	layer := l.layerOf()
 	h := Held{
 		Dir:         s.layerDir(l.disk, l.layer),
@@ -168,7 +180,7 @@ func (s *finder) giveBack(holder string, t taken) {
 	s.drop(holder)
 }
 
-// waitForDisk says whether it is worth looking again.
+// waitForDisk is the waiter of Acquire.
 func waitForDisk(ctx context.Context, change <-chan struct{}, until time.Time) bool {
 	left := time.Until(until)
 	if change == nil || left <= 0 {
@@ -214,7 +226,7 @@ func (s *finder) brokenSince(ctx context.Context, d *disk, since time.Time, caus
 }
 
 // Locate is what Acquire would find now, without holding it, waiting, or looking at the disk.
-func (s *finder) Locate(q Query) (Held, error) {
+func (s *finder) Locate(q layerdisk.LayerName) (Held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.ready()

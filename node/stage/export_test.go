@@ -73,7 +73,7 @@ func (n *Node) Restart(reboot bool) { n.restart(reboot) }
 func (n *Node) ArmCrash() { n.armCrash() }
 
 // Pull has a holder that is free acquire a layer in the background, after before.
-func (n *Node) Pull(holder, what string, q Query, before func(ctx context.Context)) {
+func (n *Node) Pull(holder, what string, q layerdisk.LayerName, before func(ctx context.Context)) {
 	if n.free(holder) {
 		n.take(holder, what, q, before)
 	}

@@ -155,7 +155,7 @@ func TestLayerTable(t *testing.T) {
 		table.add(disks[name])
 	}
 	used := ""
-	find := func(q Query) (string, int, Match) {
+	find := func(q layerdisk.LayerName) (string, int, layerdisk.Match) {
 		l, match, ok := table.find(q, func(d *disk) bool { return d.rec.Spec.Name == used })
 		if !ok {
 			return "", 0, ""
@@ -164,18 +164,18 @@ func TestLayerTable(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name, used, disk string
-		q                Query
+		q                layerdisk.LayerName
 		layer            int
-		match            Match
+		match            layerdisk.Match
 	}{
-		{"first by name", "", "a", chain("one"), 0, MatchChainID},
-		{"one in use", "c", "c", chain("one"), 0, MatchChainID},
-		{"one in use without the layer", "c", "b", chain("one", "b"), 1, MatchChainID},
-		{"widest first", "", "b", Query{ChainID: layerdisktest.ChainID("one", "b"), DiffID: layerdisktest.DiffID("c")}, 1, MatchChainID},
-		{"diff ID", "", "c", Query{ChainID: layerdisktest.ChainID("c"), DiffID: layerdisktest.DiffID("c")}, 1, MatchDiffID},
-		{"blob", "", "b", Query{Blob: layerdisktest.BlobDigest("b")}, 1, MatchBlob},
-		{"none", "", "", Query{Blob: digest.FromString("none")}, 0, ""},
-		{"nothing asked", "", "", Query{}, 0, ""},
+		{"first by name", "", "a", chain("one"), 0, layerdisk.MatchChainID},
+		{"one in use", "c", "c", chain("one"), 0, layerdisk.MatchChainID},
+		{"one in use without the layer", "c", "b", chain("one", "b"), 1, layerdisk.MatchChainID},
+		{"widest first", "", "b", layerdisk.LayerName{ChainID: layerdisktest.ChainID("one", "b"), DiffID: layerdisktest.DiffID("c")}, 1, layerdisk.MatchChainID},
+		{"diff ID", "", "c", layerdisk.LayerName{ChainID: layerdisktest.ChainID("c"), DiffID: layerdisktest.DiffID("c")}, 1, layerdisk.MatchDiffID},
+		{"blob", "", "b", layerdisk.LayerName{Blob: layerdisktest.BlobDigest("b")}, 1, layerdisk.MatchBlob},
+		{"none", "", "", layerdisk.LayerName{Blob: digest.FromString("none")}, 0, ""},
+		{"nothing asked", "", "", layerdisk.LayerName{}, 0, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			used = tc.used

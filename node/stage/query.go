@@ -3,26 +3,8 @@ package stage
 import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-)
 
-// Query names a layer in up to three ways, tried in the order ChainID, DiffID, Blob; empty is unknown.
-type Query struct {
-	ChainID digest.Digest
-	// ParentChainID is the chain the layer goes on top of, empty for the lowest layer and if unknown.
-	ParentChainID digest.Digest
-	DiffID        digest.Digest
-	// Blob is the digest of a compressed form of the layer.
-	Blob digest.Digest
-}
-
-// Match says by which digest a layer was found.
-type Match string
-
-// Values of Match.
-const (
-	MatchChainID Match = "chain-id"
-	MatchDiffID  Match = "diff-id"
-	MatchBlob    Match = "blob"
+	"berth.dev/berth/layerdisk"
 )
 
 // Held is a layer's directory. If it came from Acquire, it stays mounted until the holder releases it.
@@ -37,7 +19,7 @@ type Held struct {
 	DiffID digest.Digest
 	// BlobSize is the size of the blob asked for, or of the first one the index knows; 0 if it knows none.
 	BlobSize  int64
-	MatchedBy Match
+	MatchedBy layerdisk.Match
 }
 
 // Hold is one layer that a holder uses, as the holder remembers it.

@@ -152,7 +152,9 @@ func (n *node) disk(name, fs string, layers ...string) (path string, id layerdis
 	return path, id
 }
 
-func chain(layers ...string) Query { return Query{ChainID: layerdisktest.ChainID(layers...)} }
+func chain(layers ...string) layerdisk.LayerName {
+	return layerdisk.LayerName{ChainID: layerdisktest.ChainID(layers...)}
+}
 
 func (n *node) stage(name, path string) DiskStatus {
 	n.t.Helper()
@@ -162,7 +164,7 @@ func (n *node) stage(name, path string) DiskStatus {
 }
 
 // acquire wants the layer and reads it.
-func (n *node) acquire(holder string, q Query, layer string) Held {
+func (n *node) acquire(holder string, q layerdisk.LayerName, layer string) Held {
 	n.t.Helper()
 	held, err := n.Acquire(n.t.Context(), holder, q)
 	require.NoError(n.t, err)
@@ -188,7 +190,7 @@ func (n *node) status(name string) DiskStatus {
 	return DiskStatus{}
 }
 
-func (n *node) miss(holder string, q Query) *MissError {
+func (n *node) miss(holder string, q layerdisk.LayerName) *MissError {
 	n.t.Helper()
 	_, err := n.Acquire(n.t.Context(), holder, q)
 	var miss *MissError

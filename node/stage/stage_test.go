@@ -47,7 +47,7 @@ func TestStageAndUnstage(t *testing.T) {
 			held := n.acquire("h", chain("a", "b"), "b")
 			require.Equal(t, Held{
 				Dir: filepath.Join(n.dir, "d/0/l/1"), DiskUUID: id.UUID, DiskName: "one", LayerNumber: 1,
-				DiffID: layerdisktest.DiffID("b"), BlobSize: 1001, MatchedBy: MatchChainID,
+				DiffID: layerdisktest.DiffID("b"), BlobSize: 1001, MatchedBy: layerdisk.MatchChainID,
 			}, held)
 			dir, err := n.LayerDir(id.UUID, 1)
 			require.NoError(t, err)
@@ -228,14 +228,14 @@ func TestAcquireMatches(t *testing.T) {
 	n.stage("two", two)
 
 	require.Equal(t, MissNotOnDisk, n.miss("h", chain("x")).Reason)
-	require.Equal(t, MissContradiction, n.miss("h", Query{ChainID: layerdisktest.ChainID("a"), DiffID: layerdisktest.DiffID("b")}).Reason)
+	require.Equal(t, MissContradiction, n.miss("h", layerdisk.LayerName{ChainID: layerdisktest.ChainID("a"), DiffID: layerdisktest.DiffID("b")}).Reason)
 
 	require.Equal(t, twoID.UUID, n.acquire("1", chain("c", "b"), "b").DiskUUID)
-	held := n.acquire("2", Query{ChainID: layerdisktest.ChainID("x", "b"), DiffID: layerdisktest.DiffID("b")}, "b")
-	require.Equal(t, MatchDiffID, held.MatchedBy)
+	held := n.acquire("2", layerdisk.LayerName{ChainID: layerdisktest.ChainID("x", "b"), DiffID: layerdisktest.DiffID("b")}, "b")
+	require.Equal(t, layerdisk.MatchDiffID, held.MatchedBy)
 	require.Equal(t, twoID.UUID, held.DiskUUID, "the disk in use is preferred")
-	held = n.acquire("3", Query{Blob: layerdisktest.BlobDigest("a")}, "a")
-	require.Equal(t, MatchBlob, held.MatchedBy)
+	held = n.acquire("3", layerdisk.LayerName{Blob: layerdisktest.BlobDigest("a")}, "a")
+	require.Equal(t, layerdisk.MatchBlob, held.MatchedBy)
 	require.Equal(t, oneID.UUID, held.DiskUUID)
 
 	again := n.acquire("3", chain("a"), "a")
@@ -244,7 +244,7 @@ func TestAcquireMatches(t *testing.T) {
 	_, err := n.Acquire(t.Context(), "3", chain("a", "b"))
 	require.True(t, errdefs.IsFailedPrecondition(err), err)
 
-	found, err := n.Locate(Query{DiffID: layerdisktest.DiffID("b")})
+	found, err := n.Locate(layerdisk.LayerName{DiffID: layerdisktest.DiffID("b")})
 	require.NoError(t, err)
 	require.Equal(t, "one", found.DiskName, "both are in use, the first by name")
 	require.Len(t, n.Images("example.org/one:1", nil), 1)

@@ -77,14 +77,14 @@ func (t *layerTable) each(d *disk, do func(m map[digest.Digest][]located, dg dig
 
 // find chooses the layer, by the widest digest that finds one. Of several disks it takes one that is in use rather than
 // one that could leave, else the first by name, so that the same question has the same answer.
-func (t *layerTable) find(q Query, inUse func(*disk) bool) (located, Match, bool) {
+func (t *layerTable) find(q layerdisk.LayerName, inUse func(*disk) bool) (located, layerdisk.Match, bool) {
 	for _, try := range []struct {
-		match Match
+		match layerdisk.Match
 		list  []located
 	}{
-		{MatchChainID, t.chains[q.ChainID]},
-		{MatchDiffID, t.diffs[q.DiffID]},
-		{MatchBlob, t.blobs[q.Blob]},
+		{layerdisk.MatchChainID, t.chains[q.ChainID]},
+		{layerdisk.MatchDiffID, t.diffs[q.DiffID]},
+		{layerdisk.MatchBlob, t.blobs[q.Blob]},
 	} {
 		if len(try.list) == 0 {
 			continue

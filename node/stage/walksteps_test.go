@@ -82,7 +82,7 @@ func (n *walker) free(holder string) bool {
 }
 
 // take has the holder, which is free, acquire a layer, after what has to be done before.
-func (n *walker) take(holder, what string, q Query, before func(ctx context.Context)) {
+func (n *walker) take(holder, what string, q layerdisk.LayerName, before func(ctx context.Context)) {
 	n.background(fmt.Sprintf("acquire %s for %s", what, holder), func(ctx context.Context, s *Stager) error {
 		if before != nil {
 			before(ctx)
@@ -104,7 +104,7 @@ func (n *walker) take(holder, what string, q Query, before func(ctx context.Cont
 }
 
 // served wants a layer that was handed out to be the one that was asked for. The caller holds mu.
-func (n *walker) served(held Held, q Query) {
+func (n *walker) served(held Held, q layerdisk.LayerName) {
 	at, ok := n.m.top(held.Dir)
 	if !ok || at.foreign {
 		n.Break("%s was handed out and is not mounted", held.Dir)

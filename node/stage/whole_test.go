@@ -301,8 +301,8 @@ func (a *whole) remove() {
 func (a *whole) pull() {
 	image := walk.Pick(a.Walk, []string{"a", "b", "c", "d"})
 	layers := images[image]
-	q := stage.Query{ChainID: layerdisktest.ChainID(layers...)}
-	want := ondemand.Wanted{Query: q, ImageRef: reference(image)}
+	q := layerdisk.LayerName{ChainID: layerdisktest.ChainID(layers...)}
+	want := ondemand.Wanted{LayerName: q, ImageRef: reference(image)}
 	chooser := a.chooser
 	a.node.Pull(a.holder(), image, q, func(ctx context.Context) { chooser.Ready(ctx, want) })
 }

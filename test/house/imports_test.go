@@ -81,7 +81,7 @@ func areas() map[string]area {
 		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}, foreign: append(format,
 			"github.com/containerd/log", "go.etcd.io/bbolt")},
 
-		"control": {own: []string{"imagesnapshot/...", "matcher/...", "node/disks", "node/events", "proto/...", "readahead/accesslist"}},
+		"control": {own: []string{"imagesnapshot/...", "layerdisk", "matcher/...", "node/disks", "node/events", "proto/...", "readahead/accesslist"}},
 
 		// Commands join everything; tests use what they like.
 		"cmd/berth":  {own: []string{"blockdev/...", "builder/...", "control/...", "imagesnapshot/...", "internal/...", "layerdisk/...", "matcher/...", "node/...", "proto/...", "readahead/..."}},
