@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/internal/backoff"
 )
 
 // Attempts and the waits between them: about six seconds together, long enough for a burst of throttling, short enough
@@ -14,6 +15,7 @@ import (
 const (
 	Attempts  = 7
 	firstWait = 100 * time.Millisecond
+	lastWait  = firstWait << (Attempts - 2)
 )
 
 // repeated marks the context of an operation that Do repeats.
@@ -29,19 +31,18 @@ func Do(ctx context.Context, operation func(context.Context) error) error {
 		return operation(ctx)
 	}
 	ctx = context.WithValue(ctx, repeated{}, true)
-	wait := firstWait
+	waits := backoff.Doubling{First: firstWait, Most: lastWait}
 	for attempt := 1; ; attempt++ {
 		err := operation(ctx)
 		if !blockdev.Retryable(err) || attempt == Attempts {
 			return err
 		}
-		timer := time.NewTimer(wait)
+		timer := time.NewTimer(waits.After(attempt - 1))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return errors.Join(err, ctx.Err())
 		case <-timer.C:
 		}
-		wait *= 2
 	}
 }

@@ -23,6 +23,7 @@ import (
 
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
+	"berth.dev/berth/internal/backoff"
 )
 
 // Engine keeps image snapshots; *lifecycle.Engine is one.
@@ -235,7 +236,7 @@ func (m *Maker) done(p *pending, outcome Outcome) {
 	}
 	r, wait := m.refused[p.image], m.cfg.Retry
 	if outcome == OutcomeError || outcome == OutcomeQuota { // which may pass
-		wait = min(wait, firstRetry<<min(r.times, 16))
+		wait = backoff.Doubling{First: firstRetry, Most: wait}.After(r.times)
 	}
 	m.refused[p.image] = refusal{until: time.Now().Add(wait), times: r.times + 1}
 }

@@ -29,7 +29,7 @@ func (r *run) cleanup(ctx context.Context, s *imagesnapshot.ImageSnapshot) (time
 	} else {
 		w.Garbage = left
 		w.Failures++
-		w.NotBefore = now.Add(backoff(w.Failures))
+		w.NotBefore = now.Add(retryAfter(w.Failures))
 		s.AddEvent(now, imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying, "clean up: "+imagesnapshot.Redact(err.Error()))
 	}
 	if putErr := r.put(ctx, s); putErr != nil || err != nil {

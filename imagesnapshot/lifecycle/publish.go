@@ -12,6 +12,7 @@ import (
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/internal/backoff"
 )
 
 // takeSnapshots asks the storage for the regular volume snapshots. Before that, with Flash, what was built is made
@@ -141,7 +142,7 @@ func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot
 			return r.storageFailed(ctx, s, fmt.Errorf("look at volume snapshot: %w", err))
 		}
 		if !found.ReadyToUse {
-			wait := min(lastPoll, firstPoll<<min(w.Failures, 5))
+			wait := backoff.Doubling{First: firstPoll, Most: lastPoll}.After(w.Failures)
 			w.Failures++
 			w.NotBefore = time.Now().UTC().Add(wait)
 			return r.put(ctx, s)
@@ -225,7 +226,7 @@ func (r *run) storageFailed(ctx context.Context, s *imagesnapshot.ImageSnapshot,
 		return r.fail(ctx, s, imagesnapshot.ReasonStorageFailed, message)
 	}
 	now := time.Now().UTC()
-	w.NotBefore = now.Add(backoff(w.Failures + 3))
+	w.NotBefore = now.Add(retryAfter(w.Failures + 3))
 	if w.Step == imagesnapshot.StepBuild && w.Built == nil {
 		w.Building = false // it did not begin, or ended with nothing
 	}

@@ -12,6 +12,7 @@ import (
 
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/store"
+	"berth.dev/berth/internal/backoff"
 )
 
 // queue has the image snapshots that something is to be done about.
@@ -153,9 +154,8 @@ const (
 	lastRetry  = time.Minute
 )
 
-func backoff(failures int) time.Duration {
-	const most = 8
-	return min(lastRetry, firstRetry<<min(failures, most))
+func retryAfter(failures int) time.Duration {
+	return backoff.Doubling{First: firstRetry, Most: lastRetry}.After(failures)
 }
 
 // finished decides when to look again.
@@ -175,7 +175,7 @@ func (e *Engine) finished(ctx context.Context, name string, t *task, next time.T
 		return
 	case err != nil:
 		log.G(ctx).WithError(err).WithField("image_snapshot", name).Warn("work on image snapshot did not succeed; it is tried again")
-		next = time.Now().Add(backoff(t.failures))
+		next = time.Now().Add(retryAfter(t.failures))
 		t.failures++
 	default:
 		t.failures = 0

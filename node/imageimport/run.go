@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"berth.dev/berth/internal/backoff"
 	"berth.dev/berth/internal/durable"
 )
 
@@ -266,7 +267,7 @@ func (im *Importer) attempted(ctx context.Context, d Disk, st *state, list []Ima
 	case fresh && lost(err):
 		st.retryAt = now.Add(absentRetry)
 	case fresh:
-		st.retryAt = now.Add(min(firstRetry<<min(st.failures, 10), lastRetry))
+		st.retryAt = now.Add(backoff.Doubling{First: firstRetry, Most: lastRetry}.After(st.failures))
 		st.failures++
 	}
 	again = st.retryAt

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/internal/backoff"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/node/stage"
 )
@@ -63,7 +64,7 @@ const (
 
 // failed notes that attaching did not succeed.
 func (it *item) failed(now time.Time, err error) {
-	it.retryAt = now.Add(min(lastRetry, firstRetry<<min(it.failures, 16)))
+	it.retryAt = now.Add(backoff.Doubling{First: firstRetry, Most: lastRetry}.After(it.failures))
 	it.failures++
 	it.err = err
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+
+	"berth.dev/berth/internal/backoff"
 )
 
 const (
@@ -20,8 +22,9 @@ const (
 	atOnce = 8
 )
 
-func backoff(failures int) time.Duration {
-	return min(firstRetry<<min(failures, 10), mostRetry)
+// retryAfter is the wait after an attempt that failed, with that many failures before it.
+func retryAfter(failures int) time.Duration {
+	return backoff.Doubling{First: firstRetry, Most: mostRetry}.After(failures)
 }
 
 // keeper works in the background.

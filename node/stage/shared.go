@@ -13,7 +13,7 @@ func (s *shared) failed(d *disk, cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.err = cause
-	d.retryAt = time.Now().Add(backoff(d.failures))
+	d.retryAt = time.Now().Add(retryAfter(d.failures))
 	d.failures++
 	d.pendingSince = time.Time{}
 	s.fleet.place(d)

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/log"
 
 	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/internal/backoff"
 	"berth.dev/berth/internal/durable"
 	"berth.dev/berth/readahead/accesslist"
 )
@@ -102,7 +103,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("publish image snapshots: %w", err)
 	}
-	retry, wait := time.NewTimer(0), firstRetry
+	retry, failures := time.NewTimer(0), 0
 	defer retry.Stop()
 	listed := make(map[string]bool)
 	for {
@@ -135,12 +136,13 @@ func (m *Mirror) Run(ctx context.Context) error {
 		case err = <-done:
 		}
 		if err == nil {
-			wait = firstRetry
+			failures = 0
 			continue
 		}
+		wait := backoff.Doubling{First: firstRetry, Most: lastRetry}.After(failures)
+		failures++
 		log.G(ctx).WithError(err).WithField("retry_in", wait).Warn("image snapshots are not published to other nodes")
 		retry.Reset(wait)
-		wait = min(2*wait, lastRetry)
 	}
 }
 
