@@ -33,6 +33,9 @@ import (
 	"berth.dev/berth/internal/durable"
 )
 
+// Name of the driver in configurations and wherever volumes are named.
+const Name = "loop"
+
 // Driver plays all roles of package blockdev. It is safe for concurrent use; of one volume or snapshot, one operation
 // runs at a time.
 type Driver struct {

@@ -10,9 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"berth.dev/berth/control"
+	"berth.dev/berth/blockdev/loopdev"
 	"berth.dev/berth/imagesnapshot/catalog"
 	"berth.dev/berth/imagesnapshot/catalog/directory"
+	"berth.dev/berth/node/disks"
 	"berth.dev/berth/readahead/accesslist"
 )
 
@@ -52,7 +53,7 @@ Nodes attach the disk by the same path as here, read-only, unless --volume-snaps
 			if e.Source.VolumeSnapshotID == "" && e.Source.VolumeID == "" {
 				e.Source.VolumeID = path
 			}
-			e.Name = cmp.Or(e.Name, control.NameFor(path))
+			e.Name = cmp.Or(e.Name, disks.NameFor(path))
 			e.ID = cmp.Or(e.ID, e.Name)
 			e.State, e.Created = catalog.StateAvailable, time.Now().UTC().Truncate(time.Second)
 			if expires > 0 {
@@ -76,7 +77,7 @@ Nodes attach the disk by the same path as here, read-only, unless --volume-snaps
 	f.StringVar(&dir, "directory", "", "`directory` of the catalog")
 	f.StringVar(&e.Name, "name", "", "`name` of the image snapshot; derived from the path if not given")
 	f.StringVar(&e.ID, "id", "", "`ID` of the image snapshot; the name if not given")
-	f.StringVar(&e.Source.Driver, "driver", control.DefaultDriver, "`driver` that nodes attach it with")
+	f.StringVar(&e.Source.Driver, "driver", loopdev.Name, "`driver` that nodes attach it with")
 	f.StringVar(&e.Source.VolumeSnapshotID, "volume-snapshot", "", "`ID` of a volume snapshot of the disk, of which each node makes a volume")
 	f.StringVar(&e.Source.VolumeID, "volume", "", "`ID` of the disk's volume, which nodes attach read-only")
 	f.StringSliceVar(&traces, "access-list", nil, "`file` with what the start of an image reads (berth trace --output), for nodes to read ahead; may be repeated")

@@ -6,18 +6,18 @@ import (
 	"github.com/containerd/log"
 
 	"berth.dev/berth/blockdev/attached"
-	"berth.dev/berth/control"
+	"berth.dev/berth/node/disks"
 )
 
 // discover tells what layer disks there are, until ctx ends.
-func discover(ctx context.Context, driver *attached.Driver, discovery *control.Discovery) {
+func discover(ctx context.Context, driver *attached.Driver, discovery *disks.Discovery) {
 	refused := make(map[string]string)
 	err := driver.Watch(ctx, func(v attached.View) {
 		if v.Deaf != nil {
 			log.G(ctx).WithError(v.Deaf).Warn("events about devices cannot be had, they are looked for every few seconds")
 		}
 		refused = logRefused(ctx, refused, v.Refused)
-		discovery.Found(foundDisks(v))
+		discovery.Update(foundDisks(v))
 	})
 	if ctx.Err() == nil {
 		log.G(ctx).WithError(err).Error("layer disks are no longer looked for: restart berthd")
@@ -36,10 +36,10 @@ func logRefused(ctx context.Context, before map[string]string, refused []attache
 	return now
 }
 
-func foundDisks(v attached.View) []control.FoundDisk {
-	found := make([]control.FoundDisk, 0, len(v.Disks))
+func foundDisks(v attached.View) []disks.Found {
+	found := make([]disks.Found, 0, len(v.Disks))
 	for _, d := range v.Disks {
-		f := control.FoundDisk{Driver: attached.Name, VolumeID: d.VolumeID, UUID: d.Identity.UUID, IndexDigest: d.Identity.IndexDigest,
+		f := disks.Found{Driver: attached.Name, VolumeID: d.VolumeID, UUID: d.Identity.UUID, IndexDigest: d.Identity.IndexDigest,
 			Device: d.Device.Path}
 		for _, o := range d.Others {
 			f.Others = append(f.Others, o.Path)

@@ -7,14 +7,14 @@ import (
 
 	"github.com/containerd/log"
 
-	"berth.dev/berth/control"
+	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/stage"
 )
 
 // diskFailures tells people whose disks failed: in the node's events, and in those of the image snapshot if it is one
 // of this node's own. The stage tells of them early in a start, and must not wait.
 type diskFailures struct {
-	ledger *control.Ledger
+	ledger *events.Ledger
 	queue  chan diskFailure
 }
 
@@ -26,7 +26,7 @@ type diskFailure struct {
 // maxFailures that wait to be told of; a node has fewer disks.
 const maxFailures = 64
 
-func newDiskFailures(l *control.Ledger) *diskFailures {
+func newDiskFailures(l *events.Ledger) *diskFailures {
 	return &diskFailures{l, make(chan diskFailure, maxFailures)}
 }
 

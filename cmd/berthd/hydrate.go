@@ -9,7 +9,6 @@ import (
 	"github.com/containerd/log"
 	"github.com/distribution/reference"
 
-	"berth.dev/berth/control"
 	"berth.dev/berth/imagesnapshot/catalog/directory"
 	"berth.dev/berth/imagesnapshot/store"
 	"berth.dev/berth/internal/config"
@@ -175,24 +174,4 @@ func normalised(imageRef string) string {
 		return ""
 	}
 	return named.String()
-}
-
-// hydrationStatus is what the control API tells of.
-type hydrationStatus struct {
-	hydrator *readahead.Hydrator
-}
-
-var _ control.Hydrations = hydrationStatus{}
-
-func (s hydrationStatus) Hydrations() []control.Hydration {
-	if s.hydrator == nil {
-		return nil
-	}
-	var list []control.Hydration
-	for _, r := range s.hydrator.Runs() {
-		list = append(list, control.Hydration{Image: r.Image, Disk: r.Disk, DiskUUID: r.DiskUUID, Listed: r.Listed, State: string(r.Result),
-			Reason: r.Reason, TotalBytes: r.TotalBytes, Bytes: r.Bytes, Reads: r.Pieces, Skipped: r.Skipped, Wanted: r.Wanted, Took: r.Took,
-			BytesPerSecond: r.Rate()})
-	}
-	return list
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"berth.dev/berth/control"
+	"berth.dev/berth/control/imagesnapshotservice"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/buildproc"
@@ -35,7 +35,7 @@ type imageSnapshots struct {
 	store  *boltstore.Store
 	engine *lifecycle.Engine
 	// service is there after serveWith.
-	service *control.ImageSnapshots
+	service *imagesnapshotservice.Service
 	// oldDuringUpdate is storelister.Config's.
 	oldDuringUpdate bool
 	// automatic is nil if it is switched off.
@@ -121,8 +121,8 @@ func (s *imageSnapshots) catalog() catalog.Lister {
 }
 
 // serveWith makes the service. What matches is fleet, which knows other catalogs too.
-func (s *imageSnapshots) serveWith(fleet control.Fleet) {
-	s.service = control.NewImageSnapshots(s.engine, s.store, fleet, dialect.Builtin()).WithAccessLists(s)
+func (s *imageSnapshots) serveWith(fleet imagesnapshotservice.Fleet) {
+	s.service = imagesnapshotservice.New(s.engine, s.store, fleet, dialect.Builtin()).WithAccessLists(s)
 }
 
 // PutAccessList keeps a list, and tells other nodes.

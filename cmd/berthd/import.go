@@ -16,9 +16,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth.dev/berth/control"
 	"berth.dev/berth/internal/config"
 	"berth.dev/berth/internal/metrics"
+	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/imageimport"
 	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
@@ -148,62 +148,26 @@ func (c criImages) usable(ctx context.Context, namespace string) error {
 // importObserver passes on what becomes of images.
 type importObserver struct {
 	metrics *metrics.Imports
-	ledger  *control.Ledger
+	ledger  *events.Ledger
 }
 
 func (o importObserver) Image(ctx context.Context, disk string, img imageimport.Image) {
 	o.metrics.Image(string(img.Result))
-	kind := control.ImageNotImported
+	kind := events.ImageNotImported
 	entry := log.G(ctx).WithFields(log.Fields{"disk": disk, "image": img.Reference, "namespace": img.Namespace, "result": img.Result})
 	switch img.Result {
 	case imageimport.Registered:
-		kind = control.ImageImported
+		kind = events.ImageImported
 		entry.Info("image of a disk is registered in containerd")
 	case imageimport.Withdrawn:
-		kind = control.ImageWithdrawn
+		kind = events.ImageWithdrawn
 		entry.Info("image of a disk is no longer registered in containerd")
 	case imageimport.Removed:
 		entry.WithField("reason", img.Reason).Info("image of a disk is no longer registered in containerd")
 	default:
 		entry.WithField("reason", img.Reason).Warn("image of a disk is not registered in containerd")
 	}
-	o.ledger.Image(kind, control.Event{Disk: disk, ImageRef: img.Reference, Detail: img.Reason})
-}
-
-// importedDisks are the disks as the control API sees them, with their registered images.
-type importedDisks struct {
-	disks
-	importer *imageimport.Importer
-}
-
-var _ control.Disks = importedDisks{}
-
-func (d importedDisks) List(ctx context.Context) ([]control.Disk, error) {
-	list, err := d.disks.List(ctx)
-	for i := range list {
-		images, err := d.importer.Status(list[i].Name, list[i].UUID)
-		for _, img := range images {
-			list[i].Imports = append(list[i].Imports, control.ImportedImage{
-				Reference: img.Reference, Namespace: img.Namespace, Result: string(img.Result), Reason: img.Reason,
-			})
-		}
-		if err != nil {
-			list[i].ImportError = err.Error()
-		}
-	}
-	return list, err
-}
-
-// Detach takes the disk's images back first, if nothing else uses the disk. A disk that drains loses them by itself.
-func (d importedDisks) Detach(ctx context.Context, name string, drain bool) (holders int, err error) {
-	if !drain {
-		release, err := d.importer.Withdraw(ctx, name)
-		if err != nil {
-			return 0, err
-		}
-		defer release()
-	}
-	return d.disks.Detach(ctx, name, drain)
+	o.ledger.Record(events.Event{Kind: kind, Disk: disk, ImageRef: img.Reference, Detail: img.Reason})
 }
 
 // needsRestartForImports: which disks' images are registered can change while berthd runs.

@@ -8,8 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"berth.dev/berth/control"
 	"berth.dev/berth/internal/metrics"
+	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
 )
@@ -17,7 +17,7 @@ import (
 // observer passes on what the snapshotter and the stage do: to metrics, to the ledger, and to the log.
 type observer struct {
 	metrics  *metrics.Metrics
-	ledger   *control.Ledger
+	ledger   *events.Ledger
 	failures *diskFailures
 }
 
@@ -28,7 +28,7 @@ var (
 
 func (o observer) Hit(ctx context.Context, h snapshotter.Hit) {
 	o.metrics.Hit(string(h.MatchedBy), h.BlobSize)
-	o.ledger.Hit(control.Event{ChainID: h.Layer.ChainID, ImageRef: h.Layer.ImageRef, Disk: h.DiskUUID,
+	o.ledger.Record(events.Event{Kind: events.Hit, ChainID: h.Layer.ChainID, ImageRef: h.Layer.ImageRef, Disk: h.DiskUUID,
 		MatchedBy: string(h.MatchedBy), Bytes: h.BlobSize})
 	log.G(ctx).WithFields(log.Fields{"chain_id": h.Layer.ChainID, "disk": h.DiskUUID, "layer": h.LayerNumber,
 		"matched_by": h.MatchedBy, "image": h.Layer.ImageRef}).Debug("layer served from a disk")
@@ -37,19 +37,18 @@ func (o observer) Hit(ctx context.Context, h snapshotter.Hit) {
 func (o observer) Miss(ctx context.Context, m snapshotter.Miss) {
 	reason := missReason(m.Err)
 	o.metrics.Miss(reason)
-	e := control.Event{ChainID: m.Layer.ChainID, ImageRef: m.Layer.ImageRef, Reason: reason, Detail: m.Err.Error()}
+	e := events.Event{Kind: events.Miss, ChainID: m.Layer.ChainID, ImageRef: m.Layer.ImageRef, Reason: reason, Detail: m.Err.Error()}
 	entry := log.G(ctx).WithFields(log.Fields{"chain_id": m.Layer.ChainID, "image": m.Layer.ImageRef, "reason": reason}).WithError(m.Err)
 	switch reason {
 	case reasonError:
-		o.ledger.Failure(e)
+		e.Kind = events.Failure
 		entry.Warn("layer could not be looked for, it is pulled")
 	case string(stage.MissFailed), string(stage.MissContradiction):
-		o.ledger.Miss(e)
 		entry.Warn("layer is pulled")
 	default:
-		o.ledger.Miss(e)
 		entry.Debug("layer is pulled")
 	}
+	o.ledger.Record(e)
 }
 
 // Start implements snapshotter.Observer; hydration is what wants to know.

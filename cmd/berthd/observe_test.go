@@ -13,9 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/control"
 	"berth.dev/berth/internal/metrics"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
 )
@@ -46,16 +46,16 @@ func TestErrorClasses(t *testing.T) {
 }
 
 func TestObserverTellsLedgerAndMetrics(t *testing.T) {
-	registry, ledger := prometheus.NewRegistry(), control.NewLedger()
+	registry, ledger := prometheus.NewRegistry(), events.NewLedger()
 	o := observer{metrics: metrics.New(registry, "v1"), ledger: ledger}
 	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
 	o.Hit(t.Context(), snapshotter.Hit{Layer: snapshotter.LayerRequest{LayerName: layerdisk.LayerName{ChainID: a}, ImageRef: "r"}, DiskUUID: "u", MatchedBy: layerdisk.MatchDiffID, BlobSize: 7})
 	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{LayerName: layerdisk.LayerName{ChainID: b}}, Err: &stage.MissError{Reason: stage.MissFailed}})
 	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{LayerName: layerdisk.LayerName{ChainID: c}}, Err: errors.New("disk on fire")})
 	o.StepDone(stage.StepMount, time.Second, nil)
-	require.Equal(t, control.Counts{Hits: map[string]uint64{"diff-id": 1}, Misses: map[string]uint64{"disk-failed": 1, "error": 1}, BytesNotPulled: 7}, ledger.Counts())
+	require.Equal(t, events.Counts{Hits: map[string]uint64{"diff-id": 1}, Misses: map[string]uint64{"disk-failed": 1, "error": 1}, BytesNotPulled: 7}, ledger.Counts())
 	require.Equal(t, "r", ledger.Last(a).ImageRef)
-	require.Equal(t, control.Failure, ledger.Last(c).Kind)
+	require.Equal(t, events.Failure, ledger.Last(c).Kind)
 	require.Equal(t, "disk on fire", ledger.Last(c).Detail)
 }
 
@@ -63,7 +63,7 @@ func TestObserverTellsLedgerAndMetrics(t *testing.T) {
 // more, or the one that a catalog knows it by. What is told while nobody listens yet waits, and what is too much is
 // told without.
 func TestDiskFailuresNameTheImageSnapshot(t *testing.T) {
-	ledger := control.NewLedger()
+	ledger := events.NewLedger()
 	o := observer{metrics: metrics.New(prometheus.NewRegistry(), "v1"), ledger: ledger, failures: newDiskFailures(ledger)}
 	watcher := ledger.Watch(t.Context())
 	broken := errors.New("input/output error")
@@ -83,13 +83,13 @@ func TestDiskFailuresNameTheImageSnapshot(t *testing.T) {
 			return errors.New("that this fails is logged only")
 		})
 	}()
-	for _, want := range []control.Event{
+	for _, want := range []events.Event{
 		{Disk: "nightly-1", ImageSnapshot: "nightly", Detail: "input/output error; 3 snapshots use it"},
 		{Disk: "byhand", ImageSnapshot: "weekly", Detail: "input/output error; 0 snapshots use it"},
 		{Disk: "other", Detail: "input/output error; 0 snapshots use it"},
 	} {
 		got := (<-watcher.Events).Event
-		want.Kind, want.Time = control.DiskFailed, got.Time
+		want.Kind, want.Time = events.DiskFailed, got.Time
 		require.Equal(t, want, got)
 	}
 	require.Equal(t, "nightly 1: its disk nightly-1 on this node is out of service, 3 snapshots use it: input/output error", <-notes)

@@ -9,10 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/control"
 	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/catalog"
 	"berth.dev/berth/imagesnapshot/catalog/directory"
@@ -177,30 +175,4 @@ func (s chosenLayers) Acquire(ctx context.Context, holder string, l snapshotter.
 	}
 	s.chooser.Ready(ctx, ondemand.Wanted{LayerName: l.LayerName, ImageRef: l.ImageRef, Manifest: l.Manifest, Above: l.Above})
 	return s.layerSource.Acquire(ctx, holder, l)
-}
-
-// choices are what the control API tells of.
-type choices struct {
-	chooser *ondemand.Chooser
-}
-
-var _ control.Choices = choices{}
-
-func (c choices) LastChoice(imageRef string, chainIDs []digest.Digest) *control.Choice {
-	r, ok := c.chooser.Last(imageRef, chainIDs...)
-	if !ok {
-		return nil
-	}
-	out := &control.Choice{Time: r.Time, ChainID: r.ChainID, Reason: r.Decision.Reason, Waited: r.Waited}
-	for _, d := range r.Disks {
-		disk := control.ChosenDisk{ImageSnapshot: d.Name, Disk: d.Disk, Result: string(d.Result)}
-		if d.Err != nil {
-			disk.Error = d.Err.Error()
-		}
-		out.Disks = append(out.Disks, disk)
-	}
-	for _, x := range r.Decision.Candidates {
-		out.Candidates = append(out.Candidates, control.Candidate{Name: x.Name, ID: x.ID, Verdict: string(x.Verdict), Why: x.Why})
-	}
-	return out
 }

@@ -20,12 +20,15 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
-	"berth.dev/berth/control"
+	"berth.dev/berth/control/imagesnapshotservice"
+	"berth.dev/berth/control/nodeservice"
 	"berth.dev/berth/imagesnapshot/catalog"
 	"berth.dev/berth/internal/config"
 	"berth.dev/berth/internal/metrics"
 	"berth.dev/berth/internal/unixsocket"
 	"berth.dev/berth/internal/version"
+	"berth.dev/berth/node/disks"
+	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/imageimport"
 	"berth.dev/berth/node/ondemand"
 	"berth.dev/berth/node/stage"
@@ -49,8 +52,8 @@ type node struct {
 	// recorder is nil if first starts are not recorded.
 	recorder *firststart.Recorder
 	snaps    *snapshotter.Snapshotter
-	ledger   *control.Ledger
-	waiting  *control.Waiting
+	ledger   *events.Ledger
+	disks    *disks.Keeper
 	importer *imageimport.Importer
 	pulls    *pullWatcher
 	// containerd's services, for the importer.
@@ -82,7 +85,7 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	}
 	defer func() { err = errors.Join(err, ignoreClosed(listener.Close())) }()
 
-	n := &node{ledger: control.NewLedger(), registry: prometheus.NewRegistry()}
+	n := &node{ledger: events.NewLedger(), registry: prometheus.NewRegistry()}
 	n.metrics = metrics.New(n.registry, version.String())
 	defer joinClose(&err, n)
 	if err := n.open(ctx, c); err != nil {
@@ -93,14 +96,18 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 		return err
 	}
 
-	service := control.NewService(control.Node{Version: version.String(), PID: os.Getpid(), Started: started, Root: c.Root},
-		importedDisks{disks{n.stage}, n.importer}, disks{n.stage}, n.waiting, n.ledger).WithChoices(choices{n.chooser}).
-		WithHydrations(hydrationStatus{n.hydrator})
+	node := nodeservice.Config{
+		Node:  nodeservice.Node{Version: version.String(), PID: os.Getpid(), Started: started, Root: c.Root},
+		Disks: n.disks, Layers: n.stage, Ledger: n.ledger, Images: n.importer, Choices: n.chooser,
+	}
+	if n.hydrator != nil {
+		node.ReadAhead = n.hydrator
+	}
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
-	control.Register(server, service)
+	nodeservice.Register(server, nodeservice.New(node))
 	if n.snapshots != nil {
-		control.RegisterImageSnapshots(server, n.snapshots.service)
+		imagesnapshotservice.Register(server, n.snapshots.service)
 	}
 	alive := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, alive)
@@ -122,7 +129,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	n.waiting = control.NewWaiting(disks{n.stage}, n.ledger)
+	n.disks = disks.NewKeeper(n.stage, n.ledger)
 	metrics.RegisterDisks(n.registry, func() (metrics.DiskTotals, error) { return diskTotals(n.stage.Disks()), nil })
 	if err := n.restore(ctx, c.Stage.RestoreTimeout.Std()); err != nil {
 		return err

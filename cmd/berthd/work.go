@@ -15,19 +15,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/control"
 	"berth.dev/berth/internal/config"
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/node/disks"
+	"berth.dev/berth/node/stage"
 )
 
 // startWork starts what goes on beside the server; the returned function waits until all of it has ended, which it does
 // after ctx.
 func (n *node) startWork(ctx context.Context, c config.Config, load func() (config.Config, error)) (wait func()) {
 	var wg sync.WaitGroup
-	n.waiting.Attach(ctx, diskSpecs(c))
+	n.disks.Configure(ctx, diskSpecs(c))
 	wg.Go(func() { n.serveMetrics(ctx, c.Metrics.Address) })
-	wg.Go(func() { control.KeepChecking(ctx, disks{n.stage}) })
+	wg.Go(func() { disks.KeepChecking(ctx, n.stage) })
 	if c.Discover.Enabled {
-		discovery := control.NewDiscovery(disks{n.stage}, n.waiting, n.ledger)
+		discovery := disks.NewDiscovery(n.disks)
 		wg.Go(func() { discovery.Run(ctx) })
 		wg.Go(func() { discover(ctx, n.drivers.attached, discovery) })
 	}
@@ -45,15 +47,15 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 	})
 	return func() {
 		wg.Wait()
-		n.waiting.Wait()
+		n.disks.Wait()
 	}
 }
 
-func diskSpecs(c config.Config) []control.DiskSpec {
-	var specs []control.DiskSpec
+func diskSpecs(c config.Config) []stage.Spec {
+	var specs []stage.Spec
 	for _, d := range c.Disks {
-		specs = append(specs, control.DiskSpec{Name: d.Name, Driver: d.DriverName(), VolumeID: d.VolumeID(),
-			SnapshotID: d.Snapshot, Keep: d.KeepAttached(), Expect: d.Expect})
+		specs = append(specs, stage.Spec{Name: d.Name, Driver: d.DriverName(), VolumeID: d.VolumeID(),
+			SnapshotID: d.Snapshot, Keep: d.KeepAttached(), Expect: layerdisk.Identity{IndexDigest: d.Expect}})
 	}
 	return specs
 }
@@ -118,7 +120,7 @@ func (n *node) reloadOn(ctx context.Context, hangups <-chan os.Signal, old confi
 			continue
 		}
 		n.importer.Want(c.ImportsFrom)
-		n.waiting.Attach(ctx, diskSpecs(c))
+		n.disks.Configure(ctx, diskSpecs(c))
 		n.drivers.attached.Rescan()
 		log.G(ctx).WithField("restart_needed", needsRestart(old, c)).Info("configuration is read again: log settings and added disks take effect")
 	}

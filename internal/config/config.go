@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/blockdev/attached"
 )
 
 // DefaultPath is the file berthd reads if no other is named; it may be missing.
@@ -84,7 +86,7 @@ type Loop struct {
 }
 
 // AttachedDriver is the name of the driver of disks that are attached already.
-const AttachedDriver = "attached"
+const AttachedDriver = attached.Name
 
 // Discover is about layer disks among the node's block devices that nobody names.
 type Discover struct {

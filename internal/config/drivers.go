@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"berth.dev/berth/blockdev/loopdev"
 )
 
-// LoopDriver is the name of the embedded driver, which disks have that name none.
-const LoopDriver = "loop"
+// LoopDriver is the name of the embedded driver, the default of disks.
+const LoopDriver = loopdev.Name
 
 // Drivers are the block storage drivers besides the embedded one, by the names that disks name them by.
 type Drivers struct {

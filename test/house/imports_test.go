@@ -38,7 +38,7 @@ func areas() map[string]area {
 		},
 		"proto":               {},
 		"internal/backoff":    {foreign: []string{}},
-		"internal/config":     {},
+		"internal/config":     {own: []string{"blockdev/attached", "blockdev/loopdev"}}, // for their names
 		"internal/durable":    {foreign: []string{}},
 		"internal/metrics":    {},
 		"internal/unixsocket": {},
@@ -73,7 +73,7 @@ func areas() map[string]area {
 
 		// What runs on a node. Its parts meet in node/daemon only.
 		"node/containerdconfig": {},
-		"node/disks":            {own: []string{"blockdev", "internal/backoff"}},
+		"node/disks":            {own: []string{"internal/backoff", "layerdisk", "node/events", "node/stage"}},
 		"node/doctor":           {own: []string{"blockdev/attached", "blockdev/sysblock", "node/containerdconfig", "proto/..."}},
 		"node/events":           {},
 		"node/imageimport":      {own: []string{"internal/backoff", "internal/durable", "layerdisk"}},
@@ -81,7 +81,11 @@ func areas() map[string]area {
 		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}, foreign: append(format,
 			"github.com/containerd/log", "go.etcd.io/bbolt")},
 
-		"control": {own: []string{"imagesnapshot/...", "layerdisk", "matcher/...", "node/disks", "node/events", "proto/...", "readahead/accesslist"}},
+		// The image snapshots' service is served where there is no node too.
+		"control/imagesnapshotservice": {own: []string{"imagesnapshot/...", "layerdisk", "matcher/...", "proto/...", "readahead/accesslist"}},
+		"control/nodeservice": {own: []string{
+			"blockdev/loopdev", "layerdisk", "node/disks", "node/events", "node/imageimport", "node/ondemand", "node/stage", "proto/...", "readahead",
+		}},
 
 		// Commands join everything; tests use what they like.
 		"cmd/berth":  {own: []string{"blockdev/...", "builder/...", "control/...", "imagesnapshot/...", "internal/...", "layerdisk/...", "matcher/...", "node/...", "proto/...", "readahead/..."}},

@@ -1,4 +1,4 @@
-package control_test
+package nodeservice_test
 
 import (
 	"testing"
@@ -6,27 +6,29 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/control"
+	"berth.dev/berth/control/nodeservice"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/readahead"
 )
 
-type hydrations []control.Hydration
+type runs []readahead.Run
 
-func (h hydrations) Hydrations() []control.Hydration { return h }
+func (r runs) Runs() []readahead.Run { return r }
 
-func TestHydrationsOverTheWire(t *testing.T) {
-	s, _, _ := newService(t, newFakeStage())
-	c := serve(t, s)
-	st, err := c.Status(t.Context(), &controlv1.StatusRequest{})
+func TestReadAheadOverTheWire(t *testing.T) {
+	s, _, _ := newService(t)
+	st, err := serve(t, s).Status(t.Context(), &controlv1.StatusRequest{})
 	require.NoError(t, err)
 	require.Empty(t, st.GetHydrations(), "nothing reads ahead")
 
 	wanted := time.Unix(1_700_000_000, 0).UTC()
-	s.WithHydrations(hydrations{{
-		Image: "docker.io/library/app:1", Disk: "base", DiskUUID: "u", Listed: true, State: "failed", Reason: "input/output error",
-		TotalBytes: 9, Bytes: 8, Reads: 7, Skipped: 6, Wanted: wanted, Took: 2 * time.Second, BytesPerSecond: 4,
-	}})
-	st, err = c.Status(t.Context(), &controlv1.StatusRequest{})
+	s, _, _ = newService(t, func(c *nodeservice.Config) {
+		c.ReadAhead = runs{{
+			Image: "docker.io/library/app:1", Disk: "base", DiskUUID: "u", Listed: true, Result: readahead.ResultFailed, Reason: "input/output error",
+			TotalBytes: 9, Bytes: 8, Pieces: 7, Skipped: 6, Wanted: wanted, Took: 2 * time.Second,
+		}}
+	})
+	st, err = serve(t, s).Status(t.Context(), &controlv1.StatusRequest{})
 	require.NoError(t, err)
 	require.Len(t, st.GetHydrations(), 1)
 	h := st.GetHydrations()[0]

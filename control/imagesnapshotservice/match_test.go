@@ -1,4 +1,4 @@
-package control_test
+package imagesnapshotservice_test
 
 import (
 	"testing"
@@ -14,7 +14,7 @@ import (
 )
 
 func TestMatchImages(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	ctx := t.Context()
 	layer := matcher.Layer{LayerName: layerdisk.LayerName{DiffID: digest.FromString("d0")}, CompressedBytes: 1 << 30}
 	require.NoError(t, w.fleet.Put(matcher.Candidate{Name: "nightly", ID: "id-1", State: matcher.StateAvailable,

@@ -1,4 +1,4 @@
-package control_test
+package imagesnapshotservice_test
 
 import (
 	"fmt"
@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"berth.dev/berth/control"
+	"berth.dev/berth/control/imagesnapshotservice"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 	"berth.dev/berth/imagesnapshot/lifecycle"
@@ -26,16 +26,16 @@ import (
 	"berth.dev/berth/test/harness/protofields"
 )
 
-// snapshotWorld is the service over a real store and a real engine that does not run: image snapshots stay as they are
+// world is the service over a real store and a real engine that does not run: image snapshots stay as they are
 // put.
-type snapshotWorld struct {
+type world struct {
 	controlv1.ImageSnapshotServiceClient
 	t     *testing.T
 	store *boltstore.Store
 	fleet *matcher.Index
 }
 
-func newSnapshotWorld(t *testing.T) *snapshotWorld {
+func newWorld(t *testing.T) *world {
 	t.Helper()
 	s, err := boltstore.Open(filepath.Join(t.TempDir(), "s.db"))
 	require.NoError(t, err)
@@ -43,13 +43,13 @@ func newSnapshotWorld(t *testing.T) *snapshotWorld {
 	limits.MaxPerOwner = 5
 	engine, err := lifecycle.New(lifecycle.Config{Store: s, Watcher: s, Indexes: s, Installation: "0123456789abcdef", Limits: limits})
 	require.NoError(t, err)
-	w := &snapshotWorld{t: t, store: s, fleet: matcher.NewIndex()}
+	w := &world{t: t, store: s, fleet: matcher.NewIndex()}
 
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	require.NoError(t, err)
 	server := grpc.NewServer()
-	control.RegisterImageSnapshots(server, control.NewImageSnapshots(engine, s, w.fleet, dialect.Builtin()).WithAccessLists(s))
+	imagesnapshotservice.Register(server, imagesnapshotservice.New(engine, s, w.fleet, dialect.Builtin()).WithAccessLists(s))
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -64,7 +64,7 @@ func newSnapshotWorld(t *testing.T) *snapshotWorld {
 	return w
 }
 
-func (w *snapshotWorld) create(name string, change ...func(*controlv1.CreateImageSnapshotRequest)) *controlv1.ImageSnapshot {
+func (w *world) create(name string, change ...func(*controlv1.CreateImageSnapshotRequest)) *controlv1.ImageSnapshot {
 	w.t.Helper()
 	req := &controlv1.CreateImageSnapshotRequest{Name: name, Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}}
 	for _, c := range change {
@@ -76,7 +76,7 @@ func (w *snapshotWorld) create(name string, change ...func(*controlv1.CreateImag
 }
 
 // put changes an object as a running engine would.
-func (w *snapshotWorld) put(name string, change func(*imagesnapshot.ImageSnapshot)) *imagesnapshot.ImageSnapshot {
+func (w *world) put(name string, change func(*imagesnapshot.ImageSnapshot)) *imagesnapshot.ImageSnapshot {
 	w.t.Helper()
 	o, err := w.store.Get(w.t.Context(), name)
 	require.NoError(w.t, err)
@@ -101,7 +101,7 @@ func fullSpec() *controlv1.ImageSnapshotSpec {
 // C-27, C-41, C-44 to C-51, E-25, E-27: owner, parameters of the backend, status and events of an image snapshot are
 // all in the API.
 func TestImageSnapshotOverTheWire(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	ctx := t.Context()
 	spec := fullSpec()
 	created := w.create("nightly", func(r *controlv1.CreateImageSnapshotRequest) {
@@ -147,7 +147,7 @@ func TestImageSnapshotOverTheWire(t *testing.T) {
 // E-5, E-20: what annotations of a dialect ask for leads to one automatic image snapshot, whoever asks and in whatever
 // order.
 func TestEnsureAutomaticOverTheWire(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	ctx := t.Context()
 	for annotation, want := range map[string]bool{"k8s.aliyun.com/eci-auto-imc": true, "berth.dev/create-if-missing": true, "cci.io/image-snapshot-auto-match": false} {
 		m, err := w.MatchImages(ctx, &controlv1.MatchImagesRequest{
@@ -202,7 +202,7 @@ func TestEnsureAutomaticOverTheWire(t *testing.T) {
 
 // C-22: preconditions and dry run; E-28: the phases in which an update is taken; C-25: delete works in every phase.
 func TestChangeImageSnapshot(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	ctx := t.Context()
 	created := w.create("nightly", func(r *controlv1.CreateImageSnapshotRequest) { r.Labels = map[string]string{"a": "1"} })
 	update := func(change func(*controlv1.UpdateImageSnapshotRequest)) (*controlv1.UpdateImageSnapshotResponse, error) {
@@ -251,7 +251,7 @@ func TestChangeImageSnapshot(t *testing.T) {
 
 // what is illegal is refused field by field, and so are a name that is taken and one more than the quota.
 func TestImageSnapshotRefusals(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	ctx := t.Context()
 	bad := &controlv1.ImageSnapshotSpec{Images: []string{"UPPER"}, SizeGib: 19, RetentionDays: 10001,
 		Build: &controlv1.BuildSpec{TimeoutMinutes: 29}, Registries: []*controlv1.RegistryAccess{{Server: "https://x"}}}
@@ -324,7 +324,7 @@ func violations(t *testing.T, err error) map[string]string {
 }
 
 func TestListImageSnapshots(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	ctx := t.Context()
 	for i := range 5 {
 		w.create(fmt.Sprintf("s-%d", i), func(r *controlv1.CreateImageSnapshotRequest) {

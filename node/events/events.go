@@ -1,4 +1,6 @@
-package control
+// Package events counts what pulls were answered and remembers it, and tells watchers what happens on this node: to
+// layers, to disks, and to the images of disks.
+package events
 
 import (
 	"container/list"
@@ -21,12 +23,12 @@ const (
 	watchBuffer = 256
 )
 
-// EventKind says what an Event is about.
-type EventKind int
+// Kind says what an Event is about.
+type Kind int
 
 // Event kinds.
 const (
-	_ EventKind = iota
+	_ Kind = iota
 	// Hit is a layer found on a disk.
 	Hit
 	// Miss is a layer that no disk could serve, so that containerd pulls it.
@@ -48,7 +50,7 @@ const (
 // Event is something that happened.
 type Event struct {
 	Time     time.Time
-	Kind     EventKind
+	Kind     Kind
 	ChainID  digest.Digest
 	ImageRef string
 	// Disk is a name, or the UUID if only that is known.
@@ -92,37 +94,14 @@ func NewLedger() *Ledger {
 	}
 }
 
-// Hit records that a disk served the layer.
-func (l *Ledger) Hit(e Event) {
-	e.Kind = Hit
-	l.record(e)
-}
-
-// Miss records that no disk could serve the layer.
-func (l *Ledger) Miss(e Event) {
-	e.Kind = Miss
-	l.record(e)
-}
-
-// Failure records that looking for the layer went wrong.
-func (l *Ledger) Failure(e Event) {
-	e.Kind = Failure
-	l.record(e)
-}
-
 // DiskFailed records that a disk, that of an image snapshot if one is named, is out of service while so many snapshots
 // use it.
 func (l *Ledger) DiskFailed(name, imageSnapshot string, snapshots int, cause error) {
-	l.record(Event{Kind: DiskFailed, Disk: name, ImageSnapshot: imageSnapshot, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
+	l.Record(Event{Kind: DiskFailed, Disk: name, ImageSnapshot: imageSnapshot, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
 }
 
-// Image records what became of an image of a disk.
-func (l *Ledger) Image(kind EventKind, e Event) {
-	e.Kind = kind
-	l.record(e)
-}
-
-func (l *Ledger) record(e Event) {
+// Record counts and remembers the event, and tells it to watchers. An event without a time happens now.
+func (l *Ledger) Record(e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}

@@ -1,4 +1,4 @@
-package control_test
+package imagesnapshotservice_test
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 )
 
 func TestWatchImageSnapshots(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	w.create("other")
 	created := w.create("nightly")
 	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: created.GetId()}})
@@ -47,7 +47,7 @@ func TestWatchImageSnapshots(t *testing.T) {
 
 // The name may be another one's by the time the watch looks.
 func TestWatchSeesReplacement(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	first := w.create("nightly")
 	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "nightly"}})
 	require.NoError(t, err)
@@ -65,7 +65,7 @@ func TestWatchSeesReplacement(t *testing.T) {
 
 // E-27: what happened to an image snapshot, so far and from now on.
 func TestImageSnapshotEvents(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	ctx := t.Context()
 	w.create("nightly")
 	stream, err := w.WatchImageSnapshotEvents(ctx, &controlv1.WatchImageSnapshotEventsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "nightly"}})
@@ -104,7 +104,7 @@ func TestImageSnapshotEvents(t *testing.T) {
 }
 
 func TestWatchNeedsTheStore(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	require.NoError(t, w.store.Close())
 	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{})
 	require.NoError(t, err)

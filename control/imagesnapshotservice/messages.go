@@ -1,4 +1,4 @@
-package control
+package imagesnapshotservice
 
 import (
 	"fmt"
@@ -12,8 +12,8 @@ import (
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
-func filterOf(m *controlv1.ImageSnapshotFilter) SnapshotFilter {
-	f := SnapshotFilter{NameOrID: m.GetNameOrId(), Labels: m.GetLabels()}
+func filterOf(m *controlv1.ImageSnapshotFilter) Filter {
+	f := Filter{NameOrID: m.GetNameOrId(), Labels: m.GetLabels()}
 	if m != nil {
 		f.Owner = m.Owner
 	}
@@ -70,8 +70,8 @@ func registriesOf(list []*controlv1.RegistryAccess) []imagesnapshot.Registry {
 	return registries
 }
 
-// snapshotMessage shares the maps and lists of o, which is the caller's.
-func snapshotMessage(o *imagesnapshot.ImageSnapshot, events bool) *controlv1.ImageSnapshot {
+// imageSnapshotMessage shares the maps and lists of o, which is the caller's.
+func imageSnapshotMessage(o *imagesnapshot.ImageSnapshot, events bool) *controlv1.ImageSnapshot {
 	m := &controlv1.ImageSnapshot{
 		Name: o.Name, Id: o.ID, ResourceVersion: o.ResourceVersion, Generation: o.Generation,
 		Created: timestamp(o.Created), DeletionRequested: timestamp(o.DeletionRequested), Owner: o.Owner, ClientToken: o.ClientToken,
@@ -85,7 +85,7 @@ func snapshotMessage(o *imagesnapshot.ImageSnapshot, events bool) *controlv1.Ima
 	}
 	if events {
 		for _, e := range o.Status.Events {
-			m.Status.Events = append(m.Status.Events, snapshotEventMessage(SnapshotEvent{o.Name, o.ID, e}))
+			m.Status.Events = append(m.Status.Events, eventMessage(Event{o.Name, o.ID, e}))
 		}
 	}
 	return m
@@ -156,7 +156,7 @@ func phaseMessage(p imagesnapshot.Phase) controlv1.ImageSnapshotPhase {
 	return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNSPECIFIED
 }
 
-func snapshotEventMessage(e SnapshotEvent) *controlv1.ImageSnapshotEvent {
+func eventMessage(e Event) *controlv1.ImageSnapshotEvent {
 	kinds := map[imagesnapshot.EventType]controlv1.ImageSnapshotEventType{
 		imagesnapshot.EventNormal:  controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_NORMAL,
 		imagesnapshot.EventWarning: controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_WARNING,

@@ -1,4 +1,4 @@
-package control_test
+package imagesnapshotservice_test
 
 import (
 	"testing"
@@ -15,7 +15,7 @@ import (
 )
 
 func TestAccessListsOfImageSnapshots(t *testing.T) {
-	w := newSnapshotWorld(t)
+	w := newWorld(t)
 	w.create("nightly")
 	list := &accesslist.List{
 		Image: "docker.io/library/nginx:1.27", Platform: "linux/amd64", Recorded: time.Unix(1000, 0).UTC(), Disk: digest.FromString("disk"),

@@ -1,4 +1,4 @@
-package control
+package imagesnapshotservice
 
 import (
 	"context"
@@ -36,7 +36,7 @@ type MatchAnswer struct {
 
 // Match tells what would be chosen, and changes nothing. Errors are of the class errdefs.ErrInvalidArgument; those
 // about annotations have a dialect.Error for each.
-func (s *ImageSnapshots) Match(_ context.Context, req MatchRequest) (MatchAnswer, error) {
+func (s *Service) Match(_ context.Context, req MatchRequest) (MatchAnswer, error) {
 	asked, warnings, err := s.dialects.Parse(dialect.Input{Annotations: req.Annotations, Labels: req.Labels, AutoMatch: req.AutoMatch})
 	if err != nil {
 		return MatchAnswer{}, fmt.Errorf("match images: %w", err)

@@ -1,4 +1,4 @@
-package control
+package imagesnapshotservice
 
 import (
 	"context"
@@ -9,32 +9,32 @@ import (
 	"berth.dev/berth/imagesnapshot/store"
 )
 
-// SnapshotEvent is an event and whose it is.
-type SnapshotEvent struct {
+// Event is an event and whose it is.
+type Event struct {
 	Name, ID string
 	imagesnapshot.Event
 }
 
 // Events gives what happened, by the last time, and of many the newest MaxListedEvents.
-func (s *ImageSnapshots) Events(ctx context.Context, f SnapshotFilter) ([]SnapshotEvent, error) {
+func (s *Service) Events(ctx context.Context, f Filter) ([]Event, error) {
 	list, err := s.all(ctx, f)
 	if err != nil {
 		return nil, err
 	}
-	var events []SnapshotEvent
+	var events []Event
 	for _, o := range list {
 		for _, e := range o.Status.Events {
-			events = append(events, SnapshotEvent{o.Name, o.ID, e})
+			events = append(events, Event{o.Name, o.ID, e})
 		}
 	}
-	slices.SortStableFunc(events, func(a, b SnapshotEvent) int { return a.Last.Compare(b.Last) })
+	slices.SortStableFunc(events, func(a, b Event) int { return a.Last.Compare(b.Last) })
 	return events[max(0, len(events)-MaxListedEvents):], nil
 }
 
 // Watch sends every image snapshot that the filter lets through, then each change, until ctx ends, send fails or Close
 // is called. One that is named must exist, else it is errdefs.ErrNotFound, and its deletion ends the watch without an
 // error, as Close does.
-func (s *ImageSnapshots) Watch(ctx context.Context, f SnapshotFilter, send func(store.Change) error) error {
+func (s *Service) Watch(ctx context.Context, f Filter, send func(store.Change) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// The watch begins before the look, so that no deletion between the two is missed.
@@ -42,7 +42,7 @@ func (s *ImageSnapshots) Watch(ctx context.Context, f SnapshotFilter, send func(
 	if err != nil {
 		return err
 	}
-	w := snapshotWatch{filter: f.store(), send: send}
+	w := watch{filter: f.store(), send: send}
 	if f.NameOrID != "" {
 		if w.one, err = s.Get(ctx, f.NameOrID); err != nil {
 			return err
@@ -63,7 +63,7 @@ func (s *ImageSnapshots) Watch(ctx context.Context, f SnapshotFilter, send func(
 	}
 }
 
-type snapshotWatch struct {
+type watch struct {
 	filter store.Filter
 	send   func(store.Change) error
 	// one, if not nil, is the only one that is watched, as it was last.
@@ -71,7 +71,7 @@ type snapshotWatch struct {
 }
 
 // take a change; last says that nothing can follow.
-func (w *snapshotWatch) take(c store.Change) (last bool, err error) {
+func (w *watch) take(c store.Change) (last bool, err error) {
 	switch {
 	case w.one != nil && c.Object.Name != w.one.Name:
 		return false, nil
@@ -88,7 +88,7 @@ func (w *snapshotWatch) take(c store.Change) (last bool, err error) {
 }
 
 // WatchEvents sends what happened so far, then each event as it happens. It ends as Watch does.
-func (s *ImageSnapshots) WatchEvents(ctx context.Context, f SnapshotFilter, send func(SnapshotEvent) error) error {
+func (s *Service) WatchEvents(ctx context.Context, f Filter, send func(Event) error) error {
 	seen := make(map[string]sentEvents)
 	return s.Watch(ctx, f, func(c store.Change) error {
 		have := seen[c.Object.ID]
@@ -99,7 +99,7 @@ func (s *ImageSnapshots) WatchEvents(ctx context.Context, f SnapshotFilter, send
 			if e.Count == have[key] {
 				continue
 			}
-			if err := send(SnapshotEvent{c.Object.Name, c.Object.ID, e}); err != nil {
+			if err := send(Event{c.Object.Name, c.Object.ID, e}); err != nil {
 				return err
 			}
 		}

@@ -1,4 +1,4 @@
-package control
+package imagesnapshotservice
 
 import (
 	"context"
@@ -19,130 +19,136 @@ import (
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
-// RegisterImageSnapshots serves the use cases of image snapshots on a gRPC server.
-func RegisterImageSnapshots(registrar grpc.ServiceRegistrar, s *ImageSnapshots) {
-	controlv1.RegisterImageSnapshotServiceServer(registrar, &snapshotServer{snapshots: s})
+// Register serves the use cases on a gRPC server.
+func Register(registrar grpc.ServiceRegistrar, s *Service) {
+	controlv1.RegisterImageSnapshotServiceServer(registrar, &server{service: s})
 }
 
-// snapshotServer translates between messages and use cases.
-type snapshotServer struct {
+// server translates between messages and use cases.
+type server struct {
 	controlv1.UnimplementedImageSnapshotServiceServer
-	snapshots *ImageSnapshots
+	service *Service
 }
 
-var _ controlv1.ImageSnapshotServiceServer = (*snapshotServer)(nil)
+var _ controlv1.ImageSnapshotServiceServer = (*server)(nil)
 
 // CreateImageSnapshot accepts one.
-func (s *snapshotServer) CreateImageSnapshot(ctx context.Context, req *controlv1.CreateImageSnapshotRequest) (*controlv1.CreateImageSnapshotResponse, error) {
+func (s *server) CreateImageSnapshot(ctx context.Context, req *controlv1.CreateImageSnapshotRequest) (*controlv1.CreateImageSnapshotResponse, error) {
 	spec, err := specOf(req.GetSpec())
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	r, err := s.snapshots.Create(ctx, lifecycle.CreateRequest{
+	r, err := s.service.engine.Create(ctx, lifecycle.CreateRequest{
 		Name: req.GetName(), Owner: req.GetOwner(), ClientToken: req.GetClientToken(),
 		Labels: req.GetLabels(), Annotations: req.GetAnnotations(), Spec: spec, DryRun: req.GetDryRun(),
 	})
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: snapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
+	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
 }
 
 // EnsureAutomaticImageSnapshot finds or accepts one.
-func (s *snapshotServer) EnsureAutomaticImageSnapshot(ctx context.Context, req *controlv1.EnsureAutomaticImageSnapshotRequest) (*controlv1.EnsureAutomaticImageSnapshotResponse, error) {
-	r, err := s.snapshots.EnsureAutomatic(ctx, lifecycle.AutomaticRequest{
+func (s *server) EnsureAutomaticImageSnapshot(ctx context.Context, req *controlv1.EnsureAutomaticImageSnapshotRequest) (*controlv1.EnsureAutomaticImageSnapshotResponse, error) {
+	r, err := s.service.engine.EnsureAutomatic(ctx, lifecycle.AutomaticRequest{
 		Owner: req.GetOwner(), Images: req.GetImages(), Platforms: req.GetPlatforms(), Registries: registriesOf(req.GetRegistries()),
 		Labels: req.GetLabels(), Annotations: req.GetAnnotations(), DryRun: req.GetDryRun(),
 	})
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.EnsureAutomaticImageSnapshotResponse{ImageSnapshot: snapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
+	return &controlv1.EnsureAutomaticImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
 }
 
 // GetImageSnapshot gives one.
-func (s *snapshotServer) GetImageSnapshot(ctx context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
-	o, err := s.snapshots.Get(ctx, req.GetNameOrId())
+func (s *server) GetImageSnapshot(ctx context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
+	o, err := s.service.Get(ctx, req.GetNameOrId())
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.GetImageSnapshotResponse{ImageSnapshot: snapshotMessage(o, true)}, nil
+	return &controlv1.GetImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(o, true)}, nil
 }
 
 // ListImageSnapshots gives a page.
-func (s *snapshotServer) ListImageSnapshots(ctx context.Context, req *controlv1.ListImageSnapshotsRequest) (*controlv1.ListImageSnapshotsResponse, error) {
-	list, next, err := s.snapshots.List(ctx, filterOf(req.GetFilter()), int(req.GetPageSize()), req.GetPageToken())
+func (s *server) ListImageSnapshots(ctx context.Context, req *controlv1.ListImageSnapshotsRequest) (*controlv1.ListImageSnapshotsResponse, error) {
+	list, next, err := s.service.List(ctx, filterOf(req.GetFilter()), int(req.GetPageSize()), req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
 	}
 	resp := &controlv1.ListImageSnapshotsResponse{NextPageToken: next}
 	for _, o := range list {
-		resp.ImageSnapshots = append(resp.ImageSnapshots, snapshotMessage(o, false))
+		resp.ImageSnapshots = append(resp.ImageSnapshots, imageSnapshotMessage(o, false))
 	}
 	return resp, nil
 }
 
 // UpdateImageSnapshot takes a new spec.
-func (s *snapshotServer) UpdateImageSnapshot(ctx context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
+func (s *server) UpdateImageSnapshot(ctx context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
 	spec, err := specOf(req.GetSpec())
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	r, err := s.snapshots.Update(ctx, lifecycle.UpdateRequest{
+	if _, err := s.service.Get(ctx, req.GetNameOrId()); err != nil {
+		return nil, statusOf(err)
+	}
+	r, err := s.service.engine.Update(ctx, lifecycle.UpdateRequest{
 		NameOrID: req.GetNameOrId(), Spec: spec, Labels: mapOf(req.GetLabels()), Annotations: mapOf(req.GetAnnotations()),
 		Rebuild: req.GetRebuild(), Preconditions: preconditionsOf(req.GetPreconditions()), DryRun: req.GetDryRun(),
 	})
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: snapshotMessage(r.Object, true), Warnings: r.Warnings}, nil
+	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Warnings: r.Warnings}, nil
 }
 
 // DeleteImageSnapshot marks one for being taken down.
-func (s *snapshotServer) DeleteImageSnapshot(ctx context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
-	o, err := s.snapshots.Delete(ctx, lifecycle.DeleteRequest{
+func (s *server) DeleteImageSnapshot(ctx context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
+	if _, err := s.service.Get(ctx, req.GetNameOrId()); err != nil {
+		return nil, statusOf(err)
+	}
+	o, err := s.service.engine.Delete(ctx, lifecycle.DeleteRequest{
 		NameOrID: req.GetNameOrId(), Preconditions: preconditionsOf(req.GetPreconditions()), DryRun: req.GetDryRun(),
 	})
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.DeleteImageSnapshotResponse{ImageSnapshot: snapshotMessage(o, true)}, nil
+	return &controlv1.DeleteImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(o, true)}, nil
 }
 
 // ListImageSnapshotEvents gives what happened.
-func (s *snapshotServer) ListImageSnapshotEvents(ctx context.Context, req *controlv1.ListImageSnapshotEventsRequest) (*controlv1.ListImageSnapshotEventsResponse, error) {
-	events, err := s.snapshots.Events(ctx, filterOf(req.GetFilter()))
+func (s *server) ListImageSnapshotEvents(ctx context.Context, req *controlv1.ListImageSnapshotEventsRequest) (*controlv1.ListImageSnapshotEventsResponse, error) {
+	events, err := s.service.Events(ctx, filterOf(req.GetFilter()))
 	if err != nil {
 		return nil, statusOf(err)
 	}
 	resp := &controlv1.ListImageSnapshotEventsResponse{}
 	for _, e := range events {
-		resp.Events = append(resp.Events, snapshotEventMessage(e))
+		resp.Events = append(resp.Events, eventMessage(e))
 	}
 	return resp, nil
 }
 
 // WatchImageSnapshots streams objects.
-func (s *snapshotServer) WatchImageSnapshots(req *controlv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotsResponse]) error {
-	return statusOf(s.snapshots.Watch(stream.Context(), filterOf(req.GetFilter()), func(c store.Change) error {
-		return stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: snapshotMessage(c.Object, true), Deleted: c.Deleted})
+func (s *server) WatchImageSnapshots(req *controlv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotsResponse]) error {
+	return statusOf(s.service.Watch(stream.Context(), filterOf(req.GetFilter()), func(c store.Change) error {
+		return stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: imageSnapshotMessage(c.Object, true), Deleted: c.Deleted})
 	}))
 }
 
 // WatchImageSnapshotEvents streams events.
-func (s *snapshotServer) WatchImageSnapshotEvents(req *controlv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotEventsResponse]) error {
-	return statusOf(s.snapshots.WatchEvents(stream.Context(), filterOf(req.GetFilter()), func(e SnapshotEvent) error {
-		return stream.Send(&controlv1.WatchImageSnapshotEventsResponse{Event: snapshotEventMessage(e)})
+func (s *server) WatchImageSnapshotEvents(req *controlv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotEventsResponse]) error {
+	return statusOf(s.service.WatchEvents(stream.Context(), filterOf(req.GetFilter()), func(e Event) error {
+		return stream.Send(&controlv1.WatchImageSnapshotEventsResponse{Event: eventMessage(e)})
 	}))
 }
 
 // MatchImages explains a choice.
-func (s *snapshotServer) MatchImages(ctx context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
+func (s *server) MatchImages(ctx context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
 	r, err := matchRequestOf(req)
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	a, err := s.snapshots.Match(ctx, r)
+	a, err := s.service.Match(ctx, r)
 	if err != nil {
 		return nil, statusOf(err)
 	}

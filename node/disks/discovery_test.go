@@ -1,8 +1,7 @@
-package control_test
+package disks_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -11,54 +10,21 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
-	"berth.dev/berth/control"
+	"berth.dev/berth/node/disks"
+	"berth.dev/berth/node/events"
+	"berth.dev/berth/node/stage"
 )
 
-// Check takes a disk out of service if its volume has faults.
-func (f *fakeStage) Check(_ context.Context, name string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	d, ok := f.disks[name]
-	if !ok || f.faults[d.VolumeID] == 0 {
-		return nil
-	}
-	d.State, d.Serving = "failed", false
-	f.disks[name] = d
-	return errors.New("input/output error")
-}
-
-func (f *fakeStage) change(name string, change func(*control.Disk)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	d := f.disks[name]
-	change(&d)
-	f.disks[name] = d
-}
-
-func (f *fakeStage) fault(volume string, times int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.faults[volume] = times
-}
-
-func (f *fakeStage) took() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	log := f.log
-	f.log = nil
-	return log
-}
-
-func foundDisk(n int) control.FoundDisk {
-	return control.FoundDisk{Driver: "attached", VolumeID: fmt.Sprintf("index:%d", n), UUID: fmt.Sprintf("%08d-0000-4000-8000-000000000000", n),
+func foundDisk(n int) disks.Found {
+	return disks.Found{Driver: "attached", VolumeID: fmt.Sprintf("index:%d", n), UUID: fmt.Sprintf("%08d-0000-4000-8000-000000000000", n),
 		IndexDigest: digest.FromString(fmt.Sprint(n)), Device: fmt.Sprintf("/dev/vd%d", n)}
 }
 
 // discovering runs a discovery in a synctest bubble; found tells it what is there and waits until it has acted.
-func discovering(t *testing.T, f *fakeStage) (s *control.Service, w *control.Watcher, found func(all ...control.FoundDisk)) {
+func discovering(t *testing.T, f *fakeStager) (k *disks.Keeper, w *events.Watcher, found func(all ...disks.Found)) {
 	t.Helper()
-	s, waiting, ledger := newService(t, f)
-	d := control.NewDiscovery(f, waiting, ledger)
+	k, ledger := newKeeper(f)
+	d := disks.NewDiscovery(k)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
@@ -68,10 +34,10 @@ func discovering(t *testing.T, f *fakeStage) (s *control.Service, w *control.Wat
 	t.Cleanup(func() {
 		cancel()
 		<-ended
-		waiting.Wait()
+		k.Wait()
 	})
-	return s, ledger.Watch(ctx), func(all ...control.FoundDisk) {
-		d.Found(all)
+	return k, ledger.Watch(ctx), func(all ...disks.Found) {
+		d.Update(all)
 		synctest.Wait()
 	}
 }
@@ -79,9 +45,9 @@ func discovering(t *testing.T, f *fakeStage) (s *control.Service, w *control.Wat
 // A disk that has gone and cannot be given up, because something hangs that reads from it, holds up no disk that comes.
 func TestDiscoveryGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeStage()
+		f := newFakeStager()
 		f.stuck = "found-000000090000"
-		f.disks[f.stuck] = control.Disk{Name: f.stuck, UUID: foundDisk(9).UUID, VolumeID: "index:9", State: "failed"}
+		f.disks[f.stuck] = stage.DiskStatus{Name: f.stuck, UUID: foundDisk(9).UUID, VolumeID: "index:9", State: stage.StateFailed}
 		_, _, found := discovering(t, f)
 		found(foundDisk(1))
 		time.Sleep(5 * time.Minute)
@@ -92,33 +58,33 @@ func TestDiscoveryGoesOn(t *testing.T) {
 
 func TestDiscovery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeStage()
-		s, w, found := discovering(t, f)
+		f := newFakeStager()
+		k, w, found := discovering(t, f)
 		// Nothing is given up before the first look.
-		f.disks["found-000000090000"] = control.Disk{Name: "found-000000090000", UUID: foundDisk(9).UUID, VolumeID: "index:9", State: "failed"}
+		f.disks["found-000000090000"] = stage.DiskStatus{Name: "found-000000090000", UUID: foundDisk(9).UUID, VolumeID: "index:9", State: stage.StateFailed}
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Empty(t, f.took())
 
 		found(foundDisk(1))
 		require.ElementsMatch(t, []string{"detach found-000000090000 false", "attach found-000000010000"}, f.took())
-		require.Equal(t, control.DiskDetached, (<-w.Events).Event.Kind)
+		require.Equal(t, events.DiskDetached, (<-w.Events).Event.Kind)
 		require.Equal(t, "found-000000010000", (<-w.Events).Event.Disk)
 		d := f.disks["found-000000010000"]
 		require.Equal(t, foundDisk(1).IndexDigest, d.IndexDigest)
 		require.True(t, d.Keep)
 		require.Equal(t, "attached", d.Driver)
-		f.change("found-000000010000", func(d *control.Disk) { d.UUID = foundDisk(1).UUID })
+		f.change("found-000000010000", func(d *stage.DiskStatus) { d.UUID = foundDisk(1).UUID })
 
 		// A second one, and the first again: nothing more is done about that.
 		found(foundDisk(1), foundDisk(2))
-		f.change("found-000000020000", func(d *control.Disk) { d.UUID = foundDisk(2).UUID })
+		f.change("found-000000020000", func(d *stage.DiskStatus) { d.UUID = foundDisk(2).UUID })
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Equal(t, []string{"attach found-000000020000"}, f.took())
 
 		// Detached by hand it stays away until it goes and comes.
-		_, err := s.DetachDisk(t.Context(), "found-000000020000", false)
+		_, err := k.Detach(t.Context(), "found-000000020000", false)
 		require.NoError(t, err)
 		found(foundDisk(1), foundDisk(2))
 		time.Sleep(time.Minute)
@@ -127,25 +93,25 @@ func TestDiscovery(t *testing.T) {
 		found(foundDisk(1))
 		found(foundDisk(1), foundDisk(2))
 		require.Equal(t, []string{"attach found-000000020000"}, f.took())
-		f.change("found-000000020000", func(d *control.Disk) { d.UUID = foundDisk(2).UUID })
+		f.change("found-000000020000", func(d *stage.DiskStatus) { d.UUID = foundDisk(2).UUID })
 
 		// Gone with users: kept, asked for as soon as it is there, and given up when the last user goes.
-		f.change("found-000000010000", func(d *control.Disk) { d.Holders = 2 })
+		f.change("found-000000010000", func(d *stage.DiskStatus) { d.Holders = 2 })
 		f.fault("index:1", -1)
 		found(foundDisk(2))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Empty(t, f.took())
-		require.Equal(t, "failed", f.disks["found-000000010000"].State)
+		require.Equal(t, stage.StateFailed, f.disks["found-000000010000"].State)
 		f.fault("index:1", 0)
 		found(foundDisk(1), foundDisk(2))
 		require.Equal(t, []string{"attach found-000000010000"}, f.took())
 		require.True(t, f.disks["found-000000010000"].Serving)
-		f.change("found-000000010000", func(d *control.Disk) { d.UUID, d.Holders = foundDisk(1).UUID, 2 })
+		f.change("found-000000010000", func(d *stage.DiskStatus) { d.UUID, d.Holders = foundDisk(1).UUID, 2 })
 		f.fault("index:1", -1)
 		found(foundDisk(2))
 		require.Empty(t, f.took())
-		f.change("found-000000010000", func(d *control.Disk) { d.Holders = 0 })
+		f.change("found-000000010000", func(d *stage.DiskStatus) { d.Holders = 0 })
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		require.Equal(t, []string{"detach found-000000010000 false"}, f.took())
@@ -154,16 +120,15 @@ func TestDiscovery(t *testing.T) {
 
 func TestDiscoveryKeepsTrying(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeStage()
-		s, _, found := discovering(t, f)
+		f := newFakeStager()
+		k, _, found := discovering(t, f)
 		f.fault("index:1", 3)
 		found(foundDisk(1))
-		disks, err := s.ListDisks(t.Context())
-		require.NoError(t, err)
-		require.Len(t, disks, 1)
-		require.Equal(t, control.StateWaiting, disks[0].State)
-		require.False(t, disks[0].Configured)
-		require.Contains(t, disks[0].LastError, "is not there")
+		list := k.List()
+		require.Len(t, list, 1)
+		require.Equal(t, disks.StateWaiting, list[0].State)
+		require.False(t, list[0].Configured)
+		require.ErrorContains(t, list[0].LastError, "is not there")
 		time.Sleep(7 * time.Second)
 		synctest.Wait()
 		require.Len(t, f.took(), 4)
@@ -176,20 +141,19 @@ func TestDiscoveryKeepsTrying(t *testing.T) {
 		f.took()
 		time.Sleep(time.Hour)
 		require.Empty(t, f.took())
-		disks, err = s.ListDisks(t.Context())
-		require.NoError(t, err)
-		require.Len(t, disks, 1)
+		list = k.List()
+		require.Len(t, list, 1)
 	})
 }
 
 // TestDiscoveryOfAttached: the very same disk is attached already, by its path.
 func TestDiscoveryOfAttached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeStage()
+		f := newFakeStager()
 		_, _, found := discovering(t, f)
-		f.disks["base"] = control.Disk{Name: "base", Driver: "loop", VolumeID: "/dev/vdb", UUID: foundDisk(1).UUID, State: "idle", Serving: true}
+		f.disks["base"] = stage.DiskStatus{Name: "base", Driver: "loop", VolumeID: "/dev/vdb", UUID: foundDisk(1).UUID, State: stage.StateIdle, Serving: true}
 		found(foundDisk(1))
-		_, err := f.Detach(t.Context(), "base", false)
+		_, err := f.Unstage(t.Context(), "base", stage.UnstageOptions{})
 		require.NoError(t, err)
 		found(foundDisk(1))
 		require.Equal(t, []string{"detach base false"}, f.took(), "detached by hand it stays away")
@@ -204,16 +168,16 @@ func TestDiscoveryOfAttached(t *testing.T) {
 
 func TestKeepChecking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeStage()
+		f := newFakeStager()
 		for _, name := range []string{"a", "b"} {
-			_, err := f.Attach(t.Context(), control.DiskSpec{Name: name, VolumeID: "/" + name})
+			_, err := f.Stage(t.Context(), stage.Spec{Name: name, VolumeID: "/" + name})
 			require.NoError(t, err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			control.KeepChecking(ctx, f)
+			disks.KeepChecking(ctx, f)
 		}()
 		f.fault("/b", -1)
 		time.Sleep(31 * time.Second)

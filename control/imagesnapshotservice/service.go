@@ -1,4 +1,8 @@
-package control
+// Package imagesnapshotservice has the use cases behind berth.imagesnapshot.v1: create, list, watch, update and delete
+// image snapshots, keep their access lists, and say which of them match. It needs no node: a cluster's controller can
+// serve it as a node's daemon does. server.go and the messages beside it are its thin gRPC adapter; the rest knows no
+// gRPC.
+package imagesnapshotservice
 
 import (
 	"cmp"
@@ -25,8 +29,8 @@ const (
 	MaxListedEvents = 1000
 )
 
-// Lifecycle makes image snapshots happen. *lifecycle.Engine says which errors there are.
-type Lifecycle interface {
+// Engine makes image snapshots happen. *lifecycle.Engine says which errors there are.
+type Engine interface {
 	Create(ctx context.Context, req lifecycle.CreateRequest) (lifecycle.CreateResult, error)
 	EnsureAutomatic(ctx context.Context, req lifecycle.AutomaticRequest) (lifecycle.CreateResult, error)
 	Find(ctx context.Context, nameOrID string) (*imagesnapshot.ImageSnapshot, error)
@@ -34,23 +38,23 @@ type Lifecycle interface {
 	Delete(ctx context.Context, req lifecycle.DeleteRequest) (*imagesnapshot.ImageSnapshot, error)
 }
 
-// SnapshotReader lists image snapshots and tells what changes, as a store.Store and store.Watcher do.
-type SnapshotReader interface {
+// Reader lists image snapshots and tells what changes, as a store.Store and store.Watcher do.
+type Reader interface {
 	List(ctx context.Context, f store.Filter) ([]*imagesnapshot.ImageSnapshot, error)
 	Watch(ctx context.Context) (<-chan store.Change, error)
 }
 
-// Fleet finds the best image snapshots for images, by what this node knows and what attaching costs it.
+// Fleet finds the best image snapshots for images, by what is known here and what attaching costs.
 type Fleet interface {
 	Match(r matcher.Request) (matcher.Decision, error)
 }
 
-// ImageSnapshots has the use cases of image snapshots. It is safe for concurrent use.
-type ImageSnapshots struct {
-	lifecycle Lifecycle
-	reader    SnapshotReader
-	fleet     Fleet
-	dialects  dialect.Table
+// Service has the use cases of image snapshots. It is safe for concurrent use.
+type Service struct {
+	engine   Engine
+	reader   Reader
+	fleet    Fleet
+	dialects dialect.Table
 	// lists is nil if no access lists are kept.
 	lists AccessLists
 	// closed ends all watches.
@@ -58,16 +62,16 @@ type ImageSnapshots struct {
 	once   sync.Once
 }
 
-// NewImageSnapshots serves the image snapshots of one store. Annotations are read in the dialects.
-func NewImageSnapshots(l Lifecycle, r SnapshotReader, f Fleet, dialects dialect.Table) *ImageSnapshots {
-	return &ImageSnapshots{lifecycle: l, reader: r, fleet: f, dialects: dialects, closed: make(chan struct{})}
+// New serves the image snapshots of one store. Annotations are read in the dialects.
+func New(e Engine, r Reader, f Fleet, dialects dialect.Table) *Service {
+	return &Service{engine: e, reader: r, fleet: f, dialects: dialects, closed: make(chan struct{})}
 }
 
 // Close ends all watches, now and later; everything else goes on.
-func (s *ImageSnapshots) Close() { s.once.Do(func() { close(s.closed) }) }
+func (s *Service) Close() { s.once.Do(func() { close(s.closed) }) }
 
-// SnapshotFilter chooses image snapshots; empty fields choose all.
-type SnapshotFilter struct {
+// Filter chooses image snapshots; empty fields choose all.
+type Filter struct {
 	// NameOrID of the only one.
 	NameOrID string
 	// Owner, if not nil, is the one owner.
@@ -75,49 +79,23 @@ type SnapshotFilter struct {
 	Labels map[string]string
 }
 
-func (f SnapshotFilter) store() store.Filter { return store.Filter{Owner: f.Owner, Labels: f.Labels} }
-
-// Create accepts an image snapshot.
-func (s *ImageSnapshots) Create(ctx context.Context, req lifecycle.CreateRequest) (lifecycle.CreateResult, error) {
-	return s.lifecycle.Create(ctx, req)
-}
-
-// EnsureAutomatic finds the automatic image snapshot for a set of images, or accepts it.
-func (s *ImageSnapshots) EnsureAutomatic(ctx context.Context, req lifecycle.AutomaticRequest) (lifecycle.CreateResult, error) {
-	return s.lifecycle.EnsureAutomatic(ctx, req)
-}
+func (f Filter) store() store.Filter { return store.Filter{Owner: f.Owner, Labels: f.Labels} }
 
 // Get finds by name or ID; errdefs.ErrNotFound.
-func (s *ImageSnapshots) Get(ctx context.Context, nameOrID string) (*imagesnapshot.ImageSnapshot, error) {
+func (s *Service) Get(ctx context.Context, nameOrID string) (*imagesnapshot.ImageSnapshot, error) {
 	if nameOrID == "" {
 		return nil, &imagesnapshot.FieldError{Field: "nameOrId", Detail: "is empty: name an image snapshot"}
 	}
-	found, err := s.lifecycle.Find(ctx, nameOrID)
+	found, err := s.engine.Find(ctx, nameOrID)
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("there is no image snapshot %.160q: %w", nameOrID, errdefs.ErrNotFound)
 	}
 	return found, err
 }
 
-// Update takes a new spec.
-func (s *ImageSnapshots) Update(ctx context.Context, req lifecycle.UpdateRequest) (lifecycle.CreateResult, error) {
-	if _, err := s.Get(ctx, req.NameOrID); err != nil {
-		return lifecycle.CreateResult{}, err
-	}
-	return s.lifecycle.Update(ctx, req)
-}
-
-// Delete marks for being taken down.
-func (s *ImageSnapshots) Delete(ctx context.Context, req lifecycle.DeleteRequest) (*imagesnapshot.ImageSnapshot, error) {
-	if _, err := s.Get(ctx, req.NameOrID); err != nil {
-		return nil, err
-	}
-	return s.lifecycle.Delete(ctx, req)
-}
-
 // List gives a page of image snapshots by name, from the first one behind token on, and the token of the next page,
 // empty if this is the last. A size of 0 is DefaultPage.
-func (s *ImageSnapshots) List(ctx context.Context, f SnapshotFilter, size int, token string) ([]*imagesnapshot.ImageSnapshot, string, error) {
+func (s *Service) List(ctx context.Context, f Filter, size int, token string) ([]*imagesnapshot.ImageSnapshot, string, error) {
 	if size < 0 || size > MaxPage {
 		return nil, "", &imagesnapshot.FieldError{Field: "pageSize", Detail: fmt.Sprintf("%d is not from 0 to %d", size, MaxPage)}
 	}
@@ -137,7 +115,7 @@ func (s *ImageSnapshots) List(ctx context.Context, f SnapshotFilter, size int, t
 }
 
 // all that a filter lets through, by name.
-func (s *ImageSnapshots) all(ctx context.Context, f SnapshotFilter) ([]*imagesnapshot.ImageSnapshot, error) {
+func (s *Service) all(ctx context.Context, f Filter) ([]*imagesnapshot.ImageSnapshot, error) {
 	if f.NameOrID == "" {
 		return s.reader.List(ctx, f.store())
 	}

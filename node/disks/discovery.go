@@ -1,4 +1,4 @@
-package control
+package disks
 
 import (
 	"cmp"
@@ -10,10 +10,14 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/node/events"
+	"berth.dev/berth/node/stage"
 )
 
-// FoundDisk is a layer disk among the node's block devices.
-type FoundDisk struct {
+// Found is a layer disk among the node's block devices.
+type Found struct {
 	// Driver and VolumeID attach it.
 	Driver, VolumeID string
 	UUID             string
@@ -24,43 +28,36 @@ type FoundDisk struct {
 }
 
 // name is stable: it comes from the disk and not from where it is.
-func (f FoundDisk) name() string {
+func (f Found) name() string {
 	short := strings.ReplaceAll(f.UUID, "-", "")
 	return "found-" + short[:min(len(short), 12)]
 }
 
-// Checker asks disks whether they still answer.
-type Checker interface {
-	Disks
-	// Check takes the disk out of service if it does not answer as it did; that is the error.
-	Check(ctx context.Context, name string) error
-}
-
 // Discovery has every disk that is found attached and kept, and gives up those that have gone and that nothing uses. A
-// disk that is detached by hand stays so until it goes and comes again, or the daemon starts again. Found may be called
-// by any goroutine, Run is called once.
+// disk that is detached by hand stays so until it goes and comes again, or the daemon starts again. Update may be
+// called by any goroutine, Run is called once.
 type Discovery struct {
-	disks   Checker
-	waiting *Waiting
-	ledger  *Ledger
-	kick    chan struct{}
+	stager Stager
+	keeper *Keeper
+	ledger *events.Ledger
+	kick   chan struct{}
 
 	// mu guards found, which is nil until the first look.
 	mu    sync.Mutex
-	found map[string]FoundDisk
+	found map[string]Found
 
 	// taken are the volumes that are there and were begun to attach, or are attached in another way. Only Run uses it.
 	taken map[string]bool
 }
 
 // NewDiscovery attaches nothing before Run.
-func NewDiscovery(disks Checker, waiting *Waiting, ledger *Ledger) *Discovery {
-	return &Discovery{disks: disks, waiting: waiting, ledger: ledger, kick: make(chan struct{}, 1), taken: map[string]bool{}}
+func NewDiscovery(keeper *Keeper) *Discovery {
+	return &Discovery{stager: keeper.stager, keeper: keeper, ledger: keeper.ledger, kick: make(chan struct{}, 1), taken: map[string]bool{}}
 }
 
-// Found says what is there now, all of it.
-func (d *Discovery) Found(all []FoundDisk) {
-	found := make(map[string]FoundDisk, len(all))
+// Update says what is there now, all of it.
+func (d *Discovery) Update(all []Found) {
+	found := make(map[string]Found, len(all))
 	for _, f := range all {
 		found[f.VolumeID] = f
 	}
@@ -90,69 +87,54 @@ func (d *Discovery) Run(ctx context.Context) {
 			changed = true
 		case <-ticker.C:
 		}
-		if err := d.compare(ctx, changed); err != nil && ctx.Err() == nil {
-			log.G(ctx).WithError(err).Error("cannot compare found disks with attached ones")
-		}
+		d.compare(ctx, changed)
 	}
 }
 
-func (d *Discovery) compare(ctx context.Context, changed bool) error {
+func (d *Discovery) compare(ctx context.Context, changed bool) {
 	d.mu.Lock()
 	found := d.found
 	d.mu.Unlock()
 	if found == nil {
-		return nil // nothing is known before the first look
-	}
-	list, err := d.disks.List(ctx)
-	if err != nil {
-		return err
+		return // nothing is known before the first look
 	}
 	if changed {
 		// Whatever has come or gone may be what a disk is on: ask before somebody finds out by an error.
-		for _, disk := range list {
-			if disk.Serving {
-				_ = d.disks.Check(ctx, disk.Name) // it says so itself
-			}
-		}
-		if list, err = d.disks.List(ctx); err != nil {
-			return err
-		}
+		check(ctx, d.stager)
 	}
+	list := d.stager.Disks()
 	d.giveUp(ctx, list, found)
 	for _, f := range sorted(found) {
 		d.take(ctx, f, list)
 	}
-	return nil
 }
 
-func sorted(found map[string]FoundDisk) []FoundDisk {
-	all := make([]FoundDisk, 0, len(found))
+func sorted(found map[string]Found) []Found {
+	all := make([]Found, 0, len(found))
 	for _, f := range found {
 		all = append(all, f)
 	}
-	slices.SortFunc(all, func(a, b FoundDisk) int { return cmp.Compare(a.VolumeID, b.VolumeID) })
+	slices.SortFunc(all, func(a, b Found) int { return cmp.Compare(a.VolumeID, b.VolumeID) })
 	return all
 }
 
-// stateFailed is the stage's word for a disk that should serve and does not.
-const stateFailed = "failed"
-
 // take has a found disk attached, if it is not and was not.
-func (d *Discovery) take(ctx context.Context, f FoundDisk, list []Disk) {
-	spec := DiskSpec{Name: f.name(), Driver: f.Driver, VolumeID: f.VolumeID, Keep: true, Expect: f.IndexDigest}
+func (d *Discovery) take(ctx context.Context, f Found, list []stage.DiskStatus) {
+	spec := stage.Spec{Name: f.name(), Driver: f.Driver, VolumeID: f.VolumeID, Keep: true,
+		Expect: layerdisk.Identity{IndexDigest: f.IndexDigest}}
 	for _, disk := range list {
 		same := disk.Driver == f.Driver && disk.VolumeID == f.VolumeID
 		if !same && disk.UUID != f.UUID {
 			continue
 		}
-		if d.waiting.tried(spec.Name) {
+		if d.keeper.awaits(spec.Name) {
 			return
 		}
 		d.taken[f.VolumeID] = true
-		if same && disk.State == stateFailed {
+		if same && disk.State == stage.StateFailed {
 			// It has come back, or can be read again: better now than at the next attempt of the stage.
 			spec.Name, spec.Keep = disk.Name, disk.Keep
-			d.waiting.attachFound(ctx, spec)
+			d.keeper.attachFound(ctx, spec)
 		}
 		return
 	}
@@ -166,25 +148,25 @@ func (d *Discovery) take(ctx context.Context, f FoundDisk, list []Disk) {
 	} else {
 		entry.Info("layer disk found")
 	}
-	d.waiting.attachFound(ctx, spec)
+	d.keeper.attachFound(ctx, spec)
 }
 
 // giveUp forgets what is no longer there: attempts to attach it, and disks that nothing uses.
-func (d *Discovery) giveUp(ctx context.Context, list []Disk, found map[string]FoundDisk) {
+func (d *Discovery) giveUp(ctx context.Context, list []stage.DiskStatus, found map[string]Found) {
 	for volume := range d.taken {
 		if _, ok := found[volume]; !ok {
 			delete(d.taken, volume)
 		}
 	}
-	for _, spec := range d.waiting.foundSpecs() {
+	for _, spec := range d.keeper.foundSpecs() {
 		if _, ok := found[spec.VolumeID]; !ok {
-			d.waiting.remove(spec.Name)
+			d.keeper.abandon(spec.Name)
 		}
 	}
 	for _, disk := range list {
 		_, there := found[disk.VolumeID]
 		// The stage keeps a disk that is in use, to have it back as soon as it is there.
-		if there || disk.State != stateFailed || disk.Holders > 0 || disk.Name != (FoundDisk{UUID: disk.UUID}).name() {
+		if there || disk.State != stage.StateFailed || disk.Holders > 0 || disk.Name != (Found{UUID: disk.UUID}).name() {
 			continue
 		}
 		if err := d.detach(ctx, disk.Name); err != nil {
@@ -192,7 +174,7 @@ func (d *Discovery) giveUp(ctx context.Context, list []Disk, found map[string]Fo
 			continue
 		}
 		log.G(ctx).WithField("disk", disk.Name).Info("found disk has gone")
-		d.ledger.record(Event{Kind: DiskDetached, Disk: disk.Name, Detail: "its device has gone"})
+		d.ledger.Record(events.Event{Kind: events.DiskDetached, Disk: disk.Name, Detail: "its device has gone"})
 	}
 }
 
@@ -203,7 +185,7 @@ const giveUpWait = time.Minute
 func (d *Discovery) detach(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, giveUpWait)
 	defer cancel()
-	_, err := d.disks.Detach(ctx, name, false)
+	_, err := d.stager.Unstage(ctx, name, stage.UnstageOptions{})
 	return err
 }
 
@@ -212,7 +194,7 @@ const checkEvery = 30 * time.Second
 
 // KeepChecking asks every disk that serves now and then whether it still answers, until ctx ends: a disk may fail
 // without its device going away, and containers that run from it get errors without anybody asking for a layer.
-func KeepChecking(ctx context.Context, disks Checker) {
+func KeepChecking(ctx context.Context, stager Stager) {
 	ticker := time.NewTicker(checkEvery)
 	defer ticker.Stop()
 	for {
@@ -221,15 +203,15 @@ func KeepChecking(ctx context.Context, disks Checker) {
 			return
 		case <-ticker.C:
 		}
-		list, err := disks.List(ctx)
-		if err != nil {
-			log.G(ctx).WithError(err).Error("cannot check disks")
-			continue
-		}
-		for _, disk := range list {
-			if disk.Serving {
-				_ = disks.Check(ctx, disk.Name) // it says so itself
-			}
+		check(ctx, stager)
+	}
+}
+
+// check asks every disk that serves whether it still answers.
+func check(ctx context.Context, stager Stager) {
+	for _, disk := range stager.Disks() {
+		if disk.Serving {
+			_ = stager.Check(ctx, disk.Name) // it says so itself
 		}
 	}
 }

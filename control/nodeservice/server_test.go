@@ -1,6 +1,7 @@
-package control_test
+package nodeservice_test
 
 import (
+	"errors"
 	"net"
 	"path/filepath"
 	"testing"
@@ -13,17 +14,20 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"berth.dev/berth/control"
+	"berth.dev/berth/control/nodeservice"
+	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/node/events"
+	"berth.dev/berth/node/stage"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
-func serve(t *testing.T, s *control.Service) controlv1.ControlServiceClient {
+func serve(t *testing.T, s *nodeservice.Service) controlv1.ControlServiceClient {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	require.NoError(t, err)
 	server := grpc.NewServer()
-	control.Register(server, s)
+	nodeservice.Register(server, s)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	t.Cleanup(func() {
@@ -37,8 +41,8 @@ func serve(t *testing.T, s *control.Service) controlv1.ControlServiceClient {
 }
 
 func TestOverTheWire(t *testing.T) {
-	f := newFakeStage()
-	s, _, ledger := newService(t, f)
+	images := &fakeImages{}
+	s, f, ledger := newService(t, func(c *nodeservice.Config) { c.Images = images })
 	c := serve(t, s)
 	ctx := t.Context()
 
@@ -49,10 +53,7 @@ func TestOverTheWire(t *testing.T) {
 	require.True(t, attached.GetDisk().GetKeep())
 	require.Equal(t, digest.FromString("i").String(), attached.GetDisk().GetIndexDigest())
 
-	base := f.disks["base"]
-	base.ImportError = "containerd is away"
-	base.Imports = []control.ImportedImage{{Reference: "r", Namespace: "n", Result: "left", Reason: "why"}}
-	f.disks["base"] = base
+	images.err = errors.New("containerd is away")
 	list, err := c.ListDisks(ctx, &controlv1.ListDisksRequest{})
 	require.NoError(t, err)
 	require.Len(t, list.GetDisks(), 1)
@@ -62,8 +63,8 @@ func TestOverTheWire(t *testing.T) {
 		[]string{imported.GetReference(), imported.GetNamespace(), imported.GetResult(), imported.GetReason()})
 
 	chain := digest.FromString("chain")
-	f.layers[chain] = control.Location{Disk: "base", LayerNumber: 2, MatchedBy: "diff-id"}
-	ledger.Hit(control.Event{Time: time.Unix(5, 0), ChainID: chain, Disk: "u", MatchedBy: "diff-id", Bytes: 9, ImageRef: "r"})
+	f.layers[chain] = stage.Held{DiskName: "base", LayerNumber: 2, MatchedBy: layerdisk.MatchDiffID}
+	ledger.Record(events.Event{Kind: events.Hit, Time: time.Unix(5, 0), ChainID: chain, Disk: "u", MatchedBy: "diff-id", Bytes: 9, ImageRef: "r"})
 	explained, err := c.ExplainLayers(ctx, &controlv1.ExplainLayersRequest{Layers: []*controlv1.LayerName{{ChainId: chain.String()}, {DiffId: chain.String()}}})
 	require.NoError(t, err)
 	hit := explained.GetLayers()[0]
@@ -80,23 +81,24 @@ func TestOverTheWire(t *testing.T) {
 	require.EqualValues(t, 9, st.GetBytesNotPulled())
 	require.EqualValues(t, 1, st.GetHits()["diff-id"])
 
-	f.images["docker.io/library/a:1"] = control.Image{Disk: "base", Manifest: []byte("m"), Config: []byte("c")}
+	f.images["docker.io/library/a:1"] = []stage.FoundImage{image(t, "base", "linux/arm64")}
 	img, err := c.FindImage(ctx, &controlv1.FindImageRequest{Reference: "docker.io/library/a:1", Platform: "linux/arm64"})
 	require.NoError(t, err)
-	require.Equal(t, "m", string(img.GetManifest()))
+	require.Equal(t, "linux/arm64", string(img.GetManifest()))
+	require.Equal(t, "config", string(img.GetConfig()))
 
+	images.err = nil
 	gone, err := c.DetachDisk(ctx, &controlv1.DetachDiskRequest{Name: "base"})
 	require.NoError(t, err)
 	require.True(t, gone.GetDetached())
 }
 
 func TestErrorsHaveCodes(t *testing.T) {
-	f := newFakeStage()
-	s, _, _ := newService(t, f)
+	s, f, _ := newService(t)
 	c := serve(t, s)
 	ctx := t.Context()
-	f.disks["used"] = control.Disk{Name: "used", Holders: 1}
-	f.faults["/gone"] = -1
+	f.disks["used"] = stage.DiskStatus{Name: "used", Holders: 1}
+	f.gone["/gone"] = true
 	for name, tc := range map[string]struct {
 		call func() error
 		want codes.Code
@@ -121,8 +123,7 @@ func TestErrorsHaveCodes(t *testing.T) {
 }
 
 func TestWatchOverTheWire(t *testing.T) {
-	f := newFakeStage()
-	s, _, ledger := newService(t, f)
+	s, _, ledger := newService(t)
 	c := serve(t, s)
 	stream, err := c.WatchEvents(t.Context(), &controlv1.WatchEventsRequest{})
 	require.NoError(t, err)
@@ -150,7 +151,7 @@ func TestWatchOverTheWire(t *testing.T) {
 			require.ErrorContains(t, err, "EOF")
 			return
 		case <-tick.C:
-			ledger.Miss(control.Event{Reason: "no-disk"})
+			ledger.Record(events.Event{Kind: events.Miss, Reason: "no-disk"})
 		}
 	}
 }

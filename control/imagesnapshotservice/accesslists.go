@@ -1,4 +1,4 @@
-package control
+package imagesnapshotservice
 
 import (
 	"context"
@@ -20,14 +20,14 @@ type AccessLists interface {
 }
 
 // WithAccessLists gives the image snapshots a place for access lists. Without it they have none, and none can be put.
-func (s *ImageSnapshots) WithAccessLists(lists AccessLists) *ImageSnapshots {
+func (s *Service) WithAccessLists(lists AccessLists) *Service {
 	s.lists = lists
 	return s
 }
 
 // PutAccessList keeps a list with an image snapshot that has the list's image; errdefs.ErrNotFound, ErrInvalidArgument,
 // and ErrFailedPrecondition for one that has no content yet or is being taken down.
-func (s *ImageSnapshots) PutAccessList(ctx context.Context, nameOrID string, list *accesslist.List) error {
+func (s *Service) PutAccessList(ctx context.Context, nameOrID string, list *accesslist.List) error {
 	if s.lists == nil {
 		return fmt.Errorf("access lists are not kept here: %w", errdefs.ErrNotImplemented)
 	}
@@ -48,7 +48,7 @@ func (s *ImageSnapshots) PutAccessList(ctx context.Context, nameOrID string, lis
 }
 
 // AccessLists of an image snapshot by image and platform; of one image if that is not empty. errdefs.ErrNotFound.
-func (s *ImageSnapshots) AccessLists(ctx context.Context, nameOrID, image string) ([]*accesslist.List, error) {
+func (s *Service) AccessLists(ctx context.Context, nameOrID, image string) ([]*accesslist.List, error) {
 	o, err := s.Get(ctx, nameOrID)
 	if err != nil || s.lists == nil {
 		return nil, err
@@ -61,12 +61,12 @@ func (s *ImageSnapshots) AccessLists(ctx context.Context, nameOrID, image string
 }
 
 // PutAccessList keeps one.
-func (s *snapshotServer) PutAccessList(ctx context.Context, req *controlv1.PutAccessListRequest) (*controlv1.PutAccessListResponse, error) {
+func (s *server) PutAccessList(ctx context.Context, req *controlv1.PutAccessListRequest) (*controlv1.PutAccessListResponse, error) {
 	list, err := accesslist.Decode(req.GetList())
 	if err != nil {
 		return nil, statusOf(&imagesnapshot.FieldError{Field: "list", Detail: err.Error()})
 	}
-	if err := s.snapshots.PutAccessList(ctx, req.GetNameOrId(), list); err != nil {
+	if err := s.service.PutAccessList(ctx, req.GetNameOrId(), list); err != nil {
 		return nil, statusOf(err)
 	}
 	m, err := accessListMessage(list, true)
@@ -74,8 +74,8 @@ func (s *snapshotServer) PutAccessList(ctx context.Context, req *controlv1.PutAc
 }
 
 // ListAccessLists gives those of one image snapshot.
-func (s *snapshotServer) ListAccessLists(ctx context.Context, req *controlv1.ListAccessListsRequest) (*controlv1.ListAccessListsResponse, error) {
-	lists, err := s.snapshots.AccessLists(ctx, req.GetNameOrId(), req.GetImage())
+func (s *server) ListAccessLists(ctx context.Context, req *controlv1.ListAccessListsRequest) (*controlv1.ListAccessListsResponse, error) {
+	lists, err := s.service.AccessLists(ctx, req.GetNameOrId(), req.GetImage())
 	if err != nil {
 		return nil, statusOf(err)
 	}
