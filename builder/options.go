@@ -112,28 +112,28 @@ func (o *Options) complete() error {
 // Result is what a build made.
 type Result struct {
 	Identity   layerdisk.Identity `json:"identity"`
-	FileSystem string             `json:"fileSystem"`
+	FileSystem string             `json:"file_system"`
 	Images     int                `json:"images"`
 	// Layers on the disk, of which SharedLayers belong to more than one image; LayerUses counts each once for each
 	// image.
 	Layers       int `json:"layers"`
-	SharedLayers int `json:"sharedLayers"`
-	LayerUses    int `json:"layerUses"`
+	SharedLayers int `json:"shared_layers"`
+	LayerUses    int `json:"layer_uses"`
 	// FetchedBytes of blobs, UnpackedBytes of files and Inodes are sums over the layers.
-	FetchedBytes  int64 `json:"fetchedBytes"`
-	UnpackedBytes int64 `json:"unpackedBytes"`
+	FetchedBytes  int64 `json:"fetched_bytes"`
+	UnpackedBytes int64 `json:"unpacked_bytes"`
 	Inodes        int64 `json:"inodes"`
 	// ReusedLayers were on the output before; ReusedBytes are their part of UnpackedBytes.
-	ReusedLayers int   `json:"reusedLayers"`
-	ReusedBytes  int64 `json:"reusedBytes"`
+	ReusedLayers int   `json:"reused_layers"`
+	ReusedBytes  int64 `json:"reused_bytes"`
 	// TracedFiles lie together because of Options.Traced, and are TracedBytes of the disk.
-	TracedFiles int   `json:"tracedFiles,omitempty"`
-	TracedBytes int64 `json:"tracedBytes,omitempty"`
+	TracedFiles int   `json:"traced_files,omitempty"`
+	TracedBytes int64 `json:"traced_bytes,omitempty"`
 	// DiskBytes is the size of all that belongs to the disk, WrittenBytes what of it was written.
-	DiskBytes    int64 `json:"diskBytes"`
-	WrittenBytes int64 `json:"writtenBytes"`
+	DiskBytes    int64 `json:"disk_bytes"`
+	WrittenBytes int64 `json:"written_bytes"`
 	// Duration of the build in nanoseconds.
-	Duration time.Duration `json:"durationNanoseconds"`
+	Duration time.Duration `json:"duration_nanoseconds"`
 }
 
 // EventKind says what an Event tells.
@@ -173,7 +173,7 @@ type ImageEvent struct {
 type PlanEvent struct {
 	Images    int   `json:"images"`
 	Layers    int   `json:"layers"`
-	BlobBytes int64 `json:"blobBytes"`
+	BlobBytes int64 `json:"blob_bytes"`
 }
 
 // Contents is what images consist of, as their manifests and configs say.
@@ -187,22 +187,22 @@ type Contents struct {
 
 // ContentsLayer is one layer.
 type ContentsLayer struct {
-	DiffID    digest.Digest `json:"diffID"`
+	DiffID    digest.Digest `json:"diff_id"`
 	Blob      digest.Digest `json:"blob"`
-	BlobBytes int64         `json:"blobBytes"`
+	BlobBytes int64         `json:"blob_bytes"`
 }
 
 // LayerEvent is the state of one layer.
 type LayerEvent struct {
 	Number int           `json:"number"`
-	DiffID digest.Digest `json:"diffID"`
+	DiffID digest.Digest `json:"diff_id"`
 	Blob   digest.Digest `json:"blob"`
 	// Image is the reference of the first one with the layer.
 	Image string `json:"image"`
 	// BlobBytes is the size of the blob, FetchedBytes what has come of it.
-	BlobBytes    int64 `json:"blobBytes"`
-	FetchedBytes int64 `json:"fetchedBytes"`
+	BlobBytes    int64 `json:"blob_bytes"`
+	FetchedBytes int64 `json:"fetched_bytes"`
 	// UnpackedBytes and Inodes are known when the layer is done.
-	UnpackedBytes int64 `json:"unpackedBytes,omitempty"`
+	UnpackedBytes int64 `json:"unpacked_bytes,omitempty"`
 	Inodes        int64 `json:"inodes,omitempty"`
 }

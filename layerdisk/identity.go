@@ -11,7 +11,7 @@ type Identity struct {
 	// UUID of the disk, lower case with dashes.
 	UUID string `json:"uuid"`
 	// IndexDigest is the sha256 digest of the encoded index.
-	IndexDigest digest.Digest `json:"indexDigest"`
+	IndexDigest digest.Digest `json:"index_digest"`
 }
 
 // String gives both parts for messages.

@@ -18,10 +18,10 @@ type Report struct {
 // LayerReport is about one layer.
 type LayerReport struct {
 	Number int           `json:"number"`
-	DiffID digest.Digest `json:"diffID"`
+	DiffID digest.Digest `json:"diff_id"`
 	// Entries and UnpackedBytes that were found; hard links count as entries but their bytes once.
 	Entries       int   `json:"entries"`
-	UnpackedBytes int64 `json:"unpackedBytes"`
+	UnpackedBytes int64 `json:"unpacked_bytes"`
 	// Problems that are not about one entry of the tree, in words.
 	Problems []string `json:"problems,omitempty"`
 	// Differences between the stored listing and the tree.

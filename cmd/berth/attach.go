@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
@@ -51,7 +52,7 @@ func newAttach() *cobra.Command {
 			}
 			if e := req.GetExpectIndexDigest(); e != "" {
 				if err := digest.Digest(e).Validate(); err != nil {
-					return fmt.Errorf("--expect %q: %w: write the index digest as \"berth inspect\" prints it", e, err)
+					return program.Usage(fmt.Errorf("--expect %q: %w: write the index digest as \"berth inspect\" prints it", e, err))
 				}
 			}
 			return daemon.call(cmd.Context(), func(ctx context.Context, c controlv1.ControlServiceClient) error {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"berth.dev/berth/builder"
+	"berth.dev/berth/internal/program"
 	"berth.dev/berth/layerdisk/tree"
 )
 
@@ -43,17 +44,18 @@ Credentials come from the docker configuration (docker login, credential helpers
 
 With --json each line of standard output is an object with "event", one of
   image-resolved   "image": reference, platform, manifest, layers
-  planned          "plan": images, layers, blobBytes
-  layer-started    "layer": number, diffID, blob, image, blobBytes, fetchedBytes
+  planned          "plan": images, layers, blob_bytes
+  layer-started    "layer": number, diff_id, blob, image, blob_bytes, fetched_bytes
   layer-progress   the same
-  layer-done       the same, and unpackedBytes, inodes
+  layer-done       the same, and unpacked_bytes, inodes
   finishing        metadata and index are being written
-  result           "result": identity (uuid, indexDigest), fileSystem, images, layers, sharedLayers,
-                   layerUses, fetchedBytes, unpackedBytes, inodes, reusedLayers, reusedBytes, tracedFiles,
-                   tracedBytes, diskBytes, writtenBytes, durationNanoseconds
-  contents         with --plan: "contents": images, layers (diffID, blob, blobBytes), chains
-  error            "error": what went wrong, "code": its class, such as NotFound, and if the disk was too
-                   small "neededBytes"; the exit status is not 0`
+  result           "result": identity (uuid, index_digest), file_system, images, layers,
+                   shared_layers, layer_uses, fetched_bytes, unpacked_bytes, inodes,
+                   reused_layers, reused_bytes, traced_files, traced_bytes, disk_bytes,
+                   written_bytes, duration_nanoseconds
+  contents         with --plan: "contents": images, layers (diff_id, blob, blob_bytes), chains
+  error            "error": what went wrong, "code": its class, such as NotFound, and if the
+                   disk was too small "needed_bytes"; the exit status is not 0`
 
 const buildExample = `  berth build -o disk.img nginx:1.27 redis registry.example/team/app@sha256:…
   berth build -o /dev/sdb --platform linux/amd64 --platform linux/arm64 debian:12
@@ -174,7 +176,7 @@ func parseTime(s string) (time.Time, error) {
 func runBuild(ctx context.Context, f buildFlags, images []string, stdout, stderr io.Writer) (err error) {
 	o, err := f.options(images)
 	if err != nil {
-		return err
+		return program.Usage(err)
 	}
 	// The registry client's remarks would run through the progress bars; what matters comes back as an error.
 	if err := log.SetLevel("warn"); err != nil {

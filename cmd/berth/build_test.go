@@ -101,6 +101,33 @@ func TestBuildCommand(t *testing.T) {
 	info, err := again.Stat()
 	require.NoError(t, err)
 	require.Equal(t, int64(20<<20), info.Size())
+
+	for _, args := range [][]string{{"inspect", "--json", disk}, {"build", "--platform", "linux/amd64", "--plan", "--json", ref}} {
+		more, _, err := runBerth(t, args...)
+		require.NoError(t, err)
+		stdout += more
+	}
+	for dec := json.NewDecoder(strings.NewReader(stdout)); dec.More(); {
+		var object map[string]any
+		require.NoError(t, dec.Decode(&object))
+		requireNames(t, object)
+	}
+}
+
+// requireNames wants the names in JSON to be as those of the API.
+func requireNames(t *testing.T, tree any) {
+	t.Helper()
+	switch v := tree.(type) {
+	case map[string]any:
+		for name, value := range v {
+			require.Regexp(t, "^[a-z0-9_]+$", name)
+			requireNames(t, value)
+		}
+	case []any:
+		for _, value := range v {
+			requireNames(t, value)
+		}
+	}
 }
 
 func TestBuildCommandRefuses(t *testing.T) {

@@ -55,7 +55,7 @@ func (v *jsonView) end(result *builder.Result, err error) error {
 			Event       string `json:"event"`
 			Error       string `json:"error"`
 			Code        string `json:"code"`
-			NeededBytes int64  `json:"neededBytes,omitempty"`
+			NeededBytes int64  `json:"needed_bytes,omitempty"`
 		}{Event: "error", Error: err.Error(), Code: errorCode(err)}
 		if small := (*builder.TooSmallError)(nil); errors.As(err, &small) {
 			line.NeededBytes = small.NeededBytes

@@ -168,7 +168,10 @@ func TestStatus(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, out, `"last_error": "open /dev/sdb: no such device"`)
 	require.Contains(t, out, `"serving": false`)
-	require.Contains(t, out, `"bytes_not_pulled": "734003200"`)
+	require.Contains(t, out, `"bytes_not_pulled": 734003200,`)
+
+	require.Contains(t, out, `"chain-id": 12,`)
+	require.Contains(t, out, `"size_bytes": 3221225472,`)
 
 	out, err = berth(t, "status", "--socket", start(t, &fakeDaemon{}))
 	require.NoError(t, err)

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 
+	"berth.dev/berth/internal/program"
 	"berth.dev/berth/node/containerdconfig"
 	"berth.dev/berth/node/doctor"
 )
@@ -73,7 +74,8 @@ runs (or else is installed) here, with the reason for each setting. "berth docto
 
 func (f *containerdFlags) version(ctx context.Context, given string) (containerdconfig.Version, error) {
 	if given != "" {
-		return containerdconfig.ParseVersion(given)
+		v, err := containerdconfig.ParseVersion(given)
+		return v, program.Usage(err)
 	}
 	if running, err := doctor.RunningVersion(ctx, f.address); err == nil {
 		return containerdconfig.ParseVersion(running)

@@ -14,6 +14,7 @@ import (
 
 	"berth.dev/berth/blockdev/loopcsi"
 	"berth.dev/berth/blockdev/loopdev"
+	"berth.dev/berth/internal/program"
 	"berth.dev/berth/internal/unixsocket"
 	"berth.dev/berth/internal/version"
 )
@@ -62,7 +63,7 @@ func newCSILoop() *cobra.Command {
 			sockets := map[string]string{options.NodeID: socket}
 			for id, path := range nodes {
 				if sockets[id] != "" {
-					return fmt.Errorf("node %s is named twice", id)
+					return program.Usage(fmt.Errorf("node %s is named twice", id))
 				}
 				sockets[id] = path
 			}

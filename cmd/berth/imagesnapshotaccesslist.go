@@ -9,6 +9,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
 
+	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 	"berth.dev/berth/readahead/accesslist"
 )
@@ -35,7 +36,7 @@ access (docs/access-lists.md explains them). With --put it keeps a list that "be
 			if image != "" {
 				named, err := reference.ParseDockerRef(image)
 				if err != nil {
-					return fmt.Errorf("--image %q: %w", image, err)
+					return program.Usage(fmt.Errorf("--image %q: %w", image, err))
 				}
 				req.Image = named.String()
 			}

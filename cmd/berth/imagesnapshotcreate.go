@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
@@ -77,7 +78,7 @@ func (s *specFlags) apply(spec *controlv1.ImageSnapshotSpec, given func(flag str
 		case "lru", "LRU":
 			spec.Elimination = controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU
 		default:
-			return fmt.Errorf("--elimination %q is neither none nor lru", s.elimination)
+			return program.Usage(fmt.Errorf("--elimination %q is neither none nor lru", s.elimination))
 		}
 	}
 	return nil
@@ -90,7 +91,7 @@ func (s *specFlags) applySize(spec *controlv1.ImageSnapshotSpec) error {
 	}
 	gib, err := strconv.ParseInt(strings.TrimSuffix(s.size, "GiB"), 10, 32)
 	if err != nil || gib <= 0 {
-		return fmt.Errorf("--size %q is neither a number of GiB nor auto", s.size)
+		return program.Usage(fmt.Errorf("--size %q is neither a number of GiB nor auto", s.size))
 	}
 	spec.SizeGib = int32(gib)
 	return nil

@@ -53,11 +53,11 @@ in it must agree. Whether the layers' trees are as they were built, tells berth 
 // inspection is what berth inspect --json prints. Sizes are in bytes.
 type inspection struct {
 	layerdisk.Identity
-	FormatVersion string            `json:"formatVersion"`
-	FileSystem    string            `json:"fileSystem"`
+	FormatVersion string            `json:"format_version"`
+	FileSystem    string            `json:"file_system"`
 	Created       time.Time         `json:"created"`
-	DiskBytes     int64             `json:"diskBytes,omitempty"` // not known of a mounted directory
-	IndexBytes    int64             `json:"indexBytes,omitempty"`
+	DiskBytes     int64             `json:"disk_bytes,omitempty"` // not known of a mounted directory
+	IndexBytes    int64             `json:"index_bytes,omitempty"`
 	Images        []inspectedImage  `json:"images"`
 	Layers        []inspectedLayer  `json:"layers"`
 	Chains        []layerdisk.Chain `json:"chains"`
@@ -72,12 +72,12 @@ type inspectedImage struct {
 	Index     digest.Digest    `json:"index,omitempty"`
 	Manifest  digest.Digest    `json:"manifest"`
 	Config    digest.Digest    `json:"config"`
-	ChainID   digest.Digest    `json:"chainID,omitempty"`
+	ChainID   digest.Digest    `json:"chain_id,omitempty"`
 	// Layers by number, lowest first.
 	Layers []int `json:"layers"`
 	// UnpackedBytes of the image's layers; SharedBytes of them are in layers that other images on the disk have too.
-	UnpackedBytes int64 `json:"unpackedBytes"`
-	SharedBytes   int64 `json:"sharedBytes"`
+	UnpackedBytes int64 `json:"unpacked_bytes"`
+	SharedBytes   int64 `json:"shared_bytes"`
 }
 
 type inspectedLayer struct {
@@ -89,11 +89,11 @@ type inspectedLayer struct {
 // sharing sums up what the disk saves by holding each layer once.
 type sharing struct {
 	// UnpackedBytes of all layers, each once.
-	UnpackedBytes int64 `json:"unpackedBytes"`
+	UnpackedBytes int64 `json:"unpacked_bytes"`
 	// ImageBytes is the sum over the images, shared layers counted for each.
-	ImageBytes   int64 `json:"imageBytes"`
-	SharedLayers int   `json:"sharedLayers"`
-	SharedBytes  int64 `json:"sharedBytes"`
+	ImageBytes   int64 `json:"image_bytes"`
+	SharedLayers int   `json:"shared_layers"`
+	SharedBytes  int64 `json:"shared_bytes"`
 }
 
 func inspect(path string) (*inspection, error) {

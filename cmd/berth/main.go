@@ -2,20 +2,9 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"os"
-	"os/signal"
 
-	"golang.org/x/sys/unix"
+	"berth.dev/berth/internal/program"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := newRoot().ExecuteContext(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "berth:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(program.Main(newRoot())) }

@@ -31,6 +31,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
@@ -66,12 +67,12 @@ func (r *resolver) register(f *pflag.FlagSet) {
 func (r *resolver) find(ctx context.Context, ref string, control controlv1.ControlServiceClient) (*imageLayers, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w", ref, err)
+		return nil, program.Usage(fmt.Errorf("image %q: %w", ref, err))
 	}
 	platform := platforms.DefaultSpec()
 	if r.platform != "" {
 		if platform, err = platforms.Parse(r.platform); err != nil {
-			return nil, fmt.Errorf("--platform %q: %w", r.platform, err)
+			return nil, program.Usage(fmt.Errorf("--platform %q: %w", r.platform, err))
 		}
 	}
 	var tried []error

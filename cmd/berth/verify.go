@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 
@@ -9,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth.dev/berth/builder/verify"
+	"berth.dev/berth/internal/program"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/attrs"
 )
@@ -48,7 +48,7 @@ and berth inspect.`,
 func runVerify(cmd *cobra.Command, path string, want layerdisk.Identity, asJSON bool) error {
 	if want.IndexDigest != "" {
 		if err := want.IndexDigest.Validate(); err != nil {
-			return fmt.Errorf("flag --index-digest %q: %w", want.IndexDigest, err)
+			return program.Usage(fmt.Errorf("--index-digest %q: %w", want.IndexDigest, err))
 		}
 	}
 	out := &printer{w: cmd.OutOrStdout()}
@@ -107,10 +107,7 @@ func (p *printer) printf(format string, args ...any) {
 
 func (p *printer) json(v any) {
 	if p.err == nil {
-		enc := json.NewEncoder(p.w)
-		enc.SetIndent("", "  ")
-		enc.SetEscapeHTML(false)
-		p.err = enc.Encode(v)
+		p.err = writeJSON(p.w, v)
 	}
 }
 

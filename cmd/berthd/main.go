@@ -2,27 +2,18 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"os/signal"
+	"runtime"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/config"
+	"berth.dev/berth/internal/program"
 	"berth.dev/berth/internal/version"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := newCommand().ExecuteContext(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "berthd:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(program.Main(newCommand())) }
 
 // newCommand parses flags; they override the file.
 func newCommand() *cobra.Command {
@@ -37,7 +28,6 @@ format, and disks that were added to it, take effect at once, everything else at
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       version.String(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			load := func() (config.Config, error) { return o.load(cmd) }
 			c, err := load()
@@ -52,6 +42,7 @@ format, and disks that were added to it, take effect at once, everything else at
 	}
 	o.register(cmd)
 	cmd.AddCommand(newConfigCommand(&o))
+	program.AddVersion(cmd, fmt.Sprintf("%s, %s %s/%s", version.String(), runtime.Version(), runtime.GOOS, runtime.GOARCH))
 	return cmd
 }
 

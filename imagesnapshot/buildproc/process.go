@@ -47,7 +47,7 @@ type line struct {
 	Contents    *builder.Contents `json:"contents"`
 	Error       string            `json:"error"`
 	Code        string            `json:"code"`
-	NeededBytes int64             `json:"neededBytes"`
+	NeededBytes int64             `json:"needed_bytes"`
 }
 
 const (

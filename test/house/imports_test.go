@@ -41,6 +41,7 @@ func areas() map[string]area {
 		"internal/config":     {own: []string{"blockdev/attached", "blockdev/loopdev"}}, // for their names
 		"internal/durable":    {foreign: []string{}},
 		"internal/metrics":    {},
+		"internal/program":    {},
 		"internal/unixsocket": {},
 		"internal/version":    {foreign: []string{}},
 
