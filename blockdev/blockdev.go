@@ -17,7 +17,7 @@ type Volume struct {
 	Name      string
 	SizeBytes int64
 	// SourceSnapshotID is the volume snapshot the volume was made from, empty for a blank one.
-	SourceSnapshotID string
+	SourceVolumeSnapshotID string
 }
 
 // VolumeSnapshot is a frozen copy of a volume.
@@ -45,7 +45,7 @@ type Properties struct {
 	MaxAttachments int
 	// ReadOnlyAttach says that the driver honours AttachOptions.ReadOnly. Callers that need it check Device.ReadOnly.
 	ReadOnlyAttach bool
-	// VolumeSnapshots says that the driver is a Snapshotter too.
+	// VolumeSnapshots says that the driver is a VolumeSnapshotter too.
 	VolumeSnapshots bool
 }
 
@@ -85,17 +85,18 @@ type CreateVolumeRequest struct {
 	Name      string
 	SizeBytes int64
 	// SourceSnapshotID, if not empty, is copied; SizeBytes is then 0 for the snapshot's size or at least that.
-	SourceSnapshotID string
+	SourceVolumeSnapshotID string
 	// Parameters in the words of a driver that knows some; they are not looked at for a volume that is there already.
 	Parameters map[string]string
 }
 
-// Snapshotter makes and deletes volume snapshots. Every method is idempotent and safe for concurrent use.
-type Snapshotter interface {
-	// CreateSnapshot may return before the snapshot is ready; see VolumeSnapshot.ReadyToUse and GetSnapshot.
-	CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (VolumeSnapshot, error)
-	// DeleteSnapshot of one that does not exist is no error.
-	DeleteSnapshot(ctx context.Context, snapshotID string) error
-	GetSnapshot(ctx context.Context, snapshotID string) (VolumeSnapshot, error)
-	ListSnapshots(ctx context.Context) ([]VolumeSnapshot, error)
+// VolumeSnapshotter makes and deletes volume snapshots. Every method is idempotent and safe for concurrent use.
+type VolumeSnapshotter interface {
+	// CreateVolumeSnapshot may return before the snapshot is ready; see VolumeSnapshot.ReadyToUse and
+	// GetVolumeSnapshot.
+	CreateVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (VolumeSnapshot, error)
+	// DeleteVolumeSnapshot of one that does not exist is no error.
+	DeleteVolumeSnapshot(ctx context.Context, snapshotID string) error
+	GetVolumeSnapshot(ctx context.Context, snapshotID string) (VolumeSnapshot, error)
+	ListVolumeSnapshots(ctx context.Context) ([]VolumeSnapshot, error)
 }

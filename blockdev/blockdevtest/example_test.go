@@ -37,7 +37,7 @@ func TestExampleAfterCrash(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "source.volume"), []byte("content"), 0o600))
 	require.NoError(t, os.Truncate(filepath.Join(dir, "source.volume"), 1<<20))
-	s, err := d.CreateSnapshot(ctx, "s", source.ID)
+	s, err := d.CreateVolumeSnapshot(ctx, "s", source.ID)
 	require.NoError(t, err)
 	for _, name := range []string{"repeated", "deleted"} {
 		require.NoError(t, durable.Write(filepath.Join(dir, name+".volume.json"), record{Name: name, Source: s.ID, SizeBytes: s.SizeBytes}))
@@ -52,14 +52,14 @@ func TestExampleAfterCrash(t *testing.T) {
 	require.ErrorIs(t, err, blockdev.ErrNotReady)
 	_, err = d.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: "repeated", SizeBytes: 1 << 20})
 	require.ErrorIs(t, err, blockdev.ErrExists)
-	req := blockdev.CreateVolumeRequest{Name: "repeated", SourceSnapshotID: s.ID}
+	req := blockdev.CreateVolumeRequest{Name: "repeated", SourceVolumeSnapshotID: s.ID}
 	v, err := d.CreateVolume(ctx, req)
 	require.NoError(t, err)
 	got, err := os.ReadFile(filepath.Join(dir, "repeated.volume"))
 	require.NoError(t, err)
 	require.Equal(t, append([]byte("content"), make([]byte, 1<<20-len("content"))...), got)
 
-	require.NoError(t, d.DeleteSnapshot(ctx, s.ID))
+	require.NoError(t, d.DeleteVolumeSnapshot(ctx, s.ID))
 	again, err := d.CreateVolume(ctx, req)
 	require.NoError(t, err, "what was made is found without what it was made from")
 	require.Equal(t, v, again)

@@ -29,9 +29,9 @@ type exampleDriver struct {
 }
 
 var (
-	_ blockdev.Attacher    = (*exampleDriver)(nil)
-	_ blockdev.Provisioner = (*exampleDriver)(nil)
-	_ blockdev.Snapshotter = (*exampleDriver)(nil)
+	_ blockdev.Attacher          = (*exampleDriver)(nil)
+	_ blockdev.Provisioner       = (*exampleDriver)(nil)
+	_ blockdev.VolumeSnapshotter = (*exampleDriver)(nil)
 )
 
 const (
@@ -51,7 +51,7 @@ type record struct {
 }
 
 func (r record) volume() blockdev.Volume {
-	return blockdev.Volume{ID: r.Name, Name: r.Name, SizeBytes: r.SizeBytes, SourceSnapshotID: r.Source}
+	return blockdev.Volume{ID: r.Name, Name: r.Name, SizeBytes: r.SizeBytes, SourceVolumeSnapshotID: r.Source}
 }
 
 func (r record) snapshot() blockdev.VolumeSnapshot {
@@ -109,12 +109,12 @@ func (d *exampleDriver) Attached(ctx context.Context) (map[string]blockdev.Devic
 func (d *exampleDriver) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (v blockdev.Volume, err error) {
 	err = d.do(ctx, "create volume", req.Name, volumes, func(path string) error {
 		from := ""
-		if req.SourceSnapshotID != "" {
-			if from, err = d.path(req.SourceSnapshotID, snapshots); err != nil {
+		if req.SourceVolumeSnapshotID != "" {
+			if from, err = d.path(req.SourceVolumeSnapshotID, snapshots); err != nil {
 				return err
 			}
 		}
-		r, err := create(ctx, path, record{Name: req.Name, Source: req.SourceSnapshotID, SizeBytes: req.SizeBytes}, from)
+		r, err := create(ctx, path, record{Name: req.Name, Source: req.SourceVolumeSnapshotID, SizeBytes: req.SizeBytes}, from)
 		v = r.volume()
 		return err
 	})
@@ -148,7 +148,7 @@ func (d *exampleDriver) ListVolumes(ctx context.Context) (list []blockdev.Volume
 	return list, err
 }
 
-func (d *exampleDriver) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (s blockdev.VolumeSnapshot, err error) {
+func (d *exampleDriver) CreateVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (s blockdev.VolumeSnapshot, err error) {
 	err = d.do(ctx, "create volume snapshot", name, snapshots, func(path string) error {
 		return d.do(ctx, "read volume", sourceVolumeID, volumes, func(from string) error {
 			r, err := create(ctx, path, record{Name: name, Source: sourceVolumeID}, from)
@@ -159,11 +159,11 @@ func (d *exampleDriver) CreateSnapshot(ctx context.Context, name, sourceVolumeID
 	return s, err
 }
 
-func (d *exampleDriver) DeleteSnapshot(ctx context.Context, snapshotID string) error {
+func (d *exampleDriver) DeleteVolumeSnapshot(ctx context.Context, snapshotID string) error {
 	return d.do(ctx, "delete volume snapshot", snapshotID, snapshots, remove)
 }
 
-func (d *exampleDriver) GetSnapshot(ctx context.Context, snapshotID string) (s blockdev.VolumeSnapshot, err error) {
+func (d *exampleDriver) GetVolumeSnapshot(ctx context.Context, snapshotID string) (s blockdev.VolumeSnapshot, err error) {
 	err = d.do(ctx, "get volume snapshot", snapshotID, snapshots, func(path string) error {
 		r, err := load(path)
 		s = r.snapshot()
@@ -172,7 +172,7 @@ func (d *exampleDriver) GetSnapshot(ctx context.Context, snapshotID string) (s b
 	return s, err
 }
 
-func (d *exampleDriver) ListSnapshots(ctx context.Context) (list []blockdev.VolumeSnapshot, err error) {
+func (d *exampleDriver) ListVolumeSnapshots(ctx context.Context) (list []blockdev.VolumeSnapshot, err error) {
 	err = d.each(ctx, snapshots, func(r record) error { list = append(list, r.snapshot()); return nil })
 	return list, err
 }

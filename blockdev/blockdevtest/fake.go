@@ -61,9 +61,9 @@ type cloud struct {
 }
 
 var (
-	_ blockdev.Attacher    = (*Fake)(nil)
-	_ blockdev.Provisioner = (*Fake)(nil)
-	_ blockdev.Snapshotter = (*Fake)(nil)
+	_ blockdev.Attacher          = (*Fake)(nil)
+	_ blockdev.Provisioner       = (*Fake)(nil)
+	_ blockdev.VolumeSnapshotter = (*Fake)(nil)
 )
 
 // NewFake makes an empty fake. maxAttachments of 0 is no limit.

@@ -101,23 +101,23 @@ func (p patient) ListVolumes(ctx context.Context) ([]blockdev.Volume, error) {
 	return again(ctx, p.Fake.ListVolumes)
 }
 
-func (p patient) CreateSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
+func (p patient) CreateVolumeSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
 	return again(ctx, func(ctx context.Context) (blockdev.VolumeSnapshot, error) {
-		return p.Fake.CreateSnapshot(ctx, name, volume)
+		return p.Fake.CreateVolumeSnapshot(ctx, name, volume)
 	})
 }
 
-func (p patient) DeleteSnapshot(ctx context.Context, id string) error {
-	_, err := again(ctx, func(ctx context.Context) (any, error) { return nil, p.Fake.DeleteSnapshot(ctx, id) })
+func (p patient) DeleteVolumeSnapshot(ctx context.Context, id string) error {
+	_, err := again(ctx, func(ctx context.Context) (any, error) { return nil, p.Fake.DeleteVolumeSnapshot(ctx, id) })
 	return err
 }
 
-func (p patient) GetSnapshot(ctx context.Context, id string) (blockdev.VolumeSnapshot, error) {
-	return again(ctx, func(ctx context.Context) (blockdev.VolumeSnapshot, error) { return p.Fake.GetSnapshot(ctx, id) })
+func (p patient) GetVolumeSnapshot(ctx context.Context, id string) (blockdev.VolumeSnapshot, error) {
+	return again(ctx, func(ctx context.Context) (blockdev.VolumeSnapshot, error) { return p.Fake.GetVolumeSnapshot(ctx, id) })
 }
 
-func (p patient) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
-	return again(ctx, p.Fake.ListSnapshots)
+func (p patient) ListVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+	return again(ctx, p.Fake.ListVolumeSnapshots)
 }
 
 func TestFaults(t *testing.T) {

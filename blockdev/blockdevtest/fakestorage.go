@@ -76,14 +76,14 @@ func (f *Fake) look(volumeID string) *fakeVolume {
 // CreateVolume gives IDs that differ from the names and are never used again.
 func (f *Fake) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (volume blockdev.Volume, err error) {
 	err = f.do(ctx, "CreateVolume", req.Name, func() error {
-		if req.Name == "" || req.SizeBytes < 0 || req.SizeBytes == 0 && req.SourceSnapshotID == "" {
+		if req.Name == "" || req.SizeBytes < 0 || req.SizeBytes == 0 && req.SourceVolumeSnapshotID == "" {
 			return blockdev.ErrInvalid
 		}
 		for _, v := range f.volumes {
 			if v.Name != req.Name || v.seen.deleted {
 				continue
 			}
-			if v.SourceSnapshotID != req.SourceSnapshotID || req.SizeBytes != 0 && req.SizeBytes != v.asked {
+			if v.SourceVolumeSnapshotID != req.SourceVolumeSnapshotID || req.SizeBytes != 0 && req.SizeBytes != v.asked {
 				return blockdev.ErrExists
 			}
 			volume = v.Volume
@@ -102,8 +102,8 @@ func (f *Fake) CreateVolume(ctx context.Context, req blockdev.CreateVolumeReques
 func (f *Fake) newVolume(req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	size := req.SizeBytes
 	var content []byte
-	if req.SourceSnapshotID != "" {
-		s := f.snapshots[req.SourceSnapshotID]
+	if req.SourceVolumeSnapshotID != "" {
+		s := f.snapshots[req.SourceVolumeSnapshotID]
 		if s == nil || s.seen.deleted || !s.seen.at(time.Now()) {
 			return blockdev.Volume{}, blockdev.ErrNotFound
 		}
@@ -126,7 +126,7 @@ func (f *Fake) newVolume(req blockdev.CreateVolumeRequest) (blockdev.Volume, err
 	id := fmt.Sprintf("vol-%016d-%d", f.madeVolumes/2, f.madeVolumes)
 	f.madeVolumes++
 	v := &fakeVolume{
-		Volume:  blockdev.Volume{ID: id, Name: req.Name, SizeBytes: size, SourceSnapshotID: req.SourceSnapshotID},
+		Volume:  blockdev.Volume{ID: id, Name: req.Name, SizeBytes: size, SourceVolumeSnapshotID: req.SourceVolumeSnapshotID},
 		content: make([]byte, size), asked: asked, seen: f.newVisibility(req.Name),
 	}
 	copy(v.content, content)
@@ -180,9 +180,9 @@ func (s *fakeSnapshot) now() blockdev.VolumeSnapshot {
 	return v
 }
 
-// CreateSnapshot gives a snapshot that is ready at once, unless Misbehaviour.ReadyAfter says otherwise.
-func (f *Fake) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (snapshot blockdev.VolumeSnapshot, err error) {
-	err = f.do(ctx, "CreateSnapshot", name, func() error {
+// CreateVolumeSnapshot gives a snapshot that is ready at once, unless Misbehaviour.ReadyAfter says otherwise.
+func (f *Fake) CreateVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (snapshot blockdev.VolumeSnapshot, err error) {
+	err = f.do(ctx, "CreateVolumeSnapshot", name, func() error {
 		if name == "" {
 			return blockdev.ErrInvalid
 		}
@@ -214,9 +214,9 @@ func (f *Fake) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) 
 	return snapshot, err
 }
 
-// DeleteSnapshot deletes a snapshot.
-func (f *Fake) DeleteSnapshot(ctx context.Context, snapshotID string) error {
-	return f.do(ctx, "DeleteSnapshot", snapshotID, func() error {
+// DeleteVolumeSnapshot deletes a snapshot.
+func (f *Fake) DeleteVolumeSnapshot(ctx context.Context, snapshotID string) error {
+	return f.do(ctx, "DeleteVolumeSnapshot", snapshotID, func() error {
 		if s := f.snapshots[snapshotID]; s != nil {
 			f.delete(&s.seen, s.Name)
 		}
@@ -224,9 +224,9 @@ func (f *Fake) DeleteSnapshot(ctx context.Context, snapshotID string) error {
 	})
 }
 
-// GetSnapshot finds a snapshot.
-func (f *Fake) GetSnapshot(ctx context.Context, snapshotID string) (snapshot blockdev.VolumeSnapshot, err error) {
-	err = f.do(ctx, "GetSnapshot", snapshotID, func() error {
+// GetVolumeSnapshot finds a snapshot.
+func (f *Fake) GetVolumeSnapshot(ctx context.Context, snapshotID string) (snapshot blockdev.VolumeSnapshot, err error) {
+	err = f.do(ctx, "GetVolumeSnapshot", snapshotID, func() error {
 		s := f.snapshots[snapshotID]
 		if s == nil || !s.seen.at(time.Now()) {
 			return blockdev.ErrNotFound
@@ -237,9 +237,9 @@ func (f *Fake) GetSnapshot(ctx context.Context, snapshotID string) (snapshot blo
 	return snapshot, err
 }
 
-// ListSnapshots lists snapshots by ID.
-func (f *Fake) ListSnapshots(ctx context.Context) (list []blockdev.VolumeSnapshot, err error) {
-	err = f.do(ctx, "ListSnapshots", "", func() error {
+// ListVolumeSnapshots lists snapshots by ID.
+func (f *Fake) ListVolumeSnapshots(ctx context.Context) (list []blockdev.VolumeSnapshot, err error) {
+	err = f.do(ctx, "ListVolumeSnapshots", "", func() error {
 		for _, id := range slices.Sorted(maps.Keys(f.snapshots)) {
 			if s := f.snapshots[id]; s.seen.at(time.Now()) {
 				list = append(list, s.now())

@@ -101,7 +101,7 @@ func TestMisbehaviours(t *testing.T) {
 			require.Equal(w, v, w.make("late"), "making it again finds it")
 			_, err := w.attach(v)
 			require.ErrorIs(w, err, blockdev.ErrNotFound)
-			_, err = w.CreateSnapshot(w.Context(), "s", v.ID)
+			_, err = w.CreateVolumeSnapshot(w.Context(), "s", v.ID)
 			require.ErrorIs(w, err, blockdev.ErrNotFound)
 			list := func() int {
 				all, err := w.ListVolumes(w.Context())
@@ -123,13 +123,13 @@ func TestMisbehaviours(t *testing.T) {
 			require.Equal(w, 2, list())
 		}},
 		"ready after": {M{ReadyAfter: blockdevtest.Between{Least: time.Minute, Most: time.Minute}}, func(w wrong) {
-			s, err := w.CreateSnapshot(w.Context(), "s", w.one.ID)
+			s, err := w.CreateVolumeSnapshot(w.Context(), "s", w.one.ID)
 			require.NoError(w, err)
 			require.False(w, s.ReadyToUse)
-			_, err = w.CreateVolume(w.Context(), blockdev.CreateVolumeRequest{Name: "v", SourceSnapshotID: s.ID})
+			_, err = w.CreateVolume(w.Context(), blockdev.CreateVolumeRequest{Name: "v", SourceVolumeSnapshotID: s.ID})
 			require.ErrorIs(w, err, blockdev.ErrNotReady)
 			time.Sleep(time.Minute)
-			s, err = w.GetSnapshot(w.Context(), s.ID)
+			s, err = w.GetVolumeSnapshot(w.Context(), s.ID)
 			require.NoError(w, err)
 			require.True(w, s.ReadyToUse)
 		}},

@@ -18,7 +18,7 @@ func createVolume(r *run) {
 	require.NotEmpty(r, v.ID)
 	require.Equal(r, "suite-a", v.Name)
 	require.GreaterOrEqual(r, v.SizeBytes, r.SizeBytes)
-	require.Empty(r, v.SourceSnapshotID)
+	require.Empty(r, v.SourceVolumeSnapshotID)
 	r.write(v.ID, hello, 0)
 
 	again, err := r.provisioner.CreateVolume(r.ctx, req)
@@ -121,22 +121,22 @@ func snapshot(r *run) {
 	r.needSnapshotter()
 	source := r.volume("suite-a")
 	r.write(source, hello, 4096)
-	s, err := r.snapshotter.CreateSnapshot(r.ctx, "suite-s", source)
+	s, err := r.snapshotter.CreateVolumeSnapshot(r.ctx, "suite-s", source)
 	require.NoError(r, err)
 	s = r.waitReady(s)
 	require.Equal(r, "suite-s", s.Name)
 	require.Equal(r, source, s.SourceVolumeID)
 	require.GreaterOrEqual(r, s.SizeBytes, r.SizeBytes)
 	require.False(r, s.Created.IsZero())
-	again, err := r.snapshotter.CreateSnapshot(r.ctx, "suite-s", source)
+	again, err := r.snapshotter.CreateVolumeSnapshot(r.ctx, "suite-s", source)
 	require.NoError(r, err)
 	require.Equal(r, s.ID, again.ID)
 
 	for _, size := range []int64{0, 2 * s.SizeBytes} {
-		req := blockdev.CreateVolumeRequest{Name: "suite-b", SizeBytes: size, SourceSnapshotID: s.ID}
+		req := blockdev.CreateVolumeRequest{Name: "suite-b", SizeBytes: size, SourceVolumeSnapshotID: s.ID}
 		v, err := r.provisioner.CreateVolume(r.ctx, req)
 		require.NoError(r, err)
-		require.Equal(r, s.ID, v.SourceSnapshotID)
+		require.Equal(r, s.ID, v.SourceVolumeSnapshotID)
 		require.GreaterOrEqual(r, v.SizeBytes, max(size, s.SizeBytes))
 		require.Equal(r, hello, r.read(v.ID, len(hello), 4096))
 		require.Equal(r, string(make([]byte, 512)), r.read(v.ID, 512, v.SizeBytes-512))
@@ -147,23 +147,23 @@ func snapshot(r *run) {
 		require.True(r, errdefs.IsAlreadyExists(err), "the name with another source: %v", err)
 		r.deleteVolume(v.ID)
 	}
-	require.NoError(r, r.snapshotter.DeleteSnapshot(r.ctx, s.ID))
-	require.NoError(r, r.snapshotter.DeleteSnapshot(r.ctx, s.ID))
-	_, err = r.snapshotter.GetSnapshot(r.ctx, s.ID)
+	require.NoError(r, r.snapshotter.DeleteVolumeSnapshot(r.ctx, s.ID))
+	require.NoError(r, r.snapshotter.DeleteVolumeSnapshot(r.ctx, s.ID))
+	_, err = r.snapshotter.GetVolumeSnapshot(r.ctx, s.ID)
 	require.True(r, errdefs.IsNotFound(err), "%v", err)
 	r.deleteVolume(source)
 }
 
 func (r *run) snapshotOf(name, volumeID string) blockdev.VolumeSnapshot {
 	r.Helper()
-	s, err := r.snapshotter.CreateSnapshot(r.ctx, name, volumeID)
+	s, err := r.snapshotter.CreateVolumeSnapshot(r.ctx, name, volumeID)
 	require.NoError(r, err)
 	return r.waitReady(s)
 }
 
 func (r *run) volumeFrom(name, snapshotID string) string {
 	r.Helper()
-	v, err := r.provisioner.CreateVolume(r.ctx, blockdev.CreateVolumeRequest{Name: name, SourceSnapshotID: snapshotID})
+	v, err := r.provisioner.CreateVolume(r.ctx, blockdev.CreateVolumeRequest{Name: name, SourceVolumeSnapshotID: snapshotID})
 	require.NoError(r, err)
 	return v.ID
 }
@@ -180,7 +180,7 @@ func snapshotIsFrozen(r *run) {
 	r.write(first, "changed in the volume", 0)
 	second := r.volumeFrom("suite-c", s.ID)
 	require.Equal(r, hello, r.read(second, len(hello), 0))
-	require.NoError(r, r.snapshotter.DeleteSnapshot(r.ctx, s.ID))
+	require.NoError(r, r.snapshotter.DeleteVolumeSnapshot(r.ctx, s.ID))
 	for _, id := range []string{source, first, second} {
 		r.deleteVolume(id)
 	}
@@ -194,7 +194,7 @@ func snapshotStandsAlone(r *run) {
 	s := r.snapshotOf("suite-s", source)
 	r.deleteVolume(source)
 	v := r.volumeFrom("suite-b", s.ID)
-	require.NoError(r, r.snapshotter.DeleteSnapshot(r.ctx, s.ID))
+	require.NoError(r, r.snapshotter.DeleteVolumeSnapshot(r.ctx, s.ID))
 	require.Equal(r, hello, r.read(v, len(hello), 0))
 	r.deleteVolume(v)
 }
@@ -203,17 +203,17 @@ func snapshotRefuses(r *run) {
 	r.needSnapshotter()
 	one, two := r.volume("suite-a"), r.volume("suite-b")
 	s := r.snapshotOf("suite-s", one)
-	_, err := r.snapshotter.CreateSnapshot(r.ctx, "suite-s", two)
+	_, err := r.snapshotter.CreateVolumeSnapshot(r.ctx, "suite-s", two)
 	require.True(r, errdefs.IsAlreadyExists(err), "the name with another source: %v", err)
-	_, err = r.snapshotter.CreateSnapshot(r.ctx, "suite-t", "suite-none")
+	_, err = r.snapshotter.CreateVolumeSnapshot(r.ctx, "suite-t", "suite-none")
 	require.True(r, errdefs.IsNotFound(err), "no such volume: %v", err)
-	_, err = r.snapshotter.CreateSnapshot(r.ctx, "", one)
+	_, err = r.snapshotter.CreateVolumeSnapshot(r.ctx, "", one)
 	require.True(r, errdefs.IsInvalidArgument(err), "no name: %v", err)
-	_, err = r.provisioner.CreateVolume(r.ctx, blockdev.CreateVolumeRequest{Name: "suite-c", SourceSnapshotID: "suite-none"})
+	_, err = r.provisioner.CreateVolume(r.ctx, blockdev.CreateVolumeRequest{Name: "suite-c", SourceVolumeSnapshotID: "suite-none"})
 	require.True(r, errdefs.IsNotFound(err), "no such snapshot: %v", err)
-	_, err = r.provisioner.CreateVolume(r.ctx, blockdev.CreateVolumeRequest{Name: "suite-c", SourceSnapshotID: s.ID, SizeBytes: s.SizeBytes / 2})
+	_, err = r.provisioner.CreateVolume(r.ctx, blockdev.CreateVolumeRequest{Name: "suite-c", SourceVolumeSnapshotID: s.ID, SizeBytes: s.SizeBytes / 2})
 	require.True(r, errdefs.IsInvalidArgument(err), "less than the snapshot: %v", err)
-	require.NoError(r, r.snapshotter.DeleteSnapshot(r.ctx, s.ID))
+	require.NoError(r, r.snapshotter.DeleteVolumeSnapshot(r.ctx, s.ID))
 	r.deleteVolume(one)
 	r.deleteVolume(two)
 }
@@ -225,18 +225,18 @@ func listSnapshots(r *run) {
 	for i := range 3 {
 		want[r.snapshotOf(fmt.Sprintf("suite-%d", i), source).ID] = true
 	}
-	list, err := r.snapshotter.ListSnapshots(r.ctx)
+	list, err := r.snapshotter.ListVolumeSnapshots(r.ctx)
 	require.NoError(r, err)
 	got := map[string]bool{}
 	for _, s := range list {
-		same, err := r.snapshotter.GetSnapshot(r.ctx, s.ID)
+		same, err := r.snapshotter.GetVolumeSnapshot(r.ctx, s.ID)
 		require.NoError(r, err)
 		require.Equal(r, same, s)
 		got[s.ID] = true
 	}
 	require.Equal(r, want, got)
 	for id := range want {
-		require.NoError(r, r.snapshotter.DeleteSnapshot(r.ctx, id))
+		require.NoError(r, r.snapshotter.DeleteVolumeSnapshot(r.ctx, id))
 	}
 	r.deleteVolume(source)
 }

@@ -117,7 +117,7 @@ type run struct {
 	driver blockdev.Attacher
 	// The roles that the driver has; the others are nil.
 	provisioner blockdev.Provisioner
-	snapshotter blockdev.Snapshotter
+	snapshotter blockdev.VolumeSnapshotter
 }
 
 func newRun(t *testing.T, cfg Config) *run {
@@ -127,14 +127,14 @@ func newRun(t *testing.T, cfg Config) *run {
 	t.Cleanup(cancel)
 	r.ctx = ctx
 	r.use(cfg.New(t))
-	require.Equal(t, r.snapshotter != nil, r.driver.Properties().VolumeSnapshots, "Properties.VolumeSnapshots must say whether the driver is a Snapshotter")
+	require.Equal(t, r.snapshotter != nil, r.driver.Properties().VolumeSnapshots, "Properties.VolumeSnapshots must say whether the driver is a VolumeSnapshotter")
 	return r
 }
 
 func (r *run) use(driver blockdev.Attacher) {
 	r.driver = driver
 	r.provisioner, _ = driver.(blockdev.Provisioner)
-	r.snapshotter, _ = driver.(blockdev.Snapshotter)
+	r.snapshotter, _ = driver.(blockdev.VolumeSnapshotter)
 }
 
 func (r *run) needProvisioner() {
@@ -220,7 +220,7 @@ func (r *run) readDevice(dev blockdev.Device, length int, offset int64) string {
 func (r *run) waitReady(s blockdev.VolumeSnapshot) blockdev.VolumeSnapshot {
 	r.Helper()
 	require.Eventually(r, func() bool {
-		got, err := r.snapshotter.GetSnapshot(r.ctx, s.ID)
+		got, err := r.snapshotter.GetVolumeSnapshot(r.ctx, s.ID)
 		require.NoError(r, err)
 		s = got
 		return s.ReadyToUse
@@ -240,7 +240,7 @@ func (r *run) expectNothing() {
 		require.Empty(r, volumes)
 	}
 	if r.snapshotter != nil {
-		snapshots, err := r.snapshotter.ListSnapshots(r.ctx)
+		snapshots, err := r.snapshotter.ListVolumeSnapshots(r.ctx)
 		require.NoError(r, err)
 		require.Empty(r, snapshots)
 	}

@@ -83,9 +83,9 @@ type shared struct {
 }
 
 var (
-	_ blockdev.Attacher    = (*Driver)(nil)
-	_ blockdev.Provisioner = (*Driver)(nil)
-	_ blockdev.Snapshotter = (*Driver)(nil)
+	_ blockdev.Attacher          = (*Driver)(nil)
+	_ blockdev.Provisioner       = (*Driver)(nil)
+	_ blockdev.VolumeSnapshotter = (*Driver)(nil)
 )
 
 // Open makes the directory and does nothing else: the CSI driver may come later, and leave for a while.

@@ -178,7 +178,7 @@ func TestLostAnswerAboutSnapshot(t *testing.T) {
 				} else {
 					f.set(lost, nil)
 				}
-				_, err := d.CreateSnapshot(t.Context(), "lost", source)
+				_, err := d.CreateVolumeSnapshot(t.Context(), "lost", source)
 				require.True(t, errdefs.IsUnavailable(err), "%v", err)
 				require.NoError(t, d.Close())
 				if !made {
@@ -186,18 +186,18 @@ func TestLostAnswerAboutSnapshot(t *testing.T) {
 				}
 
 				d = f.open(t, nil)
-				list, err := d.ListSnapshots(t.Context())
+				list, err := d.ListVolumeSnapshots(t.Context())
 				require.NoError(t, err)
 				if made {
 					require.Len(t, list, 1)
 					require.Equal(t, "lost", list[0].Name)
-					require.NoError(t, d.DeleteSnapshot(t.Context(), list[0].ID))
+					require.NoError(t, d.DeleteVolumeSnapshot(t.Context(), list[0].ID))
 				}
-				list, err = d.ListSnapshots(t.Context())
+				list, err = d.ListVolumeSnapshots(t.Context())
 				require.NoError(t, err)
 				require.Empty(t, list)
 				require.NoError(t, d.DeleteVolume(t.Context(), source))
-				left, err := f.driver.ListSnapshots(t.Context())
+				left, err := f.driver.ListVolumeSnapshots(t.Context())
 				require.NoError(t, err)
 				require.Empty(t, left)
 				require.Empty(t, leftovers(t, filepath.Join(f.dir, "node")))
@@ -211,12 +211,12 @@ func TestRepeatedAfterItsSnapshotHasGone(t *testing.T) {
 	f := newTap(t, loopcsi.Options{})
 	d := f.open(t, nil)
 	source := f.volume(t, d, "source")
-	s, err := d.CreateSnapshot(t.Context(), "s", source)
+	s, err := d.CreateVolumeSnapshot(t.Context(), "s", source)
 	require.NoError(t, err)
-	req := blockdev.CreateVolumeRequest{Name: "v", SourceSnapshotID: s.ID}
+	req := blockdev.CreateVolumeRequest{Name: "v", SourceVolumeSnapshotID: s.ID}
 	v, err := d.CreateVolume(t.Context(), req)
 	require.NoError(t, err)
-	require.NoError(t, d.DeleteSnapshot(t.Context(), s.ID))
+	require.NoError(t, d.DeleteVolumeSnapshot(t.Context(), s.ID))
 	again, err := d.CreateVolume(t.Context(), req)
 	require.NoError(t, err)
 	require.Equal(t, v, again)

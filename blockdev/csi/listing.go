@@ -87,8 +87,8 @@ func (d *finder) validate(ctx context.Context, volumeID string, volumeContext ma
 func merge(v *csi.Volume, rec volumeRecord) blockdev.Volume {
 	return blockdev.Volume{
 		ID: v.GetVolumeId(), Name: rec.Name,
-		SizeBytes:        cmp.Or(v.GetCapacityBytes(), rec.CapacityBytes, rec.SizeBytes),
-		SourceSnapshotID: cmp.Or(v.GetContentSource().GetSnapshot().GetSnapshotId(), rec.SourceSnapshotID),
+		SizeBytes:              cmp.Or(v.GetCapacityBytes(), rec.CapacityBytes, rec.SizeBytes),
+		SourceVolumeSnapshotID: cmp.Or(v.GetContentSource().GetSnapshot().GetSnapshotId(), rec.SourceSnapshotID),
 	}
 }
 

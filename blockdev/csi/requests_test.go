@@ -38,9 +38,9 @@ func TestRequestsHaveWhatIsConfigured(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, dev.ReadOnly, "though the driver attached it for writing")
 	require.NoError(t, d.Detach(t.Context(), id))
-	s, err := d.CreateSnapshot(t.Context(), "s", id)
+	s, err := d.CreateVolumeSnapshot(t.Context(), "s", id)
 	require.NoError(t, err)
-	require.NoError(t, d.DeleteSnapshot(t.Context(), s.ID))
+	require.NoError(t, d.DeleteVolumeSnapshot(t.Context(), s.ID))
 	require.NoError(t, d.DeleteVolume(t.Context(), id))
 
 	for method, want := range map[string]string{
@@ -76,7 +76,7 @@ func TestRestoreParametersAreForVolumesOfSnapshotsOnly(t *testing.T) {
 	f := newTap(t, loopcsi.Options{})
 	plain := f.open(t, nil)
 	id := f.volume(t, plain, "v")
-	s, err := plain.CreateSnapshot(t.Context(), "s", id)
+	s, err := plain.CreateVolumeSnapshot(t.Context(), "s", id)
 	require.NoError(t, err)
 	d := f.open(t, func(c *csi.Config) {
 		c.Directory += "-restore"
@@ -90,10 +90,10 @@ func TestRestoreParametersAreForVolumesOfSnapshotsOnly(t *testing.T) {
 		return asked.(*spec.CreateVolumeRequest).GetParameters()
 	}
 	require.Equal(t, map[string]string{"type": "gp3", "rate": "300"},
-		parameters(blockdev.CreateVolumeRequest{Name: "r", SizeBytes: mib, SourceSnapshotID: s.ID}))
+		parameters(blockdev.CreateVolumeRequest{Name: "r", SizeBytes: mib, SourceVolumeSnapshotID: s.ID}))
 	require.Equal(t, map[string]string{"type": "gp3", "rate": "0"},
 		parameters(blockdev.CreateVolumeRequest{Name: "e", SizeBytes: mib}), "what is configured is not changed by a restore before")
-	require.NoError(t, plain.DeleteSnapshot(t.Context(), s.ID))
+	require.NoError(t, plain.DeleteVolumeSnapshot(t.Context(), s.ID))
 	require.NoError(t, plain.DeleteVolume(t.Context(), id))
 }
 
@@ -143,7 +143,7 @@ func TestDriverThatDoesSomethingElse(t *testing.T) {
 	f := newTap(t, loopcsi.Options{})
 	d := f.open(t, nil)
 	id := f.volume(t, d, "v")
-	s, err := d.CreateSnapshot(t.Context(), "s", id)
+	s, err := d.CreateVolumeSnapshot(t.Context(), "s", id)
 	require.NoError(t, err)
 
 	f.set(func(_ string, req any) error {
@@ -152,7 +152,7 @@ func TestDriverThatDoesSomethingElse(t *testing.T) {
 		}
 		return nil
 	}, nil)
-	_, err = d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "blank", SourceSnapshotID: s.ID})
+	_, err = d.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "blank", SourceVolumeSnapshotID: s.ID})
 	require.True(t, errdefs.IsNotImplemented(err), "a blank volume in place of the snapshot's: %v", err)
 
 	f.set(func(_ string, req any) error {
@@ -179,7 +179,7 @@ func TestDriverThatDoesSomethingElse(t *testing.T) {
 	_, err = d.Attach(t.Context(), id, blockdev.AttachOptions{ReadOnly: true})
 	require.ErrorContains(t, err, "propagation")
 	f.set(nil, nil)
-	require.NoError(t, d.DeleteSnapshot(t.Context(), s.ID))
+	require.NoError(t, d.DeleteVolumeSnapshot(t.Context(), s.ID))
 	require.NoError(t, d.DeleteVolume(t.Context(), id), "a refused attachment is undone")
 	require.Empty(t, leftovers(t, filepath.Join(f.dir, "node")))
 }

@@ -36,8 +36,8 @@ type snapshotter struct {
 
 func snapshotKey(name string) string { return "snapshot named " + name }
 
-// CreateSnapshot returns as soon as the CSI driver does; whether the snapshot is ready, GetSnapshot tells.
-func (d *snapshotter) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
+// CreateVolumeSnapshot returns as soon as the CSI driver does; whether the snapshot is ready, GetVolumeSnapshot tells.
+func (d *snapshotter) CreateVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
 	var snapshot blockdev.VolumeSnapshot
 	err := checkName("snapshot", name)
 	if err == nil {
@@ -123,8 +123,8 @@ func (r snapshotRecord) join(s *csi.Snapshot) blockdev.VolumeSnapshot {
 	return out
 }
 
-// DeleteSnapshot deletes a volume snapshot of the CSI driver, made here or not.
-func (d *snapshotter) DeleteSnapshot(ctx context.Context, snapshotID string) error {
+// DeleteVolumeSnapshot deletes a volume snapshot of the CSI driver, made here or not.
+func (d *snapshotter) DeleteVolumeSnapshot(ctx context.Context, snapshotID string) error {
 	rec, found, err := d.recordOf(snapshotID)
 	key := snapshotID
 	if found {
@@ -164,10 +164,10 @@ func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID, name strin
 	return d.snapshots.remove(name)
 }
 
-// GetSnapshot finds a volume snapshot by its ID. A driver that can neither list nor get snapshots can only be asked
-// about those made here, by asking again to make them until they are ready: later that would bring back one that others
-// deleted.
-func (d *snapshotter) GetSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
+// GetVolumeSnapshot finds a volume snapshot by its ID. A driver that can neither list nor get snapshots can only be
+// asked about those made here, by asking again to make them until they are ready: later that would bring back one that
+// others deleted.
+func (d *snapshotter) GetVolumeSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
 	p, err := d.connect(ctx)
 	var s blockdev.VolumeSnapshot
 	if err == nil {
@@ -266,9 +266,9 @@ func (d *snapshotter) listSnapshots(ctx context.Context, snapshotID string) ([]*
 	return all, err
 }
 
-// ListSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here. Snapshots whose making
-// was interrupted are made for it: only so their IDs can be known.
-func (d *snapshotter) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+// ListVolumeSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here. Snapshots whose
+// making was interrupted are made for it: only so their IDs can be known.
+func (d *snapshotter) ListVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
 	list, err := d.allSnapshots(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)

@@ -37,10 +37,10 @@ func buildSnapshot(t *testing.T, d *csi.Driver) (snapshotID string, id layerdisk
 	require.NoError(t, err)
 	copyFile(t, file, dev.Path)
 	require.NoError(t, d.Detach(t.Context(), v.ID))
-	s, err := d.CreateSnapshot(t.Context(), "berth-snapshot-1", v.ID)
+	s, err := d.CreateVolumeSnapshot(t.Context(), "berth-snapshot-1", v.ID)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
-		s, err = d.GetSnapshot(t.Context(), s.ID)
+		s, err = d.GetVolumeSnapshot(t.Context(), s.ID)
 		require.NoError(t, err)
 		return s.ReadyToUse
 	}, 10*time.Second, 10*time.Millisecond)
@@ -123,7 +123,7 @@ func snapshotToNode(t *testing.T, options loopcsi.Options) {
 	require.NoError(t, s.Release(t.Context(), "another"))
 	_, err = s.Unstage(t.Context(), "app", stage.UnstageOptions{})
 	require.NoError(t, err)
-	require.NoError(t, builder.DeleteSnapshot(t.Context(), snapshotID))
+	require.NoError(t, builder.DeleteVolumeSnapshot(t.Context(), snapshotID))
 	p.expectNothing("builder", "node")
 }
 
@@ -170,7 +170,7 @@ func TestRestoreAfterReboot(t *testing.T) {
 	require.True(t, s.Disks()[0].Serving, "%v", s.Disks()[0].LastError)
 	_, err = s.Unstage(t.Context(), "app", stage.UnstageOptions{})
 	require.NoError(t, err)
-	require.NoError(t, builder.DeleteSnapshot(t.Context(), snapshotID))
+	require.NoError(t, builder.DeleteVolumeSnapshot(t.Context(), snapshotID))
 	p.expectNothing("builder", "node")
 }
 

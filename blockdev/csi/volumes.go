@@ -25,7 +25,7 @@ type volumeRecord struct {
 }
 
 func (r volumeRecord) volume() blockdev.Volume {
-	return blockdev.Volume{ID: r.ID, Name: r.Name, SizeBytes: cmp.Or(r.CapacityBytes, r.SizeBytes), SourceSnapshotID: r.SourceSnapshotID}
+	return blockdev.Volume{ID: r.ID, Name: r.Name, SizeBytes: cmp.Or(r.CapacityBytes, r.SizeBytes), SourceVolumeSnapshotID: r.SourceSnapshotID}
 }
 
 // provisioner makes, lists and deletes volumes.
@@ -52,7 +52,7 @@ func nameKey(name string) string { return "volume named " + name }
 func (d *provisioner) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	var volume blockdev.Volume
 	err := checkName("volume", req.Name)
-	if err == nil && (req.SizeBytes < 0 || req.SizeBytes == 0 && req.SourceSnapshotID == "") {
+	if err == nil && (req.SizeBytes < 0 || req.SizeBytes == 0 && req.SourceVolumeSnapshotID == "") {
 		err = fmt.Errorf("size of %d bytes: %w", req.SizeBytes, blockdev.ErrInvalid)
 	}
 	if err == nil {
@@ -75,18 +75,18 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 	if !p.volumes {
 		return blockdev.Volume{}, p.unsupported("it makes no volumes")
 	}
-	if req.SourceSnapshotID != "" && !p.snapshots {
+	if req.SourceVolumeSnapshotID != "" && !p.snapshots {
 		return blockdev.Volume{}, p.unsupported("it has no volume snapshots")
 	}
 	if v, err := d.known(ctx, p, req); err != nil || v.ID != "" {
 		return v, err
 	}
-	if req.SourceSnapshotID != "" && req.SizeBytes == 0 {
-		if req.SizeBytes, err = d.snapshots.sizeOf(ctx, p, req.SourceSnapshotID); err != nil {
+	if req.SourceVolumeSnapshotID != "" && req.SizeBytes == 0 {
+		if req.SizeBytes, err = d.snapshots.sizeOf(ctx, p, req.SourceVolumeSnapshotID); err != nil {
 			return blockdev.Volume{}, err
 		}
 	}
-	rec := volumeRecord{Name: req.Name, SizeBytes: req.SizeBytes, SourceSnapshotID: req.SourceSnapshotID, Parameters: req.Parameters}
+	rec := volumeRecord{Name: req.Name, SizeBytes: req.SizeBytes, SourceSnapshotID: req.SourceVolumeSnapshotID, Parameters: req.Parameters}
 	have, found, err := d.volumes.get(req.Name)
 	if err == nil && found {
 		rec, err = d.compare(ctx, p, have, rec)
@@ -104,7 +104,7 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 // known finds the volume if it was made here before: its snapshot may have gone since.
 func (d *provisioner) known(ctx context.Context, p *plugin, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	have, found, err := d.volumes.get(req.Name)
-	if err != nil || !found || have.ID == "" || have.SourceSnapshotID != req.SourceSnapshotID || req.SizeBytes != 0 && req.SizeBytes != have.SizeBytes {
+	if err != nil || !found || have.ID == "" || have.SourceSnapshotID != req.SourceVolumeSnapshotID || req.SizeBytes != 0 && req.SizeBytes != have.SizeBytes {
 		return blockdev.Volume{}, err
 	}
 	v, err := d.findVolume(ctx, p, have.ID)

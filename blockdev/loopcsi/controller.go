@@ -38,9 +38,9 @@ func (s *controller) ControllerGetCapabilities(context.Context, *csi.ControllerG
 
 func (s *controller) describe(v blockdev.Volume) *csi.Volume {
 	out := &csi.Volume{VolumeId: v.ID, CapacityBytes: v.SizeBytes, AccessibleTopology: []*csi.Topology{s.topology()}}
-	if v.SourceSnapshotID != "" {
+	if v.SourceVolumeSnapshotID != "" {
 		out.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
-			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: v.SourceSnapshotID},
+			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: v.SourceVolumeSnapshotID},
 		}}
 	}
 	return out
@@ -77,7 +77,7 @@ func (s *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 	}
 	atLeast := int64(0)
 	if snapshotID != "" {
-		snapshot, err := s.driver.GetSnapshot(ctx, snapshotID)
+		snapshot, err := s.driver.GetVolumeSnapshot(ctx, snapshotID)
 		if err != nil {
 			return nil, toStatus(err)
 		}
@@ -90,7 +90,7 @@ func (s *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 	if err != nil {
 		return nil, err
 	}
-	v, err = s.driver.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: name, SizeBytes: bytes, SourceSnapshotID: snapshotID})
+	v, err = s.driver.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: name, SizeBytes: bytes, SourceVolumeSnapshotID: snapshotID})
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -108,8 +108,8 @@ func (s *controller) existing(ctx context.Context, name string, r *csi.CapacityR
 		return blockdev.Volume{}, toStatus(err)
 	}
 	low, high := r.GetRequiredBytes(), r.GetLimitBytes()
-	if v.SizeBytes < low || high > 0 && v.SizeBytes > high || v.SourceSnapshotID != snapshotID {
-		return blockdev.Volume{}, status.Errorf(codes.AlreadyExists, "volume %s exists with %d bytes, made from %q", v.ID, v.SizeBytes, v.SourceSnapshotID)
+	if v.SizeBytes < low || high > 0 && v.SizeBytes > high || v.SourceVolumeSnapshotID != snapshotID {
+		return blockdev.Volume{}, status.Errorf(codes.AlreadyExists, "volume %s exists with %d bytes, made from %q", v.ID, v.SizeBytes, v.SourceVolumeSnapshotID)
 	}
 	return v, nil
 }

@@ -45,12 +45,12 @@ func (s *controller) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshot
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.driver.GetSnapshot(ctx, name); gone(err) {
+	if _, err := s.driver.GetVolumeSnapshot(ctx, name); gone(err) {
 		if _, err := s.volume(ctx, req.GetSourceVolumeId()); err != nil {
 			return nil, err
 		}
 	}
-	snapshot, err := s.driver.CreateSnapshot(ctx, name, req.GetSourceVolumeId())
+	snapshot, err := s.driver.CreateVolumeSnapshot(ctx, name, req.GetSourceVolumeId())
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -65,7 +65,7 @@ func (s *controller) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshot
 	if err := require("snapshot_id", req.GetSnapshotId()); err != nil {
 		return nil, err
 	}
-	if err := s.driver.DeleteSnapshot(ctx, req.GetSnapshotId()); err != nil {
+	if err := s.driver.DeleteVolumeSnapshot(ctx, req.GetSnapshotId()); err != nil {
 		return nil, toStatus(err)
 	}
 	return &csi.DeleteSnapshotResponse{}, nil
@@ -76,7 +76,7 @@ func (s *controller) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRe
 	if s.without[Snapshots] || s.without[List] {
 		return nil, status.Error(codes.Unimplemented, "volume snapshots cannot be listed")
 	}
-	all, err := s.driver.ListSnapshots(ctx)
+	all, err := s.driver.ListVolumeSnapshots(ctx)
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -106,7 +106,7 @@ func (s *controller) GetSnapshot(ctx context.Context, req *csi.GetSnapshotReques
 	if err := require("snapshot_id", req.GetSnapshotId()); err != nil {
 		return nil, err
 	}
-	v, err := s.driver.GetSnapshot(ctx, req.GetSnapshotId())
+	v, err := s.driver.GetVolumeSnapshot(ctx, req.GetSnapshotId())
 	if err != nil {
 		return nil, toStatus(err)
 	}

@@ -40,7 +40,7 @@ func newStoreAt(t *testing.T, dir string) *store {
 	_, err := s.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "v", SizeBytes: diskBytes})
 	require.NoError(t, err)
 	s.write("v", s.data)
-	_, err = s.CreateSnapshot(t.Context(), "s", "v")
+	_, err = s.CreateVolumeSnapshot(t.Context(), "s", "v")
 	require.NoError(t, err)
 	return s
 }
@@ -51,7 +51,7 @@ func (s *store) snapshot(name string) string { return filepath.Join(s.dir, "snap
 
 func (s *store) restore(name string) {
 	s.Helper()
-	v, err := s.CreateVolume(s.Context(), blockdev.CreateVolumeRequest{Name: name, SourceSnapshotID: "s"})
+	v, err := s.CreateVolume(s.Context(), blockdev.CreateVolumeRequest{Name: name, SourceVolumeSnapshotID: "s"})
 	require.NoError(s, err)
 	require.EqualValues(s, diskBytes, v.SizeBytes)
 }
@@ -142,7 +142,7 @@ func TestCopiedOnlyForWriting(t *testing.T) {
 	s.expect(a.Path, "")
 	s.expect(s.snapshot("s"), "")
 
-	require.NoError(t, s.DeleteSnapshot(t.Context(), "s"))
+	require.NoError(t, s.DeleteVolumeSnapshot(t.Context(), "s"))
 	s.expect(a.Path, "")
 	require.NoError(t, s.Detach(t.Context(), "a"))
 	last := stat(t, s.volume("a")).Ino
@@ -153,7 +153,7 @@ func TestCopiedOnlyForWriting(t *testing.T) {
 
 func TestLargerVolumeIsCopied(t *testing.T) {
 	s := newStore(t)
-	v, err := s.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "large", SourceSnapshotID: "s", SizeBytes: 2 * diskBytes})
+	v, err := s.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "large", SourceVolumeSnapshotID: "s", SizeBytes: 2 * diskBytes})
 	require.NoError(t, err)
 	require.EqualValues(t, 2*diskBytes, v.SizeBytes)
 	require.False(t, sameFile(t, s.snapshot("s"), s.volume("large")))
@@ -176,7 +176,7 @@ func TestFileThatOthersMayWriteIsCopied(t *testing.T) {
 	for name, readonly := range map[string]bool{"writable": false, "refuses": true} {
 		_, err := device.SetReadOnly(other.Path, readonly)
 		require.NoError(t, err)
-		_, err = s.CreateSnapshot(t.Context(), name, "v")
+		_, err = s.CreateVolumeSnapshot(t.Context(), name, "v")
 		require.NoError(t, err)
 		require.False(t, sameFile(t, s.snapshot(name), s.volume("v")))
 		s.expect(s.snapshot(name), "own")
@@ -190,7 +190,7 @@ func TestFileWhoseNameIsGoneIsCopied(t *testing.T) {
 	path := s.snapshot("s")
 	dev := s.attach(path, true)
 	s.restore("a")
-	require.NoError(t, s.DeleteSnapshot(t.Context(), "s"))
+	require.NoError(t, s.DeleteVolumeSnapshot(t.Context(), "s"))
 	require.EqualValues(t, 1, stat(t, s.volume("a")).Nlink)
 	s.write("a", []byte("changed"))
 	s.expect(s.volume("a"), "changed")
@@ -292,11 +292,11 @@ const (
 func operations() map[string]func(context.Context, *loopdev.Driver) error {
 	return map[string]func(context.Context, *loopdev.Driver) error{
 		"freeze": func(ctx context.Context, d *loopdev.Driver) error {
-			_, err := d.CreateSnapshot(ctx, "second", "v")
+			_, err := d.CreateVolumeSnapshot(ctx, "second", "v")
 			return err
 		},
 		"restore": func(ctx context.Context, d *loopdev.Driver) error {
-			_, err := d.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: "new", SourceSnapshotID: "s"})
+			_, err := d.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: "new", SourceVolumeSnapshotID: "s"})
 			return err
 		},
 		"write": func(ctx context.Context, d *loopdev.Driver) error {

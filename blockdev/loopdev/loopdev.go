@@ -50,9 +50,9 @@ type Driver struct {
 }
 
 var (
-	_ blockdev.Attacher    = (*Driver)(nil)
-	_ blockdev.Provisioner = (*Driver)(nil)
-	_ blockdev.Snapshotter = (*Driver)(nil)
+	_ blockdev.Attacher          = (*Driver)(nil)
+	_ blockdev.Provisioner       = (*Driver)(nil)
+	_ blockdev.VolumeSnapshotter = (*Driver)(nil)
 )
 
 const (

@@ -20,7 +20,7 @@ const blockBytes = 4096
 func (d *Driver) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
 	var volume blockdev.Volume
 	err := checkName("volume", req.Name)
-	if err == nil && (req.SizeBytes < 0 || req.SizeBytes == 0 && req.SourceSnapshotID == "") {
+	if err == nil && (req.SizeBytes < 0 || req.SizeBytes == 0 && req.SourceVolumeSnapshotID == "") {
 		err = fmt.Errorf("size of %d bytes: %w", req.SizeBytes, blockdev.ErrInvalid)
 	}
 	if err == nil {
@@ -39,7 +39,7 @@ func (d *Driver) createVolume(ctx context.Context, req blockdev.CreateVolumeRequ
 	size := (req.SizeBytes + blockBytes - 1) / blockBytes * blockBytes
 	have, err := d.load(volumesDir, req.Name)
 	if err == nil {
-		if have.Source != req.SourceSnapshotID || size != 0 && size != have.sizeBytes {
+		if have.Source != req.SourceVolumeSnapshotID || size != 0 && size != have.sizeBytes {
 			return blockdev.Volume{}, fmt.Errorf("it has %d bytes and source %q: %w", have.sizeBytes, have.Source, blockdev.ErrExists)
 		}
 		return volumeOf(req.Name, have), nil
@@ -47,13 +47,13 @@ func (d *Driver) createVolume(ctx context.Context, req blockdev.CreateVolumeRequ
 	if !errors.Is(err, blockdev.ErrNotFound) {
 		return blockdev.Volume{}, err
 	}
-	if req.SourceSnapshotID == "" {
+	if req.SourceVolumeSnapshotID == "" {
 		err = d.make(volumesDir, req.Name, meta{Created: time.Now().UTC()}, func(path string) error {
 			return writeSynced(path, func(f *os.File) error { return f.Truncate(size) })
 		})
 	} else {
-		err = d.keys.Do(ctx, snapshotKey(req.SourceSnapshotID), func() error {
-			return d.createFrom(ctx, req.Name, req.SourceSnapshotID, size)
+		err = d.keys.Do(ctx, snapshotKey(req.SourceVolumeSnapshotID), func() error {
+			return d.createFrom(ctx, req.Name, req.SourceVolumeSnapshotID, size)
 		})
 	}
 	if err != nil {
@@ -84,7 +84,7 @@ func (d *Driver) createFrom(ctx context.Context, name, snapshotID string, size i
 }
 
 func volumeOf(name string, o object) blockdev.Volume {
-	return blockdev.Volume{ID: name, Name: name, SizeBytes: o.sizeBytes, SourceSnapshotID: o.Source}
+	return blockdev.Volume{ID: name, Name: name, SizeBytes: o.sizeBytes, SourceVolumeSnapshotID: o.Source}
 }
 
 // DeleteVolume deletes a volume that this driver made. One that the user brought is ErrUnsupported.
@@ -158,10 +158,10 @@ func (d *Driver) each(ctx context.Context, kind string, do func(string, object))
 	return nil
 }
 
-// CreateSnapshot freezes what a volume holds that is not attached for writing: what is written may be still on its way
-// to the file. The snapshot is ready when it returns, and changes no more when the volume is written to later: see
-// Attach. A snapshot ID is the snapshot's name.
-func (d *Driver) CreateSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
+// CreateVolumeSnapshot freezes what a volume holds that is not attached for writing: what is written may be still on
+// its way to the file. The snapshot is ready when it returns, and changes no more when the volume is written to later:
+// see Attach. A snapshot ID is the snapshot's name.
+func (d *Driver) CreateVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
 	var snapshot blockdev.VolumeSnapshot
 	err := checkName("snapshot", name)
 	if err == nil && filepath.IsAbs(sourceVolumeID) {
@@ -217,8 +217,8 @@ func snapshotOf(name string, o object) blockdev.VolumeSnapshot {
 	return blockdev.VolumeSnapshot{ID: name, Name: name, SourceVolumeID: o.Source, SizeBytes: o.sizeBytes, Created: o.Created, ReadyToUse: true}
 }
 
-// DeleteSnapshot deletes a snapshot. Volumes made from it keep what they have.
-func (d *Driver) DeleteSnapshot(ctx context.Context, snapshotID string) error {
+// DeleteVolumeSnapshot deletes a snapshot. Volumes made from it keep what they have.
+func (d *Driver) DeleteVolumeSnapshot(ctx context.Context, snapshotID string) error {
 	if checkName("snapshot", snapshotID) != nil {
 		return nil //nolint:nilerr // there can be none
 	}
@@ -229,8 +229,8 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, snapshotID string) error {
 	return nil
 }
 
-// GetSnapshot finds a snapshot by its ID.
-func (d *Driver) GetSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
+// GetVolumeSnapshot finds a snapshot by its ID.
+func (d *Driver) GetVolumeSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
 	o, err := d.get(ctx, snapshotsDir, snapshotID)
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, fmt.Errorf("get snapshot %s: %w", snapshotID, err)
@@ -238,8 +238,8 @@ func (d *Driver) GetSnapshot(ctx context.Context, snapshotID string) (blockdev.V
 	return snapshotOf(snapshotID, o), nil
 }
 
-// ListSnapshots lists the snapshots by name.
-func (d *Driver) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+// ListVolumeSnapshots lists the snapshots by name.
+func (d *Driver) ListVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
 	var list []blockdev.VolumeSnapshot
 	err := d.each(ctx, snapshotsDir, func(name string, o object) { list = append(list, snapshotOf(name, o)) })
 	if err != nil {

@@ -49,7 +49,7 @@ func (p *process) builtSnapshot(driver *loopdev.Driver) (blockdev.VolumeSnapshot
 	_, err = f.Write(data)
 	require.NoError(p.t, err)
 	require.NoError(p.t, f.Close())
-	snapshot, err := driver.CreateSnapshot(p.t.Context(), "app", v.ID)
+	snapshot, err := driver.CreateVolumeSnapshot(p.t.Context(), "app", v.ID)
 	require.NoError(p.t, err)
 	require.NoError(p.t, driver.DeleteVolume(p.t.Context(), v.ID))
 	return snapshot, id
@@ -98,7 +98,7 @@ func TestAttachVolumeSnapshotByHand(t *testing.T) {
 	require.Equal(t, snapshot.ID, resp.GetDisk().GetSnapshotId())
 	require.Len(t, volumes(), 1)
 	require.Equal(t, resp.GetDisk().GetVolumeId(), volumes()[0].ID)
-	require.Equal(t, snapshot.ID, volumes()[0].SourceSnapshotID)
+	require.Equal(t, snapshot.ID, volumes()[0].SourceVolumeSnapshotID)
 
 	p.stop()
 	p.start()

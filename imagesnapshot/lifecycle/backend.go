@@ -19,7 +19,7 @@ import (
 type Backend struct {
 	Provisioner blockdev.Provisioner
 	Attacher    blockdev.Attacher
-	Snapshotter blockdev.Snapshotter
+	Snapshotter blockdev.VolumeSnapshotter
 	// Flash may be nil.
 	Flash FlashSnapshotter
 	// Check says why the storage cannot keep image snapshots, before anything is made in it; nil is that it can. Its

@@ -30,7 +30,7 @@ func requireEmpty(t *testing.T, f *blockdevtest.Fake) {
 	volumes, err := f.ListVolumes(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, volumes)
-	snapshots, err := f.ListSnapshots(t.Context())
+	snapshots, err := f.ListVolumeSnapshots(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, snapshots)
 }
@@ -76,7 +76,7 @@ func TestDriverChanges(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, lifecycle.SweepReport{}, report)
 		require.Equal(t, one, w.get("one"))
-		_, err = first.GetSnapshot(t.Context(), one.Status.VolumeSnapshotID)
+		_, err = first.GetVolumeSnapshot(t.Context(), one.Status.VolumeSnapshotID)
 		require.NoError(t, err)
 
 		_, err = w.engine.Update(t.Context(), lifecycle.UpdateRequest{NameOrID: "one", Spec: one.Spec, Rebuild: true})
@@ -299,7 +299,7 @@ func TestReuseInStorageThatRoundsUp(t *testing.T) {
 func TestBaseIsRefused(t *testing.T) {
 	for _, class := range []error{blockdev.ErrNotFound, blockdev.ErrInvalid, blockdev.ErrUnsupported} {
 		a := &asked{change: func(req *blockdev.CreateVolumeRequest) error {
-			if req.SourceSnapshotID != "" {
+			if req.SourceVolumeSnapshotID != "" {
 				return class
 			}
 			return nil
@@ -324,7 +324,7 @@ func TestVolumeThatStaysWithItsSnapshots(t *testing.T) {
 	a, refused := &asked{}, 0
 	newWorld(t, func(w *world) {
 		a.remove = func(id string) error {
-			list, err := w.fake.ListSnapshots(t.Context())
+			list, err := w.fake.ListVolumeSnapshots(t.Context())
 			if slices.ContainsFunc(list, func(v blockdev.VolumeSnapshot) bool { return v.SourceVolumeID == id }) {
 				refused++
 				err = errors.Join(err, fmt.Errorf("volume has dependent snapshots: %w", blockdev.ErrInUse))
@@ -346,9 +346,9 @@ func TestVolumeThatStaysWithItsSnapshots(t *testing.T) {
 }
 
 // deaf is storage that cannot be asked what it has.
-type deaf struct{ blockdev.Snapshotter }
+type deaf struct{ blockdev.VolumeSnapshotter }
 
-func (deaf) ListSnapshots(context.Context) ([]blockdev.VolumeSnapshot, error) {
+func (deaf) ListVolumeSnapshots(context.Context) ([]blockdev.VolumeSnapshot, error) {
 	return nil, fmt.Errorf("no answer: %w", blockdev.ErrFailed)
 }
 

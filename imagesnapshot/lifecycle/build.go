@@ -156,7 +156,7 @@ func (r *run) makeVolume(ctx context.Context, s *imagesnapshot.ImageSnapshot) er
 	var volume blockdev.Volume
 	err = retry.Do(ctx, func(ctx context.Context) (err error) {
 		volume, err = b.Provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{
-			Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceSnapshotID: w.BaseVolumeSnapshotID, Parameters: volumeParameters(s, b),
+			Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceVolumeSnapshotID: w.BaseVolumeSnapshotID, Parameters: volumeParameters(s, b),
 		})
 		return err
 	})

@@ -70,7 +70,7 @@ func TestAsNeeded(t *testing.T) {
 
 // TestStorageFaults: what passes is waited for, what does not ends the work.
 func TestStorageFaults(t *testing.T) {
-	for _, op := range []string{"CreateVolume", "Attach", "Detach", "CreateSnapshot", "GetSnapshot", "DeleteVolume"} {
+	for _, op := range []string{"CreateVolume", "Attach", "Detach", "CreateVolumeSnapshot", "GetVolumeSnapshot", "DeleteVolume"} {
 		t.Run(op, func(t *testing.T) {
 			newWorld(t, func(w *world) {
 				w.fake.Plan(blockdevtest.Fault{Op: op, Times: 20, Err: blockdev.ErrThrottled})
@@ -90,7 +90,7 @@ func TestStorageFaults(t *testing.T) {
 			})
 		})
 	}
-	for _, op := range []string{"CreateVolume", "Attach", "CreateSnapshot"} {
+	for _, op := range []string{"CreateVolume", "Attach", "CreateVolumeSnapshot"} {
 		t.Run(op+" for good", func(t *testing.T) {
 			newWorld(t, func(w *world) {
 				w.fake.Plan(blockdevtest.Fault{Op: op, Err: blockdev.ErrUnsupported})

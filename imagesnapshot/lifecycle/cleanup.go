@@ -146,7 +146,7 @@ func (e *Engine) discardSnapshot(ctx context.Context, l imagesnapshot.Leftover) 
 	}
 	id := l.VolumeSnapshotID
 	if id == "" {
-		list, err := b.Snapshotter.ListSnapshots(ctx)
+		list, err := b.Snapshotter.ListVolumeSnapshots(ctx)
 		if err != nil {
 			return fmt.Errorf("find volume snapshot %s: %w", l.VolumeSnapshotName, err)
 		}
@@ -159,7 +159,7 @@ func (e *Engine) discardSnapshot(ctx context.Context, l imagesnapshot.Leftover) 
 	if id == "" {
 		return nil
 	}
-	return retry.Do(ctx, func(ctx context.Context) error { return b.Snapshotter.DeleteSnapshot(ctx, id) })
+	return retry.Do(ctx, func(ctx context.Context) error { return b.Snapshotter.DeleteVolumeSnapshot(ctx, id) })
 }
 
 // dropIndexes forgets the indexes that no image snapshot refers to.

@@ -123,25 +123,25 @@ func (s storage) late(v blockdev.VolumeSnapshot, err error) (blockdev.VolumeSnap
 	return v, err
 }
 
-func (s storage) CreateSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
-	return through(s.gate, func() (blockdev.VolumeSnapshot, error) { return s.late(s.fake.CreateSnapshot(ctx, name, volume)) })
+func (s storage) CreateVolumeSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
+	return through(s.gate, func() (blockdev.VolumeSnapshot, error) { return s.late(s.fake.CreateVolumeSnapshot(ctx, name, volume)) })
 }
 
-func (s storage) DeleteSnapshot(ctx context.Context, id string) error {
-	return s.pass(func() error { return s.fake.DeleteSnapshot(ctx, id) })
+func (s storage) DeleteVolumeSnapshot(ctx context.Context, id string) error {
+	return s.pass(func() error { return s.fake.DeleteVolumeSnapshot(ctx, id) })
 }
 
-func (s storage) GetSnapshot(ctx context.Context, id string) (blockdev.VolumeSnapshot, error) {
-	return through(s.gate, func() (blockdev.VolumeSnapshot, error) { return s.late(s.fake.GetSnapshot(ctx, id)) })
+func (s storage) GetVolumeSnapshot(ctx context.Context, id string) (blockdev.VolumeSnapshot, error) {
+	return through(s.gate, func() (blockdev.VolumeSnapshot, error) { return s.late(s.fake.GetVolumeSnapshot(ctx, id)) })
 }
 
-func (s storage) ListSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
-	return through(s.gate, func() ([]blockdev.VolumeSnapshot, error) { return s.fake.ListSnapshots(ctx) })
+func (s storage) ListVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+	return through(s.gate, func() ([]blockdev.VolumeSnapshot, error) { return s.fake.ListVolumeSnapshots(ctx) })
 }
 
 // CreateFlashSnapshot is ready at once.
 func (s storage) CreateFlashSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
-	return through(s.gate, func() (blockdev.VolumeSnapshot, error) { return s.fake.CreateSnapshot(ctx, name, volume) })
+	return through(s.gate, func() (blockdev.VolumeSnapshot, error) { return s.fake.CreateVolumeSnapshot(ctx, name, volume) })
 }
 
 // gatedStore is a store behind a gate.

@@ -45,7 +45,7 @@ func (r *run) takeSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot)
 		v := &w.Built.VolumeSnapshots[i]
 		var made blockdev.VolumeSnapshot
 		err := retry.Do(ctx, func(ctx context.Context) (err error) {
-			made, err = b.Snapshotter.CreateSnapshot(ctx, v.Name, w.VolumeID)
+			made, err = b.Snapshotter.CreateVolumeSnapshot(ctx, v.Name, w.VolumeID)
 			return err
 		})
 		if err != nil {
@@ -135,7 +135,7 @@ func (r *run) awaitSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot
 		}
 		var found blockdev.VolumeSnapshot
 		err := retry.Do(ctx, func(ctx context.Context) (err error) {
-			found, err = b.Snapshotter.GetSnapshot(ctx, v.ID)
+			found, err = b.Snapshotter.GetVolumeSnapshot(ctx, v.ID)
 			return err
 		})
 		if err != nil {

@@ -120,7 +120,7 @@ func (e *Engine) inStorage(ctx context.Context, drivers []string) (inventory, er
 
 func (i *inventory) look(ctx context.Context, driver string, b Backend, n names) error {
 	// Snapshots first, as they are to be deleted first; see discardAll.
-	list, err := b.Snapshotter.ListSnapshots(ctx)
+	list, err := b.Snapshotter.ListVolumeSnapshots(ctx)
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnaps
 			continue
 		}
 		// The list may be older than the object.
-		if _, err := b.Snapshotter.GetSnapshot(ctx, v.ID); err == nil {
+		if _, err := b.Snapshotter.GetVolumeSnapshot(ctx, v.ID); err == nil {
 			continue
 		} else if !errdefs.IsNotFound(err) {
 			return false, err

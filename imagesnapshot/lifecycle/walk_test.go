@@ -66,7 +66,7 @@ func newWalker(w *walk.Walk) *walker {
 	for i, name := range []string{"other", "berth-000000000000-v-00000000000000000000000000000000-1"} {
 		v, err := fake.CreateVolume(w.Context(), blockdev.CreateVolumeRequest{Name: name, SizeBytes: 4096})
 		require.NoError(w, err)
-		s, err := fake.CreateSnapshot(w.Context(), name, v.ID)
+		s, err := fake.CreateVolumeSnapshot(w.Context(), name, v.ID)
 		require.NoError(w, err)
 		n.foreign[v.ID], n.foreign[s.ID] = true, true
 		if i == 0 {
@@ -230,7 +230,7 @@ func (n *walker) takeAway() {
 // takeAnswers has the next call of each kind be done and not answered.
 func (n *walker) takeAnswers() {
 	var plan []blockdevtest.Fault
-	for _, op := range []string{"CreateVolume", "CreateSnapshot", "DeleteVolume", "DeleteSnapshot", "Attach", "Detach"} {
+	for _, op := range []string{"CreateVolume", "CreateVolumeSnapshot", "DeleteVolume", "DeleteVolumeSnapshot", "Attach", "Detach"} {
 		plan = append(plan, blockdevtest.Fault{Op: op, Times: 1, Err: blockdev.ErrFailed, Done: true})
 	}
 	n.Note("the next call of each kind is done and ends with an error")

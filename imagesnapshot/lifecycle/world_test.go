@@ -181,7 +181,7 @@ func (w *world) requireStorage(want ...*imagesnapshot.ImageSnapshot) {
 			digests = append(digests, d)
 		}
 	}
-	list, err := w.fake.ListSnapshots(w.Context())
+	list, err := w.fake.ListVolumeSnapshots(w.Context())
 	require.NoError(w, err)
 	for _, v := range list {
 		got = append(got, v.ID)
@@ -201,7 +201,7 @@ func (w *world) requireContent(s *imagesnapshot.ImageSnapshot) {
 	encoded, err := w.store.GetIndex(w.Context(), s.Status.Identity.IndexDigest)
 	require.NoError(w, err)
 	for _, snap := range s.Status.VolumeSnapshots {
-		v, err := w.fake.CreateVolume(w.Context(), blockdev.CreateVolumeRequest{Name: "look", SourceSnapshotID: snap.ID})
+		v, err := w.fake.CreateVolume(w.Context(), blockdev.CreateVolumeRequest{Name: "look", SourceVolumeSnapshotID: snap.ID})
 		require.NoError(w, err)
 		dev, err := w.fake.Attach(w.Context(), v.ID, blockdev.AttachOptions{ReadOnly: true})
 		require.NoError(w, err)

@@ -158,7 +158,7 @@ func faultAt(t *testing.T, fault blockdevtest.Fault) {
 	c := newCloud(t, nil)
 	defer c.close()
 	v := c.sys.volume(t, "one", "a")
-	s, err := c.driver.CreateSnapshot(t.Context(), "s", v.ID)
+	s, err := c.driver.CreateVolumeSnapshot(t.Context(), "s", v.ID)
 	require.NoError(t, err)
 	// CreateVolume, Attached, Attach; then Detach, DeleteVolume.
 	c.driver.Plan(fault)
@@ -279,7 +279,7 @@ func TestSickDiskIsReplacedByAnother(t *testing.T) {
 		c.sys.setSick(nil)
 
 		// A copy of the disk may take its place, and its holders with it.
-		snapshot, err := c.driver.CreateSnapshot(t.Context(), "s", v.ID)
+		snapshot, err := c.driver.CreateVolumeSnapshot(t.Context(), "s", v.ID)
 		require.NoError(t, err)
 		copied, err := c.Stage(t.Context(), Spec{Name: "copy", Driver: "cloud", SnapshotID: snapshot.ID})
 		require.NoError(t, err)

@@ -60,7 +60,7 @@ func (n *node) source(snapshot bool) (Spec, layerdisk.Identity) {
 	_, err = n.driver.CreateVolume(n.t.Context(), blockdev.CreateVolumeRequest{Name: "built", SizeBytes: int64(len(data))})
 	require.NoError(n.t, err)
 	require.NoError(n.t, os.WriteFile(filepath.Join(n.dir, "loop/volumes/built/disk"), data, 0o600))
-	_, err = n.driver.CreateSnapshot(n.t.Context(), "frozen", "built")
+	_, err = n.driver.CreateVolumeSnapshot(n.t.Context(), "frozen", "built")
 	require.NoError(n.t, err)
 	return Spec{Name: "one", Driver: "loop", SnapshotID: "frozen"}, id
 }

@@ -54,7 +54,7 @@ func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) e
 }
 
 func makeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec record) (blockdev.Volume, error) {
-	return provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: rec.VolumeName, SourceSnapshotID: rec.Spec.SnapshotID})
+	return provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: rec.VolumeName, SourceVolumeSnapshotID: rec.Spec.SnapshotID})
 }
 
 // refused says that an answer to a request for a volume is that there will be none. After any other error there may be

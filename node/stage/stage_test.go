@@ -265,7 +265,7 @@ func TestStageFromSnapshot(t *testing.T) {
 	require.ErrorIs(t, err, blockdev.ErrInUse, "who writes to it must not lose the device")
 	require.NoError(t, os.WriteFile(dev.Path, data, 0o600))
 	require.NoError(t, n.driver.Detach(t.Context(), volume.ID))
-	snapshot, err := n.driver.CreateSnapshot(t.Context(), "frozen", volume.ID)
+	snapshot, err := n.driver.CreateVolumeSnapshot(t.Context(), "frozen", volume.ID)
 	require.NoError(t, err)
 
 	status, err := n.Stage(t.Context(), Spec{Name: "one", Driver: "loop", SnapshotID: snapshot.ID})

@@ -134,7 +134,7 @@ func (n *walker) source(driver, label string) {
 	_, err = c.WriteAt([]byte(label), 0)
 	require.NoError(n, err)
 	require.NoError(n, fake.Detach(n.Context(), v.ID))
-	s, err := fake.CreateSnapshot(n.Context(), "snapshot-"+label, v.ID)
+	s, err := fake.CreateVolumeSnapshot(n.Context(), "snapshot-"+label, v.ID)
 	require.NoError(n, err)
 	for _, spec := range []Spec{
 		{Name: driver + "-" + label + "-v", Driver: driver, VolumeID: v.ID, Expect: n.m.ids[label]},

@@ -191,14 +191,14 @@ func (s scaled) CreateVolume(ctx context.Context, req blockdev.CreateVolumeReque
 	return v, err
 }
 
-func (s scaled) CreateSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
-	v, err := s.Fake.CreateSnapshot(ctx, name, volume)
+func (s scaled) CreateVolumeSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
+	v, err := s.Fake.CreateVolumeSnapshot(ctx, name, volume)
 	v.SizeBytes *= scale
 	return v, err
 }
 
-func (s scaled) GetSnapshot(ctx context.Context, id string) (blockdev.VolumeSnapshot, error) {
-	v, err := s.Fake.GetSnapshot(ctx, id)
+func (s scaled) GetVolumeSnapshot(ctx context.Context, id string) (blockdev.VolumeSnapshot, error) {
+	v, err := s.Fake.GetVolumeSnapshot(ctx, id)
 	v.SizeBytes *= scale
 	return v, err
 }

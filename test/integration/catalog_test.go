@@ -70,7 +70,7 @@ func (n *node) volumeSnapshot(name, disk string) catalog.Source {
 	require.NoError(n, f.Sync())
 	require.NoError(n, f.Close())
 	require.NoError(n, driver.Detach(n.Context(), v.ID))
-	s, err := driver.CreateSnapshot(n.Context(), name+"-snapshot", v.ID)
+	s, err := driver.CreateVolumeSnapshot(n.Context(), name+"-snapshot", v.ID)
 	require.NoError(n, err)
 	require.NoError(n, driver.DeleteVolume(n.Context(), v.ID))
 	return catalog.Source{Driver: "loop", VolumeSnapshotID: s.ID}

@@ -48,7 +48,7 @@ func (n *node) buildSnapshot(builder *csi.Driver, p pushed) string {
 	require.NoError(n, err)
 	n.registry.Reset()
 	require.NoError(n, builder.Detach(n.Context(), v.ID))
-	s, err := builder.CreateSnapshot(n.Context(), "app", v.ID)
+	s, err := builder.CreateVolumeSnapshot(n.Context(), "app", v.ID)
 	require.NoError(n, err)
 	require.True(n, s.ReadyToUse)
 	require.NoError(n, builder.DeleteVolume(n.Context(), v.ID))
@@ -88,7 +88,7 @@ func TestCSIVolumeSnapshot(t *testing.T) {
 		_, err := n.berthd.CLI(t.Context(), "detach", "d")
 		return err
 	})
-	require.NoError(t, builder.DeleteSnapshot(t.Context(), snapshotID))
+	require.NoError(t, builder.DeleteVolumeSnapshot(t.Context(), snapshotID))
 	for _, kind := range []string{"volumes", "snapshots", "attachments"} {
 		left, err := os.ReadDir(filepath.Join(storage, kind))
 		require.NoError(t, err)
