@@ -14,6 +14,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// committer turns active snapshots into committed ones.
+type committer struct {
+	rows     rows
+	stacks   *stacks
+	holds    *holds
+	observer Observer
+	step     func(string)
+}
+
 // Commit implements snapshots.Snapshotter. Unlike the wrapped snapshotter's it measures the layer before it takes the
 // lock of the metadata, so that a large layer does not hold up others.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
@@ -22,7 +31,11 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		return err
 	}
 	want.Labels = publicLabels(want.Labels)
-	n, err := s.store.node(ctx, key)
+	return s.committer.commit(ctx, name, key, want)
+}
+
+func (c *committer) commit(ctx context.Context, name, key string, want snapshots.Info) error {
+	n, err := c.rows.node(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -30,12 +43,12 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		return fmt.Errorf("commit snapshot %s: it is not active: %w", key, errdefs.ErrFailedPrecondition)
 	}
 	if n.adopted != nil {
-		untouched, err := isEmptyDir(s.upperDir(n.id))
+		untouched, err := isEmptyDir(c.stacks.upperDir(n.id))
 		if err != nil {
 			return fmt.Errorf("commit snapshot %s: %w", key, err)
 		}
 		if untouched {
-			return s.commitStaged(ctx, name, n, want)
+			return c.commitEarly(ctx, name, n, want)
 		}
 	}
 	if err := checkRebase(n, want.Parent); err != nil {
@@ -44,17 +57,17 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if strings.HasSuffix(key, remapSuffix) {
 		want.Labels = with(want.Labels, labelRemapped, "true")
 	}
-	usage, err := fs.DiskUsage(ctx, s.upperDir(n.id))
+	usage, err := fs.DiskUsage(ctx, c.stacks.upperDir(n.id))
 	if err != nil {
 		return fmt.Errorf("measure snapshot %s: %w", key, err)
 	}
-	if err := s.commitAs(ctx, name, n, want, snapshots.Usage(usage), nil); err != nil {
+	if err := c.commitAs(ctx, name, n, want, snapshots.Usage(usage), nil); err != nil {
 		return err
 	}
 	if n.adopted != nil {
-		s.holds.release(ctx, n.adopted.Holder)
-		if n.adopted.Staged != nil {
-			s.observer.Miss(ctx, Miss{Layer: *n.adopted.Staged, Err: fmt.Errorf(
+		c.holds.release(ctx, n.adopted.Holder)
+		if n.adopted.Early != nil {
+			c.observer.Miss(ctx, Miss{Layer: *n.adopted.Early, Err: fmt.Errorf(
 				"containerd unpacked the layer although disk %s has it, as versions before 2.4 do when they unpack in parallel: %w",
 				n.adopted.DiskUUID, errdefs.ErrFailedPrecondition)})
 		}
@@ -62,22 +75,22 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	return nil
 }
 
-// commitStaged commits a staged snapshot that containerd left as it was, on the parent that is now known.
-func (s *Snapshotter) commitStaged(ctx context.Context, name string, n node, want snapshots.Info) error {
+// commitEarly commits a snapshot with early mounts that containerd left as it was, on the parent that is now known.
+func (c *committer) commitEarly(ctx context.Context, name string, n node, want snapshots.Info) error {
 	// A disk that has gone missing meanwhile fails this pull; the next one fetches the layer.
-	if _, err := s.layerDir(ctx, n.adopted); err != nil {
+	if _, err := c.stacks.layerDir(ctx, n.adopted); err != nil {
 		return fmt.Errorf("commit snapshot %s: %w", n.info.Name, err)
 	}
 	r := *n.adopted
-	r.Staged = nil
+	r.Early = nil
 	encoded, err := r.encode()
 	if err != nil {
 		return err
 	}
 	want.Labels = with(want.Labels, labelAdopted, encoded)
 	want.Labels[labelRef] = r.ChainID.String()
-	s.step("committing staged")
-	if err := s.commitAs(ctx, name, n, want, snapshots.Usage{}, func(parent node) error {
+	c.step("committing early")
+	if err := c.commitAs(ctx, name, n, want, snapshots.Usage{}, func(parent node) error {
 		if got := stacked(parent.chainID(), r.DiffID); got != r.ChainID {
 			return fmt.Errorf("on parent %q the layer makes chain %s and not %s: %w", parent.info.Name, got, r.ChainID, errdefs.ErrFailedPrecondition)
 		}
@@ -85,22 +98,22 @@ func (s *Snapshotter) commitStaged(ctx context.Context, name string, n node, wan
 	}); err != nil {
 		return err
 	}
-	s.step("committed staged")
-	if n.adopted.Staged != nil {
-		s.hit(ctx, *n.adopted.Staged, r, r.MatchedBy)
+	c.step("committed early")
+	if n.adopted.Early != nil {
+		tellHit(ctx, c.observer, *n.adopted.Early, r, r.MatchedBy)
 	}
 	return nil
 }
 
 // commitAs turns the active snapshot n into a committed one. check, if given, sees the parent, or an empty node if
 // there is none, and may refuse it.
-func (s *Snapshotter) commitAs(ctx context.Context, name string, n node, want snapshots.Info, usage snapshots.Usage, check func(parent node) error) error {
+func (c *committer) commitAs(ctx context.Context, name string, n node, want snapshots.Info, usage snapshots.Usage, check func(parent node) error) error {
 	key, parent := n.info.Name, n.info.Parent
 	if parent == "" {
 		parent = want.Parent
 	}
-	s.index.add(want.Labels[labelRef], parent, name)
-	err := s.store.write(ctx, func(ctx context.Context) error {
+	c.rows.index.add(want.Labels[labelRef], parent, name)
+	err := c.rows.write(ctx, func(ctx context.Context) error {
 		now, err := lookup(ctx, key)
 		if err != nil {
 			return err
@@ -124,11 +137,11 @@ func (s *Snapshotter) commitAs(ctx context.Context, name string, n node, want sn
 	})
 	if err != nil {
 		if !errdefs.IsAlreadyExists(err) {
-			s.index.remove(want.Labels[labelRef], parent, name)
+			c.rows.index.remove(want.Labels[labelRef], parent, name)
 		}
 		return fmt.Errorf("commit snapshot %s as %s: %w", key, name, err)
 	}
-	s.index.remove(n.ref(), n.info.Parent, key)
+	c.rows.index.remove(n.ref(), n.info.Parent, key)
 	return nil
 }
 

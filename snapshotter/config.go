@@ -42,9 +42,9 @@ const (
 	ProtocolAuto Protocol = iota
 	// ProtocolSequential only ever answers "already exists": with parallel unpacking all layers but the lowest miss.
 	ProtocolSequential
-	// ProtocolStaged only ever hands out read-only mounts, which containerd understands from 2.4 on; before, every
+	// ProtocolEarlyMounts only ever hands out read-only mounts, which containerd understands from 2.4 on; before, every
 	// layer misses.
-	ProtocolStaged
+	ProtocolEarlyMounts
 )
 
 // String is the name that ParseProtocol reads.
@@ -54,20 +54,20 @@ func (p Protocol) String() string {
 		return "auto"
 	case ProtocolSequential:
 		return "sequential"
-	case ProtocolStaged:
-		return "staged"
+	case ProtocolEarlyMounts:
+		return "early-mounts"
 	}
 	return fmt.Sprintf("protocol(%d)", int(p))
 }
 
 // ParseProtocol reads the name of a protocol. An unknown one is errdefs.ErrInvalidArgument.
 func ParseProtocol(name string) (Protocol, error) {
-	for _, p := range []Protocol{ProtocolAuto, ProtocolSequential, ProtocolStaged} {
+	for _, p := range []Protocol{ProtocolAuto, ProtocolSequential, ProtocolEarlyMounts} {
 		if name == p.String() {
 			return p, nil
 		}
 	}
-	return 0, fmt.Errorf("protocol %q: want auto, sequential or staged: %w", name, errdefs.ErrInvalidArgument)
+	return 0, fmt.Errorf("protocol %q: want auto, sequential or early-mounts: %w", name, errdefs.ErrInvalidArgument)
 }
 
 // Observer is told what became of every layer that containerd was about to fetch, once per layer and pull, and which
@@ -127,7 +127,7 @@ func (c Config) validate() error {
 	if c.Source == nil {
 		return fmt.Errorf("no layer source: %w", errdefs.ErrInvalidArgument)
 	}
-	if c.Protocol < ProtocolAuto || c.Protocol > ProtocolStaged {
+	if c.Protocol < ProtocolAuto || c.Protocol > ProtocolEarlyMounts {
 		return fmt.Errorf("%s: %w", c.Protocol, errdefs.ErrInvalidArgument)
 	}
 	return nil

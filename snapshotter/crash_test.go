@@ -37,8 +37,9 @@ func labelsFor(l layer) snapshots.Opt {
 	return snapshots.WithLabels(labels)
 }
 
-// life goes through all that can happen to snapshots: layers 0 and 1 are adopted, 2 is staged and committed on top of
-// them, 3 is unpacked, a container runs, and all goes away again. keys begins the keys, so that it can be lived twice.
+// life goes through all that can happen to snapshots: layers 0 and 1 are adopted, 2 gets early mounts and is committed
+// on top of them, 3 is unpacked, a container runs, and all goes away again. keys begins the keys, so that it can be
+// lived twice.
 func life(t *testing.T, s *snapshotter.Snapshotter, im *image, keys string) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
@@ -47,13 +48,13 @@ func life(t *testing.T, s *snapshotter.Snapshotter, im *image, keys string) {
 	for _, l := range im.layers[:2] {
 		parent = adopt(ctx, t, s, keys+"/extract-1 ", parent, l)
 	}
-	staged := im.layers[2]
-	mounts, err := s.Prepare(ctx, key(staged), "", labelsFor(staged))
+	early := im.layers[2]
+	mounts, err := s.Prepare(ctx, key(early), "", labelsFor(early))
 	require.NoError(t, err)
 	require.True(t, mounts[0].ReadOnly())
-	require.NoError(t, s.Commit(ctx, keys+"/staged", key(staged), labelsFor(staged), snapshots.WithParent(parent)))
+	require.NoError(t, s.Commit(ctx, keys+"/early", key(early), labelsFor(early), snapshots.WithParent(parent)))
 	local := im.layers[3]
-	mounts, err = s.Prepare(ctx, key(local), keys+"/staged", labelsFor(local))
+	mounts, err = s.Prepare(ctx, key(local), keys+"/early", labelsFor(local))
 	require.NoError(t, err)
 	_, err = archive.Apply(ctx, option(t, mounts[0], "upperdir="), bytes.NewReader(local.tar), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
 	require.NoError(t, err)
@@ -70,7 +71,7 @@ func life(t *testing.T, s *snapshotter.Snapshotter, im *image, keys string) {
 		}
 		return nil
 	}))
-	for _, name := range []string{"/container", "/local", "/staged"} {
+	for _, name := range []string{"/container", "/local", "/early"} {
 		require.NoError(t, s.Remove(ctx, keys+name))
 	}
 	for _, name := range walk(t, s, `name~="/layer/"`) {
@@ -103,7 +104,7 @@ func TestCrash(t *testing.T) {
 	for _, at := range states {
 		names = append(names, at.step[3:])
 	}
-	for _, name := range []string{"acquired", "adopting", "adopted", "staged", "committing staged", "committed staged", "removed"} {
+	for _, name := range []string{"acquired", "adopting", "adopted", "mounted early", "committing early", "committed early", "removed"} {
 		require.Contains(t, names, name)
 	}
 	for _, at := range states {
@@ -233,11 +234,11 @@ func TestOpenRefuses(t *testing.T) {
 		_, err := snapshotter.Open(t.Context(), cfg)
 		require.Error(t, err, name)
 	}
-	for _, p := range []snapshotter.Protocol{snapshotter.ProtocolAuto, snapshotter.ProtocolSequential, snapshotter.ProtocolStaged} {
+	for _, p := range []snapshotter.Protocol{snapshotter.ProtocolAuto, snapshotter.ProtocolSequential, snapshotter.ProtocolEarlyMounts} {
 		got, err := snapshotter.ParseProtocol(p.String())
 		require.NoError(t, err)
 		require.Equal(t, p, got)
 	}
 	_, err := snapshotter.ParseProtocol("fast")
-	require.ErrorContains(t, err, "auto, sequential or staged")
+	require.ErrorContains(t, err, "auto, sequential or early-mounts")
 }

@@ -46,10 +46,10 @@ func TestDiskThatHangs(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	later := forge(t, "later", nil, tarOf(t, entry{name: "later", body: "l"}))
 	local := forge(t, "local", nil, tarOf(t, entry{name: "local", body: "l"}))
-	for name, how := range map[string]pulling{"sequential": {}, "staged": {parallel: 2, rebase: true}} {
+	for name, how := range map[string]pulling{"sequential": {}, "early mounts": {parallel: 2, rebase: true}} {
 		t.Run(name, func(t *testing.T) {
-			// A staged layer has its directory from the pull, so a container on it asks the disk for nothing before it
-			// is mounted.
+			// A layer with early mounts has its directory from the pull, so a container on it asks the disk for nothing
+			// before it is mounted.
 			asks := how.parallel == 0
 			n := newNode(t, snapshotter.Config{}, append(pick(im, 0, 1, 2, 3, 4), later.layers...))
 			n.mustPull(t, im, how)

@@ -55,8 +55,9 @@ type record struct {
 	DiffID      digest.Digest   `json:"diffID"`
 	MatchedBy   layerdisk.Match `json:"matchedBy,omitempty"`
 	BlobSize    int64           `json:"blobSize,omitempty"`
-	// Staged is what was asked for, as long as containerd has not committed the snapshot; nil afterwards.
-	Staged *LayerRequest `json:"staged,omitempty"`
+	// Early is what was asked for, as long as early mounts are out and containerd has not committed the snapshot; nil
+	// afterwards.
+	Early *LayerRequest `json:"staged,omitempty"`
 }
 
 func (r record) encode() (string, error) {

@@ -24,14 +24,21 @@ type lowers struct {
 	adopted       bool // at least one is
 }
 
+// stacks finds the directories of snapshots and of all below them.
+type stacks struct {
+	root   string
+	rows   rows
+	source LayerSource
+}
+
 // upperDir is where the wrapped snapshotter keeps a snapshot's own files.
-func (s *Snapshotter) upperDir(id string) string {
+func (s *stacks) upperDir(id string) string {
 	return filepath.Join(s.root, "snapshots", id, "fs")
 }
 
-// lowersOf finds the directories of parent and all below it.
-func (s *Snapshotter) lowersOf(ctx context.Context, parent string) (lowers, error) {
-	nodes, err := s.store.lineage(ctx, parent)
+// below finds the directories of parent and all below it.
+func (s *stacks) below(ctx context.Context, parent string) (lowers, error) {
+	nodes, err := s.rows.lineage(ctx, parent)
 	if err != nil || len(nodes) == 0 {
 		return lowers{}, err
 	}
@@ -51,7 +58,7 @@ func (s *Snapshotter) lowersOf(ctx context.Context, parent string) (lowers, erro
 }
 
 // layerDir is the directory of an adopted layer; errdefs.ErrUnavailable if its disk is missing.
-func (s *Snapshotter) layerDir(ctx context.Context, r *record) (string, error) {
+func (s *stacks) layerDir(ctx context.Context, r *record) (string, error) {
 	dir, err := s.source.LayerDir(ctx, r.DiskUUID, r.LayerNumber)
 	if err == nil {
 		err = checkMountPath(dir)
@@ -93,7 +100,7 @@ func (l lowers) rewrite(mounts []mount.Mount) ([]mount.Mount, error) {
 // giveForm makes the empty directory that the wrapped snapshotter wants to see of a parent: a new snapshot's root gets
 // the owner of its parent's root. It is made when it is first needed and not when a layer is adopted, which then is one
 // transaction and nothing else.
-func (s *Snapshotter) giveForm(ctx context.Context, below lowers) error {
+func (s *stacks) giveForm(ctx context.Context, below lowers) error {
 	if below.top.adopted == nil {
 		return nil
 	}
@@ -108,7 +115,7 @@ func (s *Snapshotter) giveForm(ctx context.Context, below lowers) error {
 	}
 	// Cleanup looks for directories without a row while it locks out writers, so the lock keeps it from taking this
 	// one.
-	return s.store.exclusive(ctx, func(ctx context.Context) error {
+	return s.rows.exclusive(ctx, func(ctx context.Context) error {
 		if n, err := lookup(ctx, below.top.info.Name); err != nil || n.id != below.top.id {
 			return err // removed meanwhile: the wrapped snapshotter will say so
 		}
@@ -183,15 +190,15 @@ func setAside(dir string, ids map[string]string) error {
 // bind mount that the wrapped snapshotter has, it would carry out the whiteouts on the layer's own files
 // (containerd issue 13030; the work-around there knows only the name "overlayfs").
 //
-// A staged one says "ro" before that. containerd from 2.4 on then neither fetches nor applies; earlier versions do not
-// look, and apply into the upper directory as they would have without us.
+// One with early mounts says "ro" before that. containerd from 2.4 on then neither fetches nor applies; earlier
+// versions do not look, and apply into the upper directory as they would have without us.
 func unpackForm(mounts []mount.Mount, labels map[string]string) ([]mount.Mount, error) {
 	r, err := recordOf(labels)
 	if err != nil {
 		return nil, err
 	}
-	staged := r != nil
-	if _, apart := labels[labelApart]; !apart && !staged {
+	early := r != nil
+	if _, apart := labels[labelApart]; !apart && !early {
 		return mounts, nil
 	}
 	if len(mounts) != 1 {
@@ -201,7 +208,7 @@ func unpackForm(mounts []mount.Mount, labels map[string]string) ([]mount.Mount, 
 	if m.Type == "bind" {
 		m = mount.Mount{Type: "overlay", Source: "overlay", Options: []string{"upperdir=" + m.Source}}
 	}
-	if staged {
+	if early {
 		m.Options = append([]string{"ro"}, m.Options...)
 	}
 	return []mount.Mount{m}, nil

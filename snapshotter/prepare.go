@@ -33,19 +33,41 @@ const (
 	placeApart
 )
 
-// prepareLayer answers containerd's unpacker, which wants the layer that completes the stack target.
-func (s *Snapshotter) prepareLayer(ctx context.Context, key, parent string, labels map[string]string, target digest.Digest) ([]mount.Mount, error) {
+// unpacker answers containerd's unpacker.
+type unpacker struct {
+	rows     rows
+	stacks   *stacks
+	maker    *maker
+	holds    *holds
+	observer Observer
+	protocol Protocol
+	step     func(string)
+}
+
+// extraction is one Prepare of containerd's unpacker.
+type extraction struct {
+	key, parent string
+	labels      map[string]string
+	want        LayerRequest
+	where       place
+	// early says that a hit is answered with early mounts, see Protocol.
+	early bool
+}
+
+// prepare answers a Prepare for the layer that completes the stack target.
+func (u *unpacker) prepare(ctx context.Context, key, parent string, labels map[string]string, target digest.Digest) ([]mount.Mount, error) {
 	// The annotations of an image must not choose who owns the files of its layers on this node; containerd cuts these
 	// off itself from 2.4.2 on.
 	delete(labels, snapshots.LabelSnapshotUIDMapping)
 	delete(labels, snapshots.LabelSnapshotGIDMapping)
 
-	want, where, err := s.wanted(ctx, parent, labels, target)
+	want, where, err := u.wanted(ctx, parent, labels, target)
 	if err != nil {
 		return nil, err
 	}
-	staged := s.protocol == ProtocolStaged || where == placeApart && s.protocol == ProtocolAuto
-	got, err := s.serve(ctx, key, parent, labels, want, where, staged)
+	x := extraction{key: key, parent: parent, labels: labels, want: want, where: where}
+	x.early = u.protocol == ProtocolEarlyMounts || where == placeApart && u.protocol == ProtocolAuto
+	got, err := u.serve(ctx, x)
 	if err == nil && got.exists {
 		return nil, fmt.Errorf("target snapshot %s: %w", target, errdefs.ErrAlreadyExists)
 	}
@@ -55,11 +77,11 @@ func (s *Snapshotter) prepareLayer(ctx context.Context, key, parent string, labe
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("prepare layer %s: %w", target, ctx.Err())
 	}
-	s.observer.Miss(ctx, Miss{Layer: want, Err: err})
+	u.observer.Miss(ctx, Miss{Layer: want, Err: err})
 	if where == placeApart {
 		labels = with(labels, labelApart, "true")
 	}
-	mounts, err := s.create(ctx, s.overlay.Prepare, key, parent, labels)
+	mounts, err := u.maker.create(ctx, u.maker.overlay.Prepare, key, parent, labels)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +90,7 @@ func (s *Snapshotter) prepareLayer(ctx context.Context, key, parent string, labe
 
 // wanted works out which layer is wanted and where it goes. Of the labels only those are believed that the target
 // proves.
-func (s *Snapshotter) wanted(ctx context.Context, parent string, labels map[string]string, target digest.Digest) (LayerRequest, place, error) {
+func (u *unpacker) wanted(ctx context.Context, parent string, labels map[string]string, target digest.Digest) (LayerRequest, place, error) {
 	want := LayerRequest{
 		LayerName: layerdisk.LayerName{ChainID: target, Blob: digestOf(labels[labelBlob])},
 		ImageRef:  labels[labelImageRef], Manifest: digestOf(labels[labelManifest]),
@@ -76,7 +98,7 @@ func (s *Snapshotter) wanted(ctx context.Context, parent string, labels map[stri
 	want.Above = above(labels[labelLayers], want.Blob)
 	diffID := digestOf(labels[labelDiffID])
 	if parent != "" {
-		n, err := s.store.node(ctx, parent)
+		n, err := u.rows.node(ctx, parent)
 		if err != nil {
 			return LayerRequest{}, 0, err
 		}
@@ -99,89 +121,73 @@ func (s *Snapshotter) wanted(ctx context.Context, parent string, labels map[stri
 	return want, placeUnclear, nil
 }
 
-// answer is what containerd gets for a layer that a disk has: that it exists, or staged mounts.
+// answer is what containerd gets for a layer that a disk has: that it exists, or early mounts.
 type answer struct {
 	exists bool
 	mounts []mount.Mount
 }
 
 // serve answers from a disk; an error is why it cannot, and leaves nothing behind.
-func (s *Snapshotter) serve(ctx context.Context, key, parent string, labels map[string]string, want LayerRequest, where place, staged bool) (answer, error) {
+func (u *unpacker) serve(ctx context.Context, x extraction) (answer, error) {
+	want := x.want
 	switch {
-	case where == placeOnUnknown:
-		return answer{}, fmt.Errorf("nothing says which layers the parent %s consists of: %w", parent, errdefs.ErrFailedPrecondition)
-	case where == placeApart && !staged:
-		return answer{}, fmt.Errorf("containerd unpacks layers in parallel, which the protocol %q cannot serve: %w", s.protocol, errdefs.ErrFailedPrecondition)
+	case x.where == placeOnUnknown:
+		return answer{}, fmt.Errorf("nothing says which layers the parent %s consists of: %w", x.parent, errdefs.ErrFailedPrecondition)
+	case x.where == placeApart && !x.early:
+		return answer{}, fmt.Errorf("containerd unpacks layers in parallel, which the protocol %q cannot serve: %w", u.protocol, errdefs.ErrFailedPrecondition)
 	}
 	var unusable []string
-	if !staged {
-		match, missing, err := s.sharable(ctx, want.ChainID, parent)
+	if !x.early {
+		match, missing, err := u.sharable(ctx, want.ChainID, x.parent)
 		if err != nil {
 			return answer{}, err
 		}
 		if match != nil {
-			s.hit(ctx, want, *match, layerdisk.MatchSnapshot)
+			tellHit(ctx, u.observer, want, *match, layerdisk.MatchSnapshot)
 			return answer{exists: true}, nil
 		}
 		unusable = missing
 	}
-	holder, held, err := s.holds.acquire(ctx, want)
+	holder, held, err := u.holds.acquire(ctx, want)
 	if err != nil {
 		return answer{}, fmt.Errorf("find layer of chain %s: %w", want.ChainID, err)
 	}
-	s.step("acquired")
+	u.step("acquired")
 	r := record{
 		Holder: holder, DiskUUID: held.DiskUUID, LayerNumber: held.LayerNumber, ChainID: want.ChainID,
 		DiffID: held.DiffID, MatchedBy: held.MatchedBy, BlobSize: held.BlobSize,
 	}
-	if staged {
-		r.Staged = &want
-		mounts, err := s.stage(ctx, key, parent, labels, r, held.Dir)
+	if x.early {
+		r.Early = &want
+		mounts, err := u.mountEarly(ctx, x, r, held.Dir)
 		return answer{mounts: mounts}, err
 	}
-	by, err := s.adopt(ctx, key, parent, labels, r, unusable)
+	by, err := u.adopt(ctx, x, r, unusable)
 	if err != nil {
 		return answer{}, err
 	}
-	s.hit(ctx, want, by, by.MatchedBy)
+	tellHit(ctx, u.observer, want, by, by.MatchedBy)
 	return answer{exists: true}, nil
 }
 
 // sharable finds an adopted snapshot for the pair of chain and parent, which another namespace may have made, and the
 // names of those whose disk is missing.
-func (s *Snapshotter) sharable(ctx context.Context, chainID digest.Digest, parent string) (match *record, unusable []string, err error) {
+func (u *unpacker) sharable(ctx context.Context, chainID digest.Digest, parent string) (match *record, unusable []string, err error) {
 	var nodes []node
-	err = s.store.read(ctx, func(ctx context.Context) error {
-		nodes, err = s.adoptedFor(ctx, chainID, parent)
+	err = u.rows.read(ctx, func(ctx context.Context) error {
+		nodes, err = u.rows.adoptedFor(ctx, chainID, parent)
 		return err
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, n := range nodes {
-		if _, err := s.layerDir(ctx, n.adopted); err == nil {
+		if _, err := u.stacks.layerDir(ctx, n.adopted); err == nil {
 			return n.adopted, nil, nil
 		}
 		unusable = append(unusable, n.info.Name)
 	}
 	return nil, unusable, nil
-}
-
-// adoptedFor reads the adopted snapshots for a pair of chain and parent; it needs a transaction in ctx.
-func (s *Snapshotter) adoptedFor(ctx context.Context, chainID digest.Digest, parent string) (nodes []node, err error) {
-	for _, name := range s.index.lookup(chainID.String(), parent) {
-		n, err := lookup(ctx, name)
-		if errdefs.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if n.committed() && n.adopted != nil && n.adopted.ChainID == chainID && n.info.Parent == parent {
-			nodes = append(nodes, n)
-		}
-	}
-	return nodes, nil
 }
 
 // errShared ends the transaction of an adoption that somebody else has made.
@@ -193,16 +199,16 @@ var errShared = errors.New("layer is adopted already")
 // containerd's metadata store then looks for a committed snapshot with this target and this parent, and takes the first
 // it finds; the name means nothing to it. The name has the snapshot's number in it and a slash in front, which no key
 // that begins with a namespace can have, so the same layer below two parents has two names.
-func (s *Snapshotter) adopt(ctx context.Context, key, parent string, labels map[string]string, r record, unusable []string) (record, error) {
+func (u *unpacker) adopt(ctx context.Context, x extraction, r record, unusable []string) (record, error) {
 	encoded, err := r.encode()
 	if err != nil {
-		s.holds.release(ctx, r.Holder)
+		u.holds.release(ctx, r.Holder)
 		return record{}, err
 	}
-	labels = with(labels, labelAdopted, encoded)
+	labels := with(x.labels, labelAdopted, encoded)
 	now := r
-	err = s.store.write(ctx, func(ctx context.Context) error {
-		others, err := s.adoptedFor(ctx, r.ChainID, parent)
+	err = u.rows.write(ctx, func(ctx context.Context) error {
+		others, err := u.rows.adoptedFor(ctx, r.ChainID, x.parent)
 		if err != nil {
 			return err
 		}
@@ -213,44 +219,44 @@ func (s *Snapshotter) adopt(ctx context.Context, key, parent string, labels map[
 				return errShared
 			}
 		}
-		created, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, snapshots.WithLabels(labels))
+		created, err := storage.CreateSnapshot(ctx, snapshots.KindActive, x.key, x.parent, snapshots.WithLabels(labels))
 		if err != nil {
 			return fmt.Errorf("create snapshot: %w", err)
 		}
 		name := adoptedPrefix + created.ID + "/" + r.ChainID.String()
-		s.index.add(r.ChainID.String(), parent, name)
-		if _, err := storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {
+		u.rows.index.add(r.ChainID.String(), x.parent, name)
+		if _, err := storage.CommitActive(ctx, x.key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {
 			return fmt.Errorf("commit snapshot: %w", err)
 		}
-		s.step("adopting")
+		u.step("adopting")
 		return nil
 	})
 	if err != nil {
-		s.holds.release(ctx, r.Holder)
+		u.holds.release(ctx, r.Holder)
 	}
 	if err != nil && !errors.Is(err, errShared) {
 		return record{}, fmt.Errorf("adopt layer of chain %s: %w", r.ChainID, err)
 	}
-	s.step("adopted")
+	u.step("adopted")
 	return now, nil
 }
 
-// hit tells the observer.
-func (s *Snapshotter) hit(ctx context.Context, want LayerRequest, r record, by layerdisk.Match) {
-	s.observer.Hit(ctx, Hit{Layer: want, DiskUUID: r.DiskUUID, LayerNumber: r.LayerNumber, MatchedBy: by, BlobSize: r.BlobSize})
+// tellHit tells the observer.
+func tellHit(ctx context.Context, o Observer, want LayerRequest, r record, by layerdisk.Match) {
+	o.Hit(ctx, Hit{Layer: want, DiskUUID: r.DiskUUID, LayerNumber: r.LayerNumber, MatchedBy: by, BlobSize: r.BlobSize})
 }
 
-// stage makes an active snapshot that becomes an adopted one if containerd commits it as it is, see unpackForm.
-func (s *Snapshotter) stage(ctx context.Context, key, parent string, labels map[string]string, r record, dir string) (_ []mount.Mount, err error) {
+// mountEarly makes an active snapshot that becomes an adopted one if containerd commits it as it is, see unpackForm.
+func (u *unpacker) mountEarly(ctx context.Context, x extraction, r record, dir string) (_ []mount.Mount, err error) {
 	var created bool
 	defer func() {
 		if err == nil {
 			return
 		}
 		if created {
-			err = errors.Join(err, s.drop(ctx, key))
+			err = errors.Join(err, u.rows.drop(ctx, x.key))
 		}
-		s.holds.release(ctx, r.Holder)
+		u.holds.release(ctx, r.Holder)
 	}()
 	encoded, err := r.encode()
 	if err != nil {
@@ -260,19 +266,19 @@ func (s *Snapshotter) stage(ctx context.Context, key, parent string, labels map[
 	if err != nil {
 		return nil, fmt.Errorf("read layer %d of disk %s: %w", r.LayerNumber, r.DiskUUID, err)
 	}
-	labels = with(labels, labelAdopted, encoded)
-	mounts, err := s.create(ctx, s.overlay.Prepare, key, parent, labels)
+	labels := with(x.labels, labelAdopted, encoded)
+	mounts, err := u.maker.create(ctx, u.maker.overlay.Prepare, x.key, x.parent, labels)
 	if err != nil {
-		return nil, fmt.Errorf("stage layer of chain %s: %w", r.ChainID, err)
+		return nil, fmt.Errorf("hand out early mounts of chain %s: %w", r.ChainID, err)
 	}
 	created = true
-	s.step("staged")
-	n, err := s.store.node(ctx, key)
+	u.step("mounted early")
+	n, err := u.rows.node(ctx, x.key)
 	if err != nil {
 		return nil, err
 	}
 	// As giveForm does: the snapshots on top of this one take the owner of their roots from here.
-	if err := chownLike(s.upperDir(n.id), root); err != nil {
+	if err := chownLike(u.stacks.upperDir(n.id), root); err != nil {
 		return nil, err
 	}
 	return unpackForm(mounts, labels)

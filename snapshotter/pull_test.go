@@ -18,9 +18,9 @@ func TestPull(t *testing.T) {
 	want := stockTree(t, im)
 	both := []pulling{{}, {parallel: 4, rebase: true}}
 	ways := map[snapshotter.Protocol][]pulling{
-		snapshotter.ProtocolAuto:       append(both, pulling{parallel: 4}, pulling{parallel: 1, rebase: true}),
-		snapshotter.ProtocolSequential: both,
-		snapshotter.ProtocolStaged:     both,
+		snapshotter.ProtocolAuto:        append(both, pulling{parallel: 4}, pulling{parallel: 1, rebase: true}),
+		snapshotter.ProtocolSequential:  both,
+		snapshotter.ProtocolEarlyMounts: both,
 	}
 	for _, c := range []struct {
 		name   string

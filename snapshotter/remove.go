@@ -4,38 +4,13 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 )
-
-// drop removes a snapshot that nobody has seen.
-func (s *Snapshotter) drop(ctx context.Context, key string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
-	defer cancel()
-	_, err := s.removeRow(ctx, key)
-	return err
-}
-
-// removeRow removes a snapshot from the store and the index, and returns what it was.
-func (s *Snapshotter) removeRow(ctx context.Context, key string) (n node, err error) {
-	err = s.store.write(ctx, func(ctx context.Context) error {
-		if n, err = lookup(ctx, key); err != nil {
-			return err
-		}
-		_, _, err = storage.Remove(ctx, key)
-		return err //nolint:wrapcheck // wrapped below
-	})
-	if err != nil {
-		return node{}, fmt.Errorf("remove snapshot %s: %w", key, err)
-	}
-	s.index.remove(n.ref(), n.info.Parent, key)
-	return n, nil
-}
 
 // Remove implements snapshots.Snapshotter. Directories stay until Cleanup; the hold on a layer is given up at once,
 // after nothing refers to the layer any more.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	n, err := s.removeRow(ctx, key)
+	n, err := s.rows.remove(ctx, key)
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -23,16 +22,16 @@ const metadataLockTimeout = 5 * time.Second
 // Snapshotter is containerd's overlay snapshotter, except that layers which a LayerSource has are adopted instead of
 // being fetched and unpacked. It is safe for concurrent use.
 type Snapshotter struct {
-	root     string
-	store    store
-	overlay  snapshots.Snapshotter // with the same store; removes directories only in Cleanup
-	cleaner  snapshots.Cleaner     // overlay again
-	source   LayerSource
-	holds    *holds
-	observer Observer
-	protocol Protocol
-	index    *index
-	step     func(string)
+	overlay   snapshots.Snapshotter // with the store of rows; removes directories only in Cleanup
+	cleaner   snapshots.Cleaner     // overlay again
+	rows      rows
+	stacks    *stacks
+	maker     *maker
+	unpacker  *unpacker
+	committer *committer
+	holds     *holds
+	observer  Observer
+	step      func(string)
 }
 
 var (
@@ -86,16 +85,21 @@ func newSnapshotter(root string, meta *storage.MetaStore, cfg Config) (*Snapshot
 	if !ok {
 		return nil, fmt.Errorf("overlay snapshotter does not clean up: %w", errdefs.ErrNotImplemented)
 	}
+	if cfg.Observer == nil {
+		cfg.Observer = nobody{}
+	}
+	if cfg.step == nil {
+		cfg.step = func(string) {}
+	}
 	s := &Snapshotter{
-		root: root, store: store{meta: meta}, overlay: wrapped, cleaner: cleaner, source: cfg.Source,
-		holds: &holds{source: cfg.Source}, observer: cfg.Observer, protocol: cfg.Protocol, index: newIndex(), step: cfg.step,
+		overlay: wrapped, cleaner: cleaner, rows: rows{store{meta}, newIndex()}, holds: &holds{source: cfg.Source},
+		observer: cfg.Observer, step: cfg.step,
 	}
-	if s.observer == nil {
-		s.observer = nobody{}
-	}
-	if s.step == nil {
-		s.step = func(string) {}
-	}
+	s.stacks = &stacks{root: root, rows: s.rows, source: cfg.Source}
+	s.maker = &maker{overlay: wrapped, rows: s.rows, stacks: s.stacks}
+	s.unpacker = &unpacker{rows: s.rows, stacks: s.stacks, maker: s.maker, holds: s.holds, observer: s.observer,
+		protocol: cfg.Protocol, step: s.step}
+	s.committer = &committer{rows: s.rows, stacks: s.stacks, holds: s.holds, observer: s.observer, step: s.step}
 	return s, nil
 }
 
@@ -103,12 +107,12 @@ func newSnapshotter(root string, meta *storage.MetaStore, cfg Config) (*Snapshot
 // numbers are given out again, and overlay cannot rename a new directory onto one of them. Cleanup deletes them.
 func (s *Snapshotter) recover(ctx context.Context) error {
 	ids := map[string]string{}
-	err := s.store.read(ctx, func(ctx context.Context) (err error) {
+	err := s.rows.read(ctx, func(ctx context.Context) (err error) {
 		if ids, err = storage.IDMap(ctx); err != nil {
 			return fmt.Errorf("list snapshot numbers: %w", err)
 		}
 		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
-			s.index.add(info.Labels[labelRef], info.Parent, info.Name)
+			s.rows.index.add(info.Labels[labelRef], info.Parent, info.Name)
 			return nil
 		})
 	})
@@ -116,14 +120,14 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("read metadata: %w", err)
 	}
-	return setAside(filepath.Join(s.root, "snapshots"), ids)
+	return setAside(filepath.Join(s.stacks.root, "snapshots"), ids)
 }
 
 // Adopted lists the snapshots whose content lies on layer disks, and so the holds that the source should have: whatever
 // else it holds for this snapshotter is a leftover of a crash.
 func (s *Snapshotter) Adopted(ctx context.Context) ([]Adopted, error) {
 	var list []Adopted
-	err := s.store.read(ctx, func(ctx context.Context) error {
+	err := s.rows.read(ctx, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
 			r, err := recordOf(info.Labels)
 			if err != nil {
@@ -165,9 +169,9 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	labels := publicLabels(info.Labels)
 	if target, ok := extractionTarget(key, labels); ok {
-		return s.prepareLayer(ctx, key, parent, labels, target)
+		return s.unpacker.prepare(ctx, key, parent, labels, target)
 	}
-	mounts, below, err := s.createOn(ctx, s.overlay.Prepare, key, parent, labels)
+	mounts, below, err := s.maker.createOn(ctx, s.overlay.Prepare, key, parent, labels)
 	if err != nil {
 		return nil, err
 	}
@@ -183,49 +187,12 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 	if err != nil {
 		return nil, err
 	}
-	return s.create(ctx, s.overlay.View, key, parent, publicLabels(info.Labels))
-}
-
-// creator is Prepare or View of the wrapped snapshotter.
-type creator func(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error)
-
-// create makes a snapshot as the wrapped snapshotter does, on top of whatever mix of local and adopted layers.
-func (s *Snapshotter) create(ctx context.Context, do creator, key, parent string, labels map[string]string) ([]mount.Mount, error) {
-	mounts, _, err := s.createOn(ctx, do, key, parent, labels)
-	return mounts, err
-}
-
-// createOn is create, and tells what is below.
-func (s *Snapshotter) createOn(ctx context.Context, do creator, key, parent string, labels map[string]string) ([]mount.Mount, lowers, error) {
-	below, err := s.lowersOf(ctx, parent)
-	if err != nil {
-		return nil, below, err
-	}
-	if _, ok := below.top.info.Labels[labelRemapped]; ok {
-		// containerd asks for the id map all the same; with both, every file would belong to nobody, and containerd
-		// before 2.0 does not even know such mounts.
-		labels = maps.Clone(labels)
-		delete(labels, snapshots.LabelSnapshotUIDMapping)
-		delete(labels, snapshots.LabelSnapshotGIDMapping)
-	}
-	if err := s.giveForm(ctx, below); err != nil {
-		return nil, below, err
-	}
-	s.index.add(labels[labelRef], parent, key)
-	mounts, err := do(ctx, key, parent, snapshots.WithLabels(labels))
-	if err != nil {
-		if !errdefs.IsAlreadyExists(err) {
-			s.index.remove(labels[labelRef], parent, key)
-		}
-		return nil, below, err
-	}
-	mounts, err = below.rewrite(mounts)
-	return mounts, below, err
+	return s.maker.create(ctx, s.overlay.View, key, parent, publicLabels(info.Labels))
 }
 
 // Mounts implements snapshots.Snapshotter. errdefs.ErrUnavailable names the disk that is missing.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	n, err := s.store.node(ctx, key)
+	n, err := s.rows.node(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +200,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the wrapped snapshotter speaks for itself
 	}
-	below, err := s.lowersOf(ctx, n.info.Parent)
+	below, err := s.stacks.below(ctx, n.info.Parent)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func TestChainIDAsDiffID(t *testing.T) {
 		{},
 		{"containerd.io/snapshot/diff-id": victim.layers[1].diffID.String(), "containerd.io/snapshot/parent-chain-id": victim.layers[0].chainID.String()},
 	} {
-		for _, protocol := range []snapshotter.Protocol{snapshotter.ProtocolAuto, snapshotter.ProtocolSequential, snapshotter.ProtocolStaged} {
+		for _, protocol := range []snapshotter.Protocol{snapshotter.ProtocolAuto, snapshotter.ProtocolSequential, snapshotter.ProtocolEarlyMounts} {
 			n := newNode(t, snapshotter.Config{Protocol: protocol}, victim.layers)
 			ctx := pulling{}.context(t)
 			all := maps.Clone(labels)

@@ -26,7 +26,7 @@ func (s *Snapshotter) Uses(ctx context.Context) (map[string]Use, error) {
 		adopted *record
 	}
 	rows := map[string]row{}
-	err := s.store.read(ctx, func(ctx context.Context) error {
+	err := s.rows.read(ctx, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
 			r, err := recordOf(info.Labels)
 			if err != nil {

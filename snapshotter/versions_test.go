@@ -152,9 +152,9 @@ func TestOldVersions(t *testing.T) {
 	}
 }
 
-// TestStagedMounts pins the form of staged mounts down, which containerd 2.4 takes for read-only and every applier for
+// TestEarlyMounts pins the form of early mounts down, which containerd 2.4 takes for read-only and every applier for
 // an overlay to write to.
-func TestStagedMounts(t *testing.T) {
+func TestEarlyMounts(t *testing.T) {
 	im := forge(t, "sample", nil, sampleTars(t)...)
 	n := newNode(t, snapshotter.Config{}, im.layers)
 	ctx, l := pulling{}.context(t), im.layers[1]

@@ -36,8 +36,8 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 // order is: adopted and mounted, local, adopted from a disk that is missing, not committed.
 func (s *Snapshotter) walkTarget(ctx context.Context, fn snapshots.WalkFunc, ref, parent string) error {
 	var nodes []node
-	err := s.store.read(ctx, func(ctx context.Context) error {
-		for _, name := range s.index.lookup(ref, parent) {
+	err := s.rows.read(ctx, func(ctx context.Context) error {
+		for _, name := range s.rows.index.lookup(ref, parent) {
 			n, err := lookup(ctx, name)
 			switch {
 			case errdefs.IsNotFound(err):
@@ -55,7 +55,7 @@ func (s *Snapshotter) walkTarget(ctx context.Context, fn snapshots.WalkFunc, ref
 	if len(nodes) > 1 {
 		rank := make(map[string]int, len(nodes))
 		for _, n := range nodes {
-			rank[n.id] = s.rank(ctx, n)
+			rank[n.id] = s.stacks.rank(ctx, n)
 		}
 		slices.SortStableFunc(nodes, func(a, b node) int { return cmp.Compare(rank[a.id], rank[b.id]) })
 	}
@@ -68,7 +68,8 @@ func (s *Snapshotter) walkTarget(ctx context.Context, fn snapshots.WalkFunc, ref
 	return nil
 }
 
-func (s *Snapshotter) rank(ctx context.Context, n node) int {
+// rank is the order in which snapshots of the same target are offered, see walkTarget.
+func (s *stacks) rank(ctx context.Context, n node) int {
 	switch {
 	case !n.committed():
 		return 3
@@ -89,7 +90,7 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 		}
 	}
 	var before node
-	err = s.store.write(ctx, func(ctx context.Context) error {
+	err = s.rows.write(ctx, func(ctx context.Context) error {
 		if before, err = lookup(ctx, info.Name); err != nil {
 			return err
 		}
@@ -97,14 +98,14 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 		if updated, err = storage.UpdateInfo(ctx, info, fieldpaths...); err != nil {
 			return err //nolint:wrapcheck // wrapped below
 		}
-		s.index.add(updated.Labels[labelRef], before.info.Parent, info.Name)
+		s.rows.index.add(updated.Labels[labelRef], before.info.Parent, info.Name)
 		return nil
 	})
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("update snapshot %s: %w", info.Name, err)
 	}
 	if was := before.ref(); was != updated.Labels[labelRef] {
-		s.index.remove(was, before.info.Parent, info.Name)
+		s.rows.index.remove(was, before.info.Parent, info.Name)
 	}
 	updated.Labels = publicLabels(updated.Labels)
 	return updated, nil

@@ -93,7 +93,7 @@ func snapshotToNode(t *testing.T, options loopcsi.Options) {
 	s := openStage(t, root, user)
 	_, err := s.Reconcile(t.Context(), nil)
 	require.NoError(t, err)
-	spec := stage.Spec{Name: "app", Driver: "cloud", SnapshotID: snapshotID, Expect: id}
+	spec := stage.Spec{Name: "app", Driver: "cloud", VolumeSnapshotID: snapshotID, Expect: id}
 	status, err := s.Stage(t.Context(), spec)
 	require.NoError(t, err)
 	require.NotEmpty(t, status.VolumeID)
@@ -140,7 +140,7 @@ func TestRestoreAfterReboot(t *testing.T) {
 	s, err := stage.Open(stage.Config{Root: root, Drivers: map[string]blockdev.Attacher{"cloud": first}})
 	require.NoError(t, err)
 	require.NoError(t, s.Restore(t.Context()))
-	_, err = s.Stage(t.Context(), stage.Spec{Name: "app", Driver: "cloud", SnapshotID: snapshotID, Expect: id, Keep: true})
+	_, err = s.Stage(t.Context(), stage.Spec{Name: "app", Driver: "cloud", VolumeSnapshotID: snapshotID, Expect: id, Keep: true})
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
 	require.NoError(t, first.Close())

@@ -47,7 +47,7 @@ func (f *fakeStager) Stage(_ context.Context, s stage.Spec) (stage.DiskStatus, e
 	if f.gone[s.VolumeID] {
 		return stage.DiskStatus{}, fmt.Errorf("volume %s is not there: %w", s.VolumeID, errdefs.ErrUnavailable)
 	}
-	d := stage.DiskStatus{Name: s.Name, Driver: s.Driver, VolumeID: s.VolumeID, SnapshotID: s.SnapshotID, Keep: s.Keep,
+	d := stage.DiskStatus{Name: s.Name, Driver: s.Driver, VolumeID: s.VolumeID, VolumeSnapshotID: s.VolumeSnapshotID, Keep: s.Keep,
 		State: stage.StateIdle, Serving: true, Layers: 3, IndexDigest: s.Expect.IndexDigest}
 	f.disks[s.Name] = d
 	return d, nil

@@ -36,7 +36,7 @@ func diskMessage(d Disk) *controlv1.Disk {
 		Name: d.Name, Driver: d.Driver, VolumeId: d.VolumeID, Uuid: d.UUID, IndexDigest: d.IndexDigest.String(),
 		State: string(d.State), Serving: d.Serving, Device: d.Device, MountPoint: d.MountPoint, SizeBytes: d.SizeBytes,
 		Layers: int64(d.Layers), LayersInUse: int64(d.LayersInUse), Holders: int64(d.Holders),
-		LastError: errorText(d.LastError), Keep: d.Keep, Configured: d.Configured, SnapshotId: d.SnapshotID,
+		LastError: errorText(d.LastError), Keep: d.Keep, Configured: d.Configured, SnapshotId: d.VolumeSnapshotID,
 		ImportError: errorText(d.ImportError),
 	}
 	for _, img := range d.Images {

@@ -47,7 +47,7 @@ func (s *server) ListDisks(_ context.Context, _ *controlv1.ListDisksRequest) (*c
 // AttachDisk attaches a disk.
 func (s *server) AttachDisk(ctx context.Context, req *controlv1.AttachDiskRequest) (*controlv1.AttachDiskResponse, error) {
 	disk, err := s.service.AttachDisk(ctx, stage.Spec{
-		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(), SnapshotID: req.GetSnapshotId(),
+		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(), VolumeSnapshotID: req.GetSnapshotId(),
 		Keep: req.GetKeep(), Expect: layerdisk.Identity{IndexDigest: digest.Digest(req.GetExpectIndexDigest())},
 	})
 	if err != nil {

@@ -149,13 +149,13 @@ func (s *Service) ListDisks() []Disk {
 // AttachDisk attaches a disk and returns when it serves. An empty name is derived from the ID of the volume or volume
 // snapshot, and an empty driver is that of this node's files and block devices.
 func (s *Service) AttachDisk(ctx context.Context, spec stage.Spec) (disks.Disk, error) {
-	source := cmp.Or(spec.VolumeID, spec.SnapshotID)
+	source := cmp.Or(spec.VolumeID, spec.VolumeSnapshotID)
 	if source == "" {
 		return disks.Disk{}, fmt.Errorf("attach disk: no volume or volume snapshot named: %w", errdefs.ErrInvalidArgument)
 	}
-	if spec.VolumeID != "" && spec.SnapshotID != "" {
+	if spec.VolumeID != "" && spec.VolumeSnapshotID != "" {
 		return disks.Disk{}, fmt.Errorf("attach disk: volume %s or volume snapshot %s, name one of them: %w",
-			spec.VolumeID, spec.SnapshotID, errdefs.ErrInvalidArgument)
+			spec.VolumeID, spec.VolumeSnapshotID, errdefs.ErrInvalidArgument)
 	}
 	spec.Driver = cmp.Or(spec.Driver, loopdev.Name)
 	if spec.Driver == loopdev.Name && filepath.IsAbs(spec.VolumeID) {

@@ -29,13 +29,13 @@ func TestAttachDisk(t *testing.T) {
 
 	for name, spec := range map[string]stage.Spec{
 		"no volume":  {Name: "a"},
-		"two":        {VolumeID: "/x", SnapshotID: "snap-1"},
+		"two":        {VolumeID: "/x", VolumeSnapshotID: "snap-1"},
 		"bad expect": {VolumeID: "/x", Expect: layerdisk.Identity{IndexDigest: "sha256:zz"}},
 	} {
 		_, err := s.AttachDisk(t.Context(), spec)
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, name)
 	}
-	d, err = s.AttachDisk(t.Context(), stage.Spec{Driver: "cloud", SnapshotID: "snap-1"})
+	d, err = s.AttachDisk(t.Context(), stage.Spec{Driver: "cloud", VolumeSnapshotID: "snap-1"})
 	require.NoError(t, err)
 	require.Equal(t, "snap-1", d.Name)
 	f.gone["/gone"] = true

@@ -111,7 +111,7 @@ address = ""
 [stage]
 idle_timeout = "0s"
 [snapshotter]
-protocol = "staged"
+protocol = "early-mounts"
 [discover]
 enabled = true
 expect = ["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
@@ -129,7 +129,7 @@ keep = false
 	require.NoError(t, err)
 	want := config.Default()
 	want.Root, want.Log, want.Metrics.Address = "/b", config.Log{Level: config.LogDebug, Format: config.LogJSON}, ""
-	want.Stage.IdleTimeout, want.Snapshotter.Protocol = 0, config.ProtocolStaged
+	want.Stage.IdleTimeout, want.Snapshotter.Protocol = 0, config.ProtocolEarlyMounts
 	want.Discover = config.Discover{Enabled: true, LoopsBelow: []string{"/srv"},
 		Expect: []digest.Digest{"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}}
 	keep := false
@@ -161,7 +161,7 @@ func TestParseRefuses(t *testing.T) {
 		"two unknown keys":  {"a = 1\nb = 2", []string{"line 1", "line 2"}},
 		"level":             {"[log]\nlevel = \"loud\"", []string{"log.level", `"loud" is not one of trace, debug, info, warn, error`}},
 		"format":            {"[log]\nformat = \"xml\"", []string{`"xml" is not one of text, json`}},
-		"protocol":          {"[snapshotter]\nprotocol = \"x\"", []string{"auto, sequential, staged"}},
+		"protocol":          {"[snapshotter]\nprotocol = \"x\"", []string{"auto, sequential, early-mounts"}},
 		"duration":          {"[stage]\nidle_timeout = \"10\"", []string{"line 2", `"10" is no duration`}},
 		"negative duration": {"[stage]\nattach_wait = \"-1s\"", []string{"stage.attach_wait", "negative"}},
 		"restore bound":     {"[stage]\nrestore_timeout = \"0s\"", []string{"stage.restore_timeout"}},

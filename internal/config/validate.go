@@ -64,7 +64,7 @@ func (c *Config) Validate() error {
 	}{
 		{"log.level", oneOf(c.Log.Level, LogTrace, LogDebug, LogInfo, LogWarn, LogError)},
 		{"log.format", oneOf(c.Log.Format, LogText, LogJSON)},
-		{"snapshotter.protocol", oneOf(c.Snapshotter.Protocol, ProtocolAuto, ProtocolSequential, ProtocolStaged)},
+		{"snapshotter.protocol", oneOf(c.Snapshotter.Protocol, ProtocolAuto, ProtocolSequential, ProtocolEarlyMounts)},
 	} {
 		if v.err != nil {
 			refuse("%s: %w", v.key, v.err)

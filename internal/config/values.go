@@ -59,8 +59,8 @@ const (
 	ProtocolAuto Protocol = "auto"
 	// ProtocolSequential answers "already exists", which every containerd understands.
 	ProtocolSequential Protocol = "sequential"
-	// ProtocolStaged answers with read-only mounts, which containerd 2.4 and later understand.
-	ProtocolStaged Protocol = "staged"
+	// ProtocolEarlyMounts answers with read-only mounts, which containerd 2.4 and later understand.
+	ProtocolEarlyMounts Protocol = "early-mounts"
 )
 
 // oneOf refuses a value that is not among the allowed ones. The decoder does not ask string types, so Validate does.

@@ -95,7 +95,7 @@ func (k *Keeper) List() []Disk {
 			continue
 		}
 		list = append(list, Disk{stage.DiskStatus{Name: name, Driver: a.spec.Driver, VolumeID: a.spec.VolumeID,
-			SnapshotID: a.spec.SnapshotID, State: StateWaiting, Since: a.since, Keep: a.spec.Keep, LastError: a.err}, !a.found})
+			VolumeSnapshotID: a.spec.VolumeSnapshotID, State: StateWaiting, Since: a.since, Keep: a.spec.Keep, LastError: a.err}, !a.found})
 	}
 	slices.SortFunc(list, func(a, b Disk) int { return strings.Compare(a.Name, b.Name) })
 	return list

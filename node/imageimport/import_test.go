@@ -58,7 +58,7 @@ func wanted(ix *layerdisk.Index, namespace string) []string {
 // Everything that containerd and CRI look for is there, garbage collection keeps it, and it goes with the disk. The
 // protocol in which snapshots are made does not matter.
 func TestRegister(t *testing.T) {
-	for _, protocol := range []snapshotter.Protocol{snapshotter.ProtocolAuto, snapshotter.ProtocolStaged} {
+	for _, protocol := range []snapshotter.Protocol{snapshotter.ProtocolAuto, snapshotter.ProtocolEarlyMounts} {
 		t.Run(protocol.String(), func(t *testing.T) {
 			n := newNode(t, protocol)
 			n.config.Pinned = true

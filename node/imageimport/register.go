@@ -223,7 +223,7 @@ func (im *Importer) adopt(ctx context.Context, chain, parent, diffID digest.Dige
 	if err != nil {
 		return fmt.Errorf("prepare snapshot: %w", err)
 	}
-	if staged(mounts) {
+	if early(mounts) {
 		err = im.ctr.Snapshots.Commit(ctx, chain.String(), key, snapshots.WithLabels(labels))
 		if err == nil {
 			return nil
@@ -242,8 +242,8 @@ func (im *Importer) adopt(ctx context.Context, chain, parent, diffID digest.Dige
 	return err
 }
 
-// staged says that the snapshotter has the content already; see docs/snapshotter.md.
-func staged(mounts []mount.Mount) bool {
+// early says that the snapshotter has the content already; see docs/snapshotter.md.
+func early(mounts []mount.Mount) bool {
 	return len(mounts) > 0 && mounts[len(mounts)-1].ReadOnly()
 }
 

@@ -51,7 +51,7 @@ func (it *item) diskName() string {
 }
 
 func (it *item) spec() stage.Spec {
-	return stage.Spec{Name: it.disk, Driver: it.source.Driver, VolumeID: it.source.VolumeID, SnapshotID: it.source.VolumeSnapshotID, Expect: it.identity,
+	return stage.Spec{Name: it.disk, Driver: it.source.Driver, VolumeID: it.source.VolumeID, VolumeSnapshotID: it.source.VolumeSnapshotID, Expect: it.identity,
 		ImageSnapshot: stage.ImageSnapshot{Name: it.name, ID: it.id}}
 }
 

@@ -51,7 +51,7 @@ func (f *fakeStage) Stage(ctx context.Context, spec stage.Spec) (stage.DiskStatu
 		delete(f.disks, spec.Name)
 		return stage.DiskStatus{}, fail
 	}
-	f.serves[spec.Name] = f.sources[spec.VolumeID+spec.SnapshotID]
+	f.serves[spec.Name] = f.sources[spec.VolumeID+spec.VolumeSnapshotID]
 	d := f.disks[spec.Name]
 	d.State, d.UUID, d.IdleSince, d.Serving = stage.StateIdle, spec.Expect.UUID, time.Now(), true
 	return *d, nil

@@ -74,7 +74,7 @@ func (s *Stager) want(spec Spec) (*disk, error) {
 		}
 	}
 	rec := record{Spec: spec, Goal: goalStaged, Step: StateWanted, Number: s.fleet.freeNumber(nil), Since: time.Now()}
-	if spec.SnapshotID != "" {
+	if spec.VolumeSnapshotID != "" {
 		// The storage may be shared by many nodes that all have disks of this name.
 		rec.VolumeName = "berth-" + spec.Name + "-" + uuid.NewString()
 	}

@@ -162,7 +162,7 @@ func faultAt(t *testing.T, fault blockdevtest.Fault) {
 	require.NoError(t, err)
 	// CreateVolume, Attached, Attach; then Detach, DeleteVolume.
 	c.driver.Plan(fault)
-	_, err = c.Stage(t.Context(), Spec{Name: "one", Driver: "cloud", SnapshotID: s.ID})
+	_, err = c.Stage(t.Context(), Spec{Name: "one", Driver: "cloud", VolumeSnapshotID: s.ID})
 	if err == nil {
 		_, err = c.Acquire(t.Context(), "h", chain("a"))
 		require.NoError(t, err)
@@ -281,7 +281,7 @@ func TestSickDiskIsReplacedByAnother(t *testing.T) {
 		// A copy of the disk may take its place, and its holders with it.
 		snapshot, err := c.driver.CreateVolumeSnapshot(t.Context(), "s", v.ID)
 		require.NoError(t, err)
-		copied, err := c.Stage(t.Context(), Spec{Name: "copy", Driver: "cloud", SnapshotID: snapshot.ID})
+		copied, err := c.Stage(t.Context(), Spec{Name: "copy", Driver: "cloud", VolumeSnapshotID: snapshot.ID})
 		require.NoError(t, err)
 		require.Equal(t, st.UUID, copied.UUID)
 		require.Equal(t, 1, copied.Holders)

@@ -62,7 +62,7 @@ func (n *node) source(snapshot bool) (Spec, layerdisk.Identity) {
 	require.NoError(n.t, os.WriteFile(filepath.Join(n.dir, "loop/volumes/built/disk"), data, 0o600))
 	_, err = n.driver.CreateVolumeSnapshot(n.t.Context(), "frozen", "built")
 	require.NoError(n.t, err)
-	return Spec{Name: "one", Driver: "loop", SnapshotID: "frozen"}, id
+	return Spec{Name: "one", Driver: "loop", VolumeSnapshotID: "frozen"}, id
 }
 
 // forEachCrash runs a test for both kinds of source, both kinds of restart and the points. Each point must be reached,

@@ -24,12 +24,12 @@ const (
 // create makes the volume of a disk that is on a volume snapshot. A repetition finds the volume by its name.
 func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) error {
 	rec := s.record(d)
-	if rec.Spec.SnapshotID == "" || rec.VolumeID != "" {
+	if rec.Spec.VolumeSnapshotID == "" || rec.VolumeID != "" {
 		return nil
 	}
 	provisioner, ok := driver.(blockdev.Provisioner)
 	if !ok {
-		return fmt.Errorf("make volume of %s: driver %s cannot make volumes: %w", rec.Spec.SnapshotID, rec.Spec.Driver, blockdev.ErrUnsupported)
+		return fmt.Errorf("make volume of %s: driver %s cannot make volumes: %w", rec.Spec.VolumeSnapshotID, rec.Spec.Driver, blockdev.ErrUnsupported)
 	}
 	unclear := !rec.Asked.IsZero() // a process before this one may have made it
 	if err := s.put(d, func(rec *record) { rec.Step, rec.Asked = StateCreating, time.Now() }); err != nil {
@@ -54,7 +54,7 @@ func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) e
 }
 
 func makeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec record) (blockdev.Volume, error) {
-	return provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: rec.VolumeName, SourceVolumeSnapshotID: rec.Spec.SnapshotID})
+	return provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: rec.VolumeName, SourceVolumeSnapshotID: rec.Spec.VolumeSnapshotID})
 }
 
 // refused says that an answer to a request for a volume is that there will be none. After any other error there may be
@@ -70,7 +70,7 @@ func (s *steps) attachMade(ctx context.Context, d *disk, driver blockdev.Attache
 	end := time.Now().Add(settleWait)
 	for wait := firstLook; ; wait = min(2*wait, lastLook) {
 		dev, err := s.attach(ctx, d, driver)
-		if s.record(d).Spec.SnapshotID == "" || !errors.Is(err, blockdev.ErrNotFound) || time.Now().After(end) {
+		if s.record(d).Spec.VolumeSnapshotID == "" || !errors.Is(err, blockdev.ErrNotFound) || time.Now().After(end) {
 			return dev, err
 		}
 		timer := time.NewTimer(wait)

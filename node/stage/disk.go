@@ -61,8 +61,8 @@ func (d *disk) state(holders int) State {
 
 // source names the storage of a spec.
 func (sp Spec) source() string {
-	if sp.SnapshotID != "" {
-		return fmt.Sprintf("volume snapshot %s of driver %s", sp.SnapshotID, sp.Driver)
+	if sp.VolumeSnapshotID != "" {
+		return fmt.Sprintf("volume snapshot %s of driver %s", sp.VolumeSnapshotID, sp.Driver)
 	}
 	return fmt.Sprintf("volume %s of driver %s", sp.VolumeID, sp.Driver)
 }

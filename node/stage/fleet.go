@@ -169,18 +169,18 @@ func (f *fleet) freeNumber(taken map[int]bool) int {
 
 func (f *fleet) status(d *disk, root string) DiskStatus {
 	st := DiskStatus{
-		Name:        d.rec.Spec.Name,
-		Driver:      d.rec.Spec.Driver,
-		VolumeID:    d.rec.VolumeID,
-		SnapshotID:  d.rec.Spec.SnapshotID,
-		UUID:        d.rec.Identity.UUID,
-		IndexDigest: d.rec.Identity.IndexDigest,
-		Serving:     d.up && !d.rec.Draining,
-		Device:      d.device,
-		SizeBytes:   d.sizeBytes,
-		Since:       d.rec.Since,
-		LastError:   d.err,
-		Keep:        d.rec.Spec.Keep,
+		Name:             d.rec.Spec.Name,
+		Driver:           d.rec.Spec.Driver,
+		VolumeID:         d.rec.VolumeID,
+		VolumeSnapshotID: d.rec.Spec.VolumeSnapshotID,
+		UUID:             d.rec.Identity.UUID,
+		IndexDigest:      d.rec.Identity.IndexDigest,
+		Serving:          d.up && !d.rec.Draining,
+		Device:           d.device,
+		SizeBytes:        d.sizeBytes,
+		Since:            d.rec.Since,
+		LastError:        d.err,
+		Keep:             d.rec.Spec.Keep,
 
 		ImageSnapshot: d.rec.Spec.ImageSnapshot,
 	}

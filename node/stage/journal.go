@@ -33,7 +33,7 @@ type record struct {
 	Since time.Time `json:"since"`
 	// Number of the directory to mount on.
 	Number int `json:"number"`
-	// VolumeName of the volume to be made of Spec.SnapshotID; unique, so that a volume of this name is ours.
+	// VolumeName of the volume to be made of Spec.VolumeSnapshotID; unique, so that a volume of this name is ours.
 	VolumeName string `json:"volumeName,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
 	// Asked is when the storage was asked for the volume of VolumeName; zero if it has made none. With no VolumeID, it

@@ -18,7 +18,7 @@ func TestJournal(t *testing.T) {
 	j, err := openJournal(path)
 	require.NoError(t, err)
 	want := record{
-		Spec: Spec{Name: "one", Driver: "loop", SnapshotID: "s", Keep: true, Expect: layerdisk.Identity{UUID: "u"}},
+		Spec: Spec{Name: "one", Driver: "loop", VolumeSnapshotID: "s", Keep: true, Expect: layerdisk.Identity{UUID: "u"}},
 		Goal: goalGone, Step: StateDetaching, Since: time.Unix(5, 6).UTC(), Number: 7, VolumeName: "n", VolumeID: "v",
 		AttachBegun: true, Device: "/dev/x", DeviceNumber: 9, BootID: "b", Draining: true,
 		Identity: layerdisk.Identity{UUID: "u", IndexDigest: digest.FromString("x")},

@@ -16,10 +16,11 @@ type Spec struct {
 	Name string `json:"name"`
 	// Driver is a key of Config.Drivers.
 	Driver string `json:"driver"`
-	// VolumeID is an existing volume of the driver, which is never deleted. Either this or SnapshotID.
+	// VolumeID is an existing volume of the driver, which is never deleted. Either this or VolumeSnapshotID.
 	VolumeID string `json:"volumeID,omitempty"`
-	// SnapshotID is a volume snapshot of which a volume is made for this node, and deleted when the disk leaves it.
-	SnapshotID string `json:"snapshotID,omitempty"`
+	// VolumeSnapshotID is a volume snapshot of which a volume is made for this node. The volume is deleted when the
+	// disk leaves the node.
+	VolumeSnapshotID string `json:"snapshotID,omitempty"`
 	// Expect, in the fields that are not empty, is the only disk that is accepted.
 	Expect layerdisk.Identity `json:"expect,omitzero"`
 	// Keep the disk ready while nothing uses it.
@@ -45,7 +46,7 @@ func (sp Spec) validate() error {
 	if sp.Driver == "" {
 		return refuse("disk %s: no driver named", sp.Name)
 	}
-	if (sp.VolumeID == "") == (sp.SnapshotID == "") {
+	if (sp.VolumeID == "") == (sp.VolumeSnapshotID == "") {
 		return refuse("disk %s: name either a volume or a volume snapshot", sp.Name)
 	}
 	if sp.Expect.IndexDigest != "" {
@@ -75,7 +76,7 @@ func validName(name string) bool {
 
 // sameSource says whether two specs mean the same storage.
 func (sp Spec) sameSource(other Spec) bool {
-	return sp.Driver == other.Driver && sp.VolumeID == other.VolumeID && sp.SnapshotID == other.SnapshotID
+	return sp.Driver == other.Driver && sp.VolumeID == other.VolumeID && sp.VolumeSnapshotID == other.VolumeSnapshotID
 }
 
 // State is what a disk is doing, for people and metrics.
@@ -100,8 +101,8 @@ const (
 // DiskStatus is one disk at one moment. It is a copy.
 type DiskStatus struct {
 	Name, Driver string
-	// VolumeID is empty until a volume was made of SnapshotID.
-	VolumeID, SnapshotID string
+	// VolumeID is empty until a volume was made of VolumeSnapshotID.
+	VolumeID, VolumeSnapshotID string
 	// UUID and IndexDigest are empty until the disk was proved for the first time.
 	UUID        string
 	IndexDigest digest.Digest

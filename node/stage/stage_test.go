@@ -125,11 +125,11 @@ func TestStageRefuses(t *testing.T) {
 		{"no such file", Spec{Name: "none", VolumeID: path + ".none"}, errdefs.IsNotFound, nil},
 		{"a directory", Spec{Name: "dir", VolumeID: n.dir}, errdefs.IsInvalidArgument, nil},
 		{"no such volume", Spec{Name: "none", VolumeID: "none"}, errdefs.IsNotFound, nil},
-		{"no such snapshot", Spec{Name: "none", SnapshotID: "none"}, errdefs.IsNotFound, nil},
+		{"no such snapshot", Spec{Name: "none", VolumeSnapshotID: "none"}, errdefs.IsNotFound, nil},
 		{"no such driver", Spec{Name: "none", VolumeID: "x", Driver: "cloud"}, errdefs.IsInvalidArgument, nil},
 		{"bad name", Spec{Name: "../x", VolumeID: other}, errdefs.IsInvalidArgument, nil},
 		{"no source", Spec{Name: "x"}, errdefs.IsInvalidArgument, nil},
-		{"two sources", Spec{Name: "x", VolumeID: "v", SnapshotID: "s"}, errdefs.IsInvalidArgument, nil},
+		{"two sources", Spec{Name: "x", VolumeID: "v", VolumeSnapshotID: "s"}, errdefs.IsInvalidArgument, nil},
 		{"bad digest", Spec{Name: "x", VolumeID: other, Expect: layerdisk.Identity{IndexDigest: "sha256:1"}}, errdefs.IsInvalidArgument, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -268,7 +268,7 @@ func TestStageFromSnapshot(t *testing.T) {
 	snapshot, err := n.driver.CreateVolumeSnapshot(t.Context(), "frozen", volume.ID)
 	require.NoError(t, err)
 
-	status, err := n.Stage(t.Context(), Spec{Name: "one", Driver: "loop", SnapshotID: snapshot.ID})
+	status, err := n.Stage(t.Context(), Spec{Name: "one", Driver: "loop", VolumeSnapshotID: snapshot.ID})
 	require.NoError(t, err)
 	require.NotEmpty(t, status.VolumeID)
 	n.acquire("h", chain("a"), "a")

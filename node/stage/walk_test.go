@@ -138,7 +138,7 @@ func (n *walker) source(driver, label string) {
 	require.NoError(n, err)
 	for _, spec := range []Spec{
 		{Name: driver + "-" + label + "-v", Driver: driver, VolumeID: v.ID, Expect: n.m.ids[label]},
-		{Name: driver + "-" + label + "-s", Driver: driver, SnapshotID: s.ID, Expect: n.m.ids[label]},
+		{Name: driver + "-" + label + "-s", Driver: driver, VolumeSnapshotID: s.ID, Expect: n.m.ids[label]},
 	} {
 		n.specs = append(n.specs, spec)
 		n.labels[spec.Name] = label

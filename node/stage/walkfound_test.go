@@ -136,7 +136,7 @@ func (n *walker) unsource(driver, label string) {
 			continue
 		}
 		require.NoError(n, fake.DeleteVolume(n.Context(), spec.VolumeID))
-		require.NoError(n, fake.DeleteVolumeSnapshot(n.Context(), spec.SnapshotID))
+		require.NoError(n, fake.DeleteVolumeSnapshot(n.Context(), spec.VolumeSnapshotID))
 	}
 }
 
@@ -168,7 +168,7 @@ func TestVolumeThatNobodyToldOf(t *testing.T) {
 				one.Misbehave(blockdevtest.Misbehaviour{})
 				want := sources
 				if deleted {
-					require.NoError(t, one.DeleteVolumeSnapshot(n.Context(), spec.SnapshotID))
+					require.NoError(t, one.DeleteVolumeSnapshot(n.Context(), spec.VolumeSnapshotID))
 					want--
 					// Some storages look for the volume snapshot before they look for the name.
 					one.Plan(blockdevtest.Fault{Op: "CreateVolume", Err: blockdev.ErrNotFound})
@@ -188,7 +188,7 @@ func TestVolumeThatNobodyToldOf(t *testing.T) {
 func TestVolumeThatIsRefused(t *testing.T) {
 	onClouds(t, func(n *walker) {
 		spec := n.spec("one-a0-s")
-		spec.SnapshotID = "none"
+		spec.VolumeSnapshotID = "none"
 		_, err := n.stager.Stage(n.Context(), spec)
 		require.Error(t, err)
 		require.Empty(t, n.stager.Disks())

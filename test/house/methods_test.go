@@ -50,7 +50,7 @@ func notYet() []string {
 		"imagesnapshot/lifecycle.Engine", "imagesnapshot/lifecycle.run", "imagesnapshot/store/boltstore.Store",
 		"layerdisk/tree.Tree", "layerdisk/tree.reader", "matcher.Index", "matcher.explainer", "matcher.match",
 		"node/imageimport.Importer", "node/ondemand.Chooser", "node/stage.Stager", "node/stage.finder",
-		"node/stage.keeper", "node/stage.steps", "snapshotter.Snapshotter",
+		"node/stage.keeper", "node/stage.steps",
 	}
 }
 
