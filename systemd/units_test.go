@@ -3,6 +3,7 @@ package systemd_test
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"berth.dev/berth/internal/config"
 )
 
 // units writes the units as "make install" does, with a program that exists everywhere.
@@ -92,9 +95,8 @@ func TestInstall(t *testing.T) {
 	}
 	require.NoError(t, err)
 	dest, built := t.TempDir(), t.TempDir()
-	for _, name := range []string{"berth", "berthd"} {
-		require.NoError(t, os.WriteFile(filepath.Join(built, name), []byte("#!/bin/sh\necho completion for $2\n"), 0o755))
-	}
+	build, err := exec.CommandContext(t.Context(), "go", "build", "-o", built, "../cmd/berth", "../cmd/berthd").CombinedOutput()
+	require.NoError(t, err, string(build))
 	run := func(target string, more ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), makeTool, append([]string{"-s", "-f", "scripts/mk/install.mk", target, "DESTDIR=" + dest, "BUILDDIR=" + built}, more...)...)
 		cmd.Dir = ".."
@@ -104,18 +106,36 @@ func TestInstall(t *testing.T) {
 	out, err := run("install")
 	require.NoError(t, err, out)
 	want := map[string]os.FileMode{
-		"usr/local/bin/berth":                                0o755,
-		"usr/local/bin/berthd":                               0o755,
-		"etc/systemd/system/berthd.service":                  0o644,
-		"etc/systemd/system/containerd.service.d/berth.conf": 0o644,
-		"etc/berth/config.toml":                              0o600,
-		"usr/local/share/doc/berth/operations.md":            0o644,
-		"usr/local/share/doc/berth/drivers.md":               0o644,
-		"usr/local/share/doc/berth/config.toml":              0o644,
-		"usr/local/share/bash-completion/completions/berth":  0o644,
-		"usr/local/share/zsh/site-functions/_berth":          0o644,
+		"usr/local/bin/berth":                                  0o755,
+		"usr/local/bin/berthd":                                 0o755,
+		"etc/systemd/system/berthd.service":                    0o644,
+		"etc/systemd/system/containerd.service.d/berth.conf":   0o644,
+		"etc/berth/config.toml":                                0o600,
+		"usr/local/share/doc/berth/operations.md":              0o644,
+		"usr/local/share/doc/berth/drivers.md":                 0o644,
+		"usr/local/share/doc/berth/config.toml":                0o644,
+		"usr/local/share/bash-completion/completions/berth":    0o644,
+		"usr/local/share/zsh/site-functions/_berth":            0o644,
+		"usr/local/share/fish/vendor_completions.d/berth.fish": 0o644,
 	}
-	require.Equal(t, want, filesBelow(t, dest))
+	got := filesBelow(t, dest)
+	maps.DeleteFunc(got, func(path string, mode os.FileMode) bool {
+		return mode == 0o644 && strings.HasPrefix(path, "usr/local/share/man/man1/") && strings.HasSuffix(path, ".1")
+	})
+	require.Equal(t, want, got)
+	for _, page := range []string{"berth", "berthd", "berth-image-snapshot-create", "berth-build", "berthd-config-default"} {
+		require.FileExists(t, filepath.Join(dest, "usr/local/share/man/man1", page+".1"))
+	}
+	if groff, err := exec.LookPath("groff"); err == nil {
+		pages, err := filepath.Glob(filepath.Join(dest, "usr/local/share/man/man1", "*.1"))
+		require.NoError(t, err)
+		warnings, err := exec.CommandContext(t.Context(), groff, append([]string{"-man", "-Tutf8", "-ww", "-z"}, pages...)...).CombinedOutput()
+		require.NoError(t, err, string(warnings))
+		require.Empty(t, string(warnings))
+	}
+	shipped, err := os.ReadFile(filepath.Join(dest, "etc/berth/config.toml"))
+	require.NoError(t, err)
+	require.Equal(t, string(config.CommentedTOML()), string(shipped))
 	unit, err := os.ReadFile(filepath.Join(dest, "etc/systemd/system/berthd.service"))
 	require.NoError(t, err)
 	require.Contains(t, string(unit), "ExecStart=/usr/local/bin/berthd\n")

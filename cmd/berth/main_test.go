@@ -94,20 +94,24 @@ func TestHelpFits(t *testing.T) {
 	out, err := berthProcess(t, "--help").Output()
 	require.NoError(t, err)
 	require.Contains(t, string(out), "Available Commands")
-	seen := 0
-	var visit func(cmd *cobra.Command, path []string)
-	visit = func(cmd *cobra.Command, path []string) {
+	every := everyCommand(newRoot())
+	require.Greater(t, len(every), 20)
+	for _, cmd := range every {
+		path := strings.Fields(cmd.CommandPath())[1:]
 		out, err := berthProcess(t, append(path, "--help")...).Output()
 		require.NoError(t, err)
 		text := strings.Replace(string(out), cmd.Example, "", 1)
 		for line := range strings.Lines(text) {
 			require.LessOrEqual(t, utf8.RuneCountInString(line), 101, "%v: %s", path, line)
 		}
-		seen++
-		for _, c := range cmd.Commands() {
-			visit(c, append(path[:len(path):len(path)], c.Name()))
-		}
 	}
-	visit(newRoot(), nil)
-	require.Greater(t, seen, 20)
+}
+
+// everyCommand is the command and all below it.
+func everyCommand(cmd *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{cmd}
+	for _, c := range cmd.Commands() {
+		all = append(all, everyCommand(c)...)
+	}
+	return all
 }

@@ -43,6 +43,7 @@ format, and disks that were added to it, take effect at once, everything else at
 	o.register(cmd)
 	cmd.AddCommand(newConfigCommand(&o))
 	program.AddVersion(cmd, fmt.Sprintf("%s, %s %s/%s", version.String(), runtime.Version(), runtime.GOOS, runtime.GOARCH))
+	program.AddManual(cmd)
 	return cmd
 }
 
@@ -50,10 +51,10 @@ func newConfigCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Print or check the configuration"}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "default",
-		Short: "Print a configuration file with every default and what it means",
+		Short: "Print a configuration file with every key, its default and its meaning, all in comments",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := cmd.OutOrStdout().Write(config.DefaultTOML())
+			_, err := cmd.OutOrStdout().Write(config.CommentedTOML())
 			return err
 		},
 	}, &cobra.Command{

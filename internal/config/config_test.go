@@ -24,6 +24,22 @@ func TestDefaultFileSaysDefault(t *testing.T) {
 	require.Equal(t, config.Default(), got)
 }
 
+// TestCommentedFile: the file says nothing until somebody removes a "#", and then it says what DefaultTOML does.
+func TestCommentedFile(t *testing.T) {
+	var lines []string
+	for line := range strings.Lines(string(config.CommentedTOML())) {
+		require.Contains(t, "#\n", line[:1])
+		if len(line) > 1 && line[0] == '#' && line[1] != ' ' && line[1] != '\n' {
+			line = line[1:]
+		}
+		lines = append(lines, line)
+	}
+	require.Equal(t, string(config.DefaultTOML()), strings.Join(lines, ""))
+	got, err := config.Parse(config.CommentedTOML())
+	require.NoError(t, err)
+	require.Equal(t, config.Default(), got)
+}
+
 func TestDefaultFileExampleDisk(t *testing.T) {
 	// The example in the comment must parse once its comment signs are gone.
 	_, example, ok := strings.Cut(string(config.DefaultTOML()), "# [[disk]]\n")

@@ -23,6 +23,19 @@ var defaultTOML []byte
 // DefaultTOML is a file that says the same as Default, with an explanation of each key.
 func DefaultTOML() []byte { return slices.Clone(defaultTOML) }
 
+// CommentedTOML is DefaultTOML with every setting in a comment: a file to begin with. What nobody changes in it stays
+// the default of whichever version reads it, and keys that an older version does not know do no harm.
+func CommentedTOML() []byte {
+	var b bytes.Buffer
+	for line := range bytes.Lines(defaultTOML) {
+		if line[0] != '#' && line[0] != '\n' {
+			b.WriteByte('#')
+		}
+		b.Write(line)
+	}
+	return b.Bytes()
+}
+
 // Load reads the file over Default and validates the outcome. A file that is not there is errdefs.ErrNotFound, one
 // that says something wrong errdefs.ErrInvalidArgument.
 func Load(path string) (Config, error) {
