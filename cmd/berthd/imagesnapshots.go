@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -49,8 +48,6 @@ type imageSnapshots struct {
 func openImageSnapshots(ctx context.Context, c config.Config, backends map[string]lifecycle.Backend, registry prometheus.Registerer) (_ *imageSnapshots, err error) {
 	cfg := c.ImageSnapshots
 	s := &imageSnapshots{oldDuringUpdate: cfg.ServeOldDuringUpdate}
-	others := maps.Clone(backends)
-	delete(others, cfg.Driver)
 	if s.store, err = boltstore.Open(cmp.Or(cfg.Store, filepath.Join(c.Root, "imagesnapshots.db"))); err != nil {
 		return nil, err
 	}
@@ -70,7 +67,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 	life := registerLife(registry)
 	s.engine, err = lifecycle.New(lifecycle.Config{
 		Store: s.store, Watcher: s.store, Indexes: s.store, AccessLists: s.store, Builder: builder,
-		Backend: backends[cfg.Driver], Driver: cfg.Driver, Others: others, LegacyDriver: config.LoopDriver,
+		Backends: backends, Driver: cfg.Driver, LegacyDriver: config.LoopDriver,
 		Installation: s.store.Installation(), MaxBuilds: cfg.Builds,
 		Limits: limitsOf(c),
 		Times: lifecycle.Times{

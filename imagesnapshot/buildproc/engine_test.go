@@ -53,8 +53,8 @@ func openMachine(dir, program string) (_ *machine, err error) {
 	}
 	m.engine, err = lifecycle.New(lifecycle.Config{
 		Store: m.store, Watcher: m.store, Indexes: m.store,
-		Backend: lifecycle.Backend{Provisioner: m.driver, Attacher: m.driver, Snapshotter: m.driver},
-		Builder: b, Installation: m.store.Installation(), Limits: imagesnapshottest.Limits(),
+		Backends: map[string]lifecycle.Backend{"": {Provisioner: m.driver, Attacher: m.driver, Snapshotter: m.driver}},
+		Builder:  b, Installation: m.store.Installation(), Limits: imagesnapshottest.Limits(),
 	})
 	return m, err
 }

@@ -36,60 +36,70 @@ type FlashSnapshotter interface {
 	CreateFlashSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error)
 }
 
-// driverName is the name of the driver that something in the store names; what is from before there was a choice names
-// none.
-func (e *Engine) driverName(name string) string { return cmp.Or(name, e.LegacyDriver) }
+// backends are the storage by the names of its drivers.
+type backends struct {
+	all map[string]Backend
+	// builds is the driver that builds use from now on, legacy that of what names none.
+	builds, legacy string
+}
 
-// backend finds the storage that has something. Its error is FailedPrecondition: somebody has to configure the driver.
-func (e *Engine) backend(driver string) (Backend, error) {
-	driver = e.driverName(driver)
-	if driver == e.Driver {
-		return e.Backend, nil
-	}
-	if b, ok := e.Others[driver]; ok {
-		return b, nil
+// name of the driver that something in the store names; what is from before there was a choice names none.
+func (b backends) name(driver string) string { return cmp.Or(driver, b.legacy) }
+
+// of finds the storage that something is in. Its error is FailedPrecondition: somebody has to configure the driver.
+func (b backends) of(driver string) (Backend, error) {
+	driver = b.name(driver)
+	if found, ok := b.all[driver]; ok {
+		return found, nil
 	}
 	return Backend{}, fmt.Errorf("its storage is that of driver %q, which is not configured here; put it back into the configuration: %w",
 		driver, errdefs.ErrFailedPrecondition)
 }
 
-// drivers gives the names of those that may have something of ours: all, or only those that new builds use or that
+// flashes says whether the storage of a driver may have temporary volume snapshots of ours.
+func (b backends) flashes(driver string) bool {
+	found, err := b.of(driver)
+	return err != nil || found.Flash != nil
+}
+
+// inUse gives the names of the drivers that may have something of ours: all, or only those that new builds use or that
 // something in the list is on. Every node has this program, and a listing of all volumes costs a cloud something.
-func (e *Engine) drivers(list []*imagesnapshot.ImageSnapshot, all bool) []string {
-	names := map[string]bool{e.Driver: true}
+func (b backends) inUse(list []*imagesnapshot.ImageSnapshot, all bool) []string {
+	found := map[string]bool{b.builds: true}
 	if all {
-		for name := range e.Others {
-			names[name] = true
+		for name := range b.all {
+			found[name] = true
 		}
 	}
 	for _, s := range list {
-		names[e.driverName(s.Status.Driver)] = true
+		found[b.name(s.Status.Driver)] = true
 		if w := s.Status.Work; w != nil {
-			names[e.driverName(w.Driver)] = true
+			found[b.name(w.Driver)] = true
 			for _, l := range w.Garbage {
-				names[e.driverName(l.Driver)] = true
+				found[b.name(l.Driver)] = true
 			}
 		}
 	}
-	return slices.Sorted(maps.Keys(names))
+	return slices.Sorted(maps.Keys(found))
 }
 
-// noteIgnored tells the user of parameters that nothing was done about.
-func (r *run) noteIgnored(s *imagesnapshot.ImageSnapshot, b Backend) {
-	if len(s.Spec.Build.Parameters) == 0 {
+// noteIgnored tells the user of parameters that have no effect.
+func noteIgnored(j *job) {
+	parameters := j.object.Spec.Build.Parameters
+	if len(parameters) == 0 {
 		return
 	}
-	ignored := slices.Collect(maps.Keys(s.Spec.Build.Parameters))
-	if b.TakeParameters != nil {
-		_, ignored = b.TakeParameters(s.Spec.Build.Parameters)
+	ignored := slices.Collect(maps.Keys(parameters))
+	if j.backend.TakeParameters != nil {
+		_, ignored = j.backend.TakeParameters(parameters)
 	}
 	if len(ignored) == 0 {
 		return
 	}
 	slices.Sort(ignored)
-	s.AddEvent(time.Now().UTC(), imagesnapshot.EventWarning, imagesnapshot.ReasonParametersIgnored,
-		fmt.Sprintf("driver %s knows nothing of these parameters, or its configuration sets them, so they have no effect: %s",
-			r.driverName(s.Status.Work.Driver), strings.Join(ignored, ", ")))
+	j.object.AddEvent(time.Now().UTC(), imagesnapshot.EventWarning, imagesnapshot.ReasonParametersIgnored,
+		fmt.Sprintf("these parameters have no effect, because driver %s does not know them or its configuration sets them: %s",
+			j.driver, strings.Join(ignored, ", ")))
 }
 
 // volumeParameters are those of the spec that the storage takes.

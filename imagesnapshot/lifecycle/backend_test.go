@@ -39,7 +39,7 @@ func requireEmpty(t *testing.T, f *blockdevtest.Fake) {
 // the others.
 func (w *world) moveTo(driver string, f *blockdevtest.Fake) {
 	w.stop()
-	w.cfg.Others = map[string]lifecycle.Backend{w.cfg.Driver: backendOf(w.fake)}
+	w.others = map[string]lifecycle.Backend{w.cfg.Driver: backendOf(w.fake)}
 	w.cfg.Driver, w.fake, w.builder.fake = driver, f, f
 	w.start(0, false)
 }
@@ -99,7 +99,7 @@ func TestDriverChangesDuringBuild(t *testing.T) {
 		w.settle(10 * time.Second)
 		require.Equal(t, imagesnapshot.StepBuild, w.get("one").Status.Work.Step)
 		w.stop()
-		w.cfg.Others = map[string]lifecycle.Backend{"first": backendOf(first)}
+		w.others = map[string]lifecycle.Backend{"first": backendOf(first)}
 		w.cfg.Driver, w.fake = "second", blockdevtest.NewFake(0)
 		w.start(0, false)
 		require.Equal(t, "first", w.await("one", imagesnapshot.PhaseAvailable).Status.Driver)
@@ -135,7 +135,7 @@ func TestDriverNotConfigured(t *testing.T) {
 		before := w.await("one", imagesnapshot.PhaseAvailable)
 		w.moveTo("second", blockdevtest.NewFake(0))
 		w.stop()
-		w.cfg.Others = nil
+		w.others = nil
 		w.start(0, false)
 		w.settle(15 * time.Minute)
 		require.Equal(t, before, w.get("one"))
@@ -150,7 +150,7 @@ func TestDriverNotConfigured(t *testing.T) {
 		require.EqualValues(t, 1, last.Count, "it is tried often and told once")
 
 		w.stop()
-		w.cfg.Others = map[string]lifecycle.Backend{"first": backendOf(first)}
+		w.others = map[string]lifecycle.Backend{"first": backendOf(first)}
 		w.start(0, false)
 		w.awaitGone("one")
 		requireEmpty(t, first)
@@ -175,13 +175,16 @@ func TestStorageIsChecked(t *testing.T) {
 		require.Equal(t, 1, later.Status.Builds)
 		require.Empty(t, errs)
 	}, func(w *world) {
-		w.cfg.Check = func(context.Context) error {
-			if len(errs) == 0 {
-				return nil
+		w.shape = func(b lifecycle.Backend) lifecycle.Backend {
+			b.Check = func(context.Context) error {
+				if len(errs) == 0 {
+					return nil
+				}
+				err := errs[0]
+				errs = errs[1:]
+				return err
 			}
-			err := errs[0]
-			errs = errs[1:]
-			return err
+			return b
 		}
 	})
 }
@@ -249,18 +252,25 @@ func TestParameters(t *testing.T) {
 		w.create("two", sp)
 		require.NotContains(t, reasons(w.await("two", imagesnapshot.PhaseAvailable)), imagesnapshot.ReasonParametersIgnored)
 	}, between(a), func(w *world) {
-		w.cfg.TakeParameters = func(p map[string]string) (taken map[string]string, ignored []string) {
-			taken = map[string]string{}
-			for k, v := range p {
-				if name, ok := strings.CutPrefix(k, "x/"); ok {
-					taken[name] = v
-				} else {
-					ignored = append(ignored, k)
-				}
-			}
-			return taken, ignored
+		inner := w.shape
+		w.shape = func(b lifecycle.Backend) lifecycle.Backend {
+			b.TakeParameters = takePrefixed
+			return inner(b)
 		}
 	})
+}
+
+// takePrefixed takes what begins with x/.
+func takePrefixed(p map[string]string) (taken map[string]string, ignored []string) {
+	taken = map[string]string{}
+	for k, v := range p {
+		if name, ok := strings.CutPrefix(k, "x/"); ok {
+			taken[name] = v
+		} else {
+			ignored = append(ignored, k)
+		}
+	}
+	return taken, ignored
 }
 
 // Storage without parameters of its own takes none.
@@ -363,7 +373,7 @@ func TestSweepGoesOnWithoutADriver(t *testing.T) {
 		w.stop()
 		b := backendOf(first)
 		b.Snapshotter = deaf{b.Snapshotter}
-		w.cfg.Others = map[string]lifecycle.Backend{"first": b}
+		w.others = map[string]lifecycle.Backend{"first": b}
 		orphan, err := second.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: prefix + "v-0123456789abcdef0123456789abcdef-1", SizeBytes: 4096})
 		require.NoError(t, err)
 		w.start(0, false)

@@ -1,7 +1,6 @@
 package lifecycle
 
 import (
-	"cmp"
 	"context"
 
 	"github.com/containerd/errdefs"
@@ -9,99 +8,80 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/lifecycle/policy"
 	"berth.dev/berth/imagesnapshot/store"
 	"berth.dev/berth/layerdisk"
 )
 
-// base is a disk to start from.
-type base struct {
-	name, snapshotID string
-	// sizeBytes of the volume snapshot, wantedBytes the size that its volume was asked for with: storage may round up.
-	sizeBytes, wantedBytes int64
-	// shared are the unpacked bytes of layers that need neither be fetched nor written.
-	shared int64
+// bases finds disks to start from.
+type bases struct {
+	objects  objects
+	indexes  store.Indexes
+	backends backends
 }
 
-// chooseBase finds the volume snapshot that shares most bytes with a plan (E-22), nil if none is worth it.
+// choose the volume snapshot that shares most bytes with a plan (E-22), nil if none is worth it.
 //
 // Only the owner's own image snapshots are looked at: a manifest may name any diff ID, and a tenant who wrote one with
 // those of another's private layers would get their contents without ever having been let at them by a registry.
-func (r *run) chooseBase(ctx context.Context, s *imagesnapshot.ImageSnapshot, p Plan, sizeBytes int64) (*base, error) {
-	list, err := r.Store.List(ctx, store.Filter{Owner: &s.Owner})
+func (b bases) choose(ctx context.Context, s *imagesnapshot.ImageSnapshot, driver string, p Plan, sizeBytes int64) (*policy.Base, error) {
+	list, err := b.objects.owned(ctx, s.Owner)
 	if err != nil {
 		return nil, err
 	}
-	diffIDs, chains := make(map[digest.Digest]bool), make(map[digest.Digest]bool)
-	for _, l := range p.Layers {
-		diffIDs[l.DiffID] = true
-	}
-	for _, c := range p.Chains {
-		chains[c] = true
-	}
-	var best *base
+	needs := p.needs()
+	var best *policy.Base
+	var most int64
 	for _, o := range list { // by name, so of equal ones the first is the same each time
-		c := r.candidate(o, r.driverName(s.Status.Work.Driver))
-		if c == nil || !s.Spec.Size.AsNeeded && c.wantedBytes > sizeBytes {
+		base, ok := policy.BaseOf(o)
+		if !ok || b.backends.name(o.Status.Driver) != driver || !s.Spec.Size.AsNeeded && base.WantedBytes > sizeBytes {
 			continue // a volume is never smaller than what it is made from
 		}
-		encoded, err := r.Indexes.GetIndex(ctx, o.Status.Identity.IndexDigest)
+		ix, err := b.index(ctx, o)
 		if err != nil {
-			if !errdefs.IsNotFound(err) {
-				return nil, err
-			}
+			return nil, err
+		}
+		if ix == nil {
 			continue
 		}
-		ix, err := layerdisk.Parse(encoded)
-		if err != nil {
-			log.G(ctx).WithError(err).WithField("image_snapshot", o.Name).Warn("index in the store is unreadable")
-			continue
-		}
-		var total int64
-		if c.shared, total = shared(ix, diffIDs, chains); worthwhile(c.shared, total) && (best == nil || c.shared > best.shared) {
-			best = c
+		if common, total := needs.Shared(ix); policy.Worthwhile(common, total) && common > most {
+			best, most = &base, common
 		}
 	}
 	return best, nil
 }
 
-// candidate is the disk of an image snapshot, nil if it has none that can be copied within the driver's storage.
-func (r *run) candidate(o *imagesnapshot.ImageSnapshot, driver string) *base {
-	if !o.DeletionRequested.IsZero() || o.Status.Identity.IndexDigest == "" || r.driverName(o.Status.Driver) != driver {
-		return nil
+// index of an image snapshot's disk, nil if it is of no use.
+func (b bases) index(ctx context.Context, o *imagesnapshot.ImageSnapshot) (*layerdisk.Index, error) {
+	encoded, err := b.indexes.GetIndex(ctx, o.Status.Identity.IndexDigest)
+	if errdefs.IsNotFound(err) {
+		return nil, nil //nolint:nilnil // nothing can be taken over then
 	}
-	switch o.Status.Phase {
-	case imagesnapshot.PhaseAvailable, imagesnapshot.PhaseUpdating, imagesnapshot.PhaseUpdateFailed:
-	default:
-		return nil
+	if err != nil {
+		return nil, err
 	}
-	for _, v := range o.Status.VolumeSnapshots {
-		if v.Ready && v.Kind == imagesnapshot.VolumeSnapshotStandard {
-			// Not every storage tells the size of a volume snapshot.
-			size := cmp.Or(v.SizeBytes, o.Status.VolumeBytes)
-			return &base{name: o.Name, snapshotID: v.ID, sizeBytes: size, wantedBytes: cmp.Or(o.Status.VolumeBytes, size)}
-		}
+	ix, err := layerdisk.Parse(encoded)
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("image_snapshot", o.Name).Warn("index in the store is unreadable")
+		return nil, nil //nolint:nilnil // as above
 	}
-	return nil
+	return ix, nil
 }
 
-// shared sums up the layers of a disk that a plan needs, and all of them. A layer that is bound to its stack counts
-// only with the same stack below it.
-func shared(ix *layerdisk.Index, diffIDs, chains map[digest.Digest]bool) (common, total int64) {
-	bound := make(map[int]bool)
-	for _, c := range ix.Chains {
-		if chains[c.ChainID] {
-			bound[c.Layer] = true
-		}
+// needs are the layers of a plan.
+func (p Plan) needs() policy.Needs {
+	var diffIDs []digest.Digest
+	for _, l := range p.Layers {
+		diffIDs = append(diffIDs, l.DiffID)
 	}
-	for _, l := range ix.Layers {
-		total += l.UnpackedBytes
-		if !l.StackBound && diffIDs[l.DiffID] || l.StackBound && bound[l.Number] {
-			common += l.UnpackedBytes
-		}
-	}
-	return common, total
+	return policy.NeedsOf(diffIDs, p.Chains)
 }
 
-// worthwhile wants a disk of which at least half is needed: the rest would be carried along, in every copy and for
-// ever.
-func worthwhile(common, total int64) bool { return common > 0 && common >= total-common }
+// blobBytes of its layers.
+func (p Plan) blobBytes() []int64 {
+	var sizes []int64
+	for _, l := range p.Layers {
+		sizes = append(sizes, l.BlobBytes)
+	}
+	return sizes
+}

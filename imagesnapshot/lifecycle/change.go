@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"reflect"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/lifecycle/policy"
 )
 
 // Preconditions must hold, or the request is refused with errdefs.ErrConflict (C-22). Empty fields demand nothing.
@@ -42,15 +42,15 @@ func (e *Engine) Delete(ctx context.Context, req DeleteRequest) (*imagesnapshot.
 		if err := req.Preconditions.check(s); err != nil {
 			return fmt.Errorf("delete: %w", err)
 		}
-		return e.markDeleted(s, imagesnapshot.ReasonDeleteRequested, "deletion was asked for")
+		return markDeleted(s, time.Now().UTC(), imagesnapshot.ReasonDeleteRequested, "deletion was asked for")
 	})
 }
 
-func (e *Engine) markDeleted(s *imagesnapshot.ImageSnapshot, reason imagesnapshot.Reason, message string) error {
+// markDeleted has the reconciler take s down.
+func markDeleted(s *imagesnapshot.ImageSnapshot, now time.Time, reason imagesnapshot.Reason, message string) error {
 	if s.Status.Phase == imagesnapshot.PhaseDeleting {
 		return nil
 	}
-	now := time.Now().UTC()
 	s.DeletionRequested, s.Status.LastUpdated = now, now
 	s.AddEvent(now, imagesnapshot.EventNormal, reason, message)
 	return s.SetPhase(imagesnapshot.PhaseDeleting, reason, message)
@@ -93,8 +93,8 @@ func (e *Engine) Update(ctx context.Context, req UpdateRequest) (CreateResult, e
 		if req.Annotations != nil {
 			s.Annotations = req.Annotations
 		}
-		s.Complete(e.Limits)
-		if err := s.Validate(e.Limits); err != nil {
+		s.Complete(e.limits)
+		if err := s.Validate(e.limits); err != nil {
 			return fmt.Errorf("update image snapshot %s: %w", s.Name, err)
 		}
 		warnings = s.Warnings(0)
@@ -110,9 +110,9 @@ func (e *Engine) takeSpec(s *imagesnapshot.ImageSnapshot, old imagesnapshot.Spec
 	if !reflect.DeepEqual(s.Spec, old) || rebuild {
 		s.Generation++
 	}
-	if !rebuild && !needsBuild(old, s.Spec) && s.Status.Phase != imagesnapshot.PhaseUpdateFailed {
+	if !rebuild && !policy.NeedsBuild(old, s.Spec) && s.Status.Phase != imagesnapshot.PhaseUpdateFailed {
 		s.Status.ObservedGeneration = s.Generation
-		setExpiry(s)
+		s.Status.Expires = policy.Expires(s)
 		s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonChanged, "changed; what is on the disk stays")
 		return nil
 	}
@@ -121,23 +121,15 @@ func (e *Engine) takeSpec(s *imagesnapshot.ImageSnapshot, old imagesnapshot.Spec
 		garbage, attempt = w.Garbage, w.Attempt
 	}
 	attempt = max(attempt, s.Status.Builds) + 1
-	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepPlan, Attempt: attempt, Generation: s.Generation, Driver: e.Driver, Garbage: garbage}
+	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepPlan, Attempt: attempt, Generation: s.Generation, Driver: e.driver, Garbage: garbage}
 	s.Status.Builds, s.Status.Progress, s.Status.Started = attempt, 0, now
 	s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonUpdateStarted, "building anew")
 	return s.SetPhase(imagesnapshot.PhaseUpdating, imagesnapshot.ReasonUpdateStarted, "building anew")
 }
 
-// needsBuild says whether a change concerns what is on the disk or how often it is there.
-func needsBuild(old, updated imagesnapshot.Spec) bool {
-	part := func(s imagesnapshot.Spec) any {
-		return []any{s.Images, s.Platforms, s.Size, s.Registries, s.Copies.Standard}
-	}
-	return !reflect.DeepEqual(part(old), part(updated))
-}
-
 // change finds an object and changes it, or with dryRun only says what would come of it.
 func (e *Engine) change(ctx context.Context, nameOrID string, dryRun bool, do func(*imagesnapshot.ImageSnapshot) error) (*imagesnapshot.ImageSnapshot, error) {
-	s, err := e.Find(ctx, nameOrID)
+	s, err := e.objects.find(ctx, nameOrID)
 	if err != nil {
 		return nil, err
 	}
@@ -147,74 +139,16 @@ func (e *Engine) change(ctx context.Context, nameOrID string, dryRun bool, do fu
 		}
 		return s, nil
 	}
-	return e.mutate(ctx, s.Name, s.ID, do)
+	return e.objects.mutate(ctx, s.Name, s.ID, do)
 }
 
 // Note records an event of an image snapshot that something else than its life cycle saw. NotFound if there is none of
 // that name and ID.
 func (e *Engine) Note(ctx context.Context, name, id string, kind imagesnapshot.EventType, reason imagesnapshot.Reason, message string) error {
 	now := time.Now().UTC()
-	_, err := e.mutate(ctx, name, id, func(s *imagesnapshot.ImageSnapshot) error {
+	_, err := e.objects.mutate(ctx, name, id, func(s *imagesnapshot.ImageSnapshot) error {
 		s.AddEvent(now, kind, reason, imagesnapshot.Redact(message))
 		return nil
 	})
 	return err
-}
-
-// matches are those that have not been written yet. Each pull of a node is one, so they are collected.
-type matches struct {
-	mu     sync.Mutex
-	counts map[string]*matchCount
-}
-
-type matchCount struct {
-	id    string
-	count int64
-	last  time.Time
-}
-
-// RecordMatch notes that an image snapshot was chosen for a pull, in its status a little later.
-func (e *Engine) RecordMatch(name, id string) {
-	e.Observer.Matched()
-	e.matches.mu.Lock()
-	defer e.matches.mu.Unlock()
-	m := e.matches.counts[name]
-	if m == nil || m.id != id {
-		m = &matchCount{id: id}
-		e.matches.counts[name] = m
-	}
-	m.count++
-	m.last = time.Now().UTC()
-}
-
-// flushMatches writes them. What cannot be written waits for the next time.
-func (e *Engine) flushMatches(ctx context.Context) error {
-	e.matches.mu.Lock()
-	counts := e.matches.counts
-	e.matches.counts = make(map[string]*matchCount)
-	e.matches.mu.Unlock()
-	var first error
-	for name, m := range counts {
-		_, err := e.mutate(ctx, name, m.id, func(s *imagesnapshot.ImageSnapshot) error {
-			s.Status.MatchCount += m.count
-			if m.last.After(s.Status.LastMatched) {
-				s.Status.LastMatched = m.last
-			}
-			return nil
-		})
-		if err == nil || errdefs.IsNotFound(err) {
-			continue
-		}
-		if first == nil {
-			first = fmt.Errorf("record matches of image snapshot %s: %w", name, err)
-		}
-		e.matches.mu.Lock()
-		if now := e.matches.counts[name]; now == nil {
-			e.matches.counts[name] = m
-		} else if now.id == m.id {
-			now.count += m.count
-		}
-		e.matches.mu.Unlock()
-	}
-	return first
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"reflect"
-	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -73,8 +72,8 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, origin imagesnap
 		Status: imagesnapshot.Status{Phase: imagesnapshot.PhasePending, Reason: imagesnapshot.ReasonAccepted, LastUpdated: now},
 	}
 	s = s.Clone()
-	s.Complete(e.Limits)
-	if err := s.Validate(e.Limits); err != nil {
+	s.Complete(e.limits)
+	if err := s.Validate(e.limits); err != nil {
 		return CreateResult{}, fmt.Errorf("create image snapshot: %w", err)
 	}
 	s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonAccepted, "accepted")
@@ -83,19 +82,18 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, origin imagesnap
 		s.AddEvent(now, imagesnapshot.EventWarning, imagesnapshot.ReasonWarning, w)
 	}
 
-	e.admit.Lock()
-	defer e.admit.Unlock()
-	if existing, err := e.existing(ctx, s); err != nil || existing != nil {
-		return CreateResult{Object: existing, Existing: true}, err
-	}
-	if err := e.checkQuota(ctx, s); err != nil {
-		return CreateResult{}, fmt.Errorf("create image snapshot %s: %w", s.Name, err)
-	}
-	if req.DryRun {
-		return result, nil
-	}
-	created, err := e.Store.Create(ctx, s)
-	if err != nil {
+	created, found, err := e.quotas.admit(ctx, s,
+		func() (*imagesnapshot.ImageSnapshot, error) { return e.existing(ctx, s) },
+		func() (*imagesnapshot.ImageSnapshot, error) {
+			if req.DryRun {
+				return s, nil
+			}
+			return e.objects.store.Create(ctx, s)
+		})
+	switch {
+	case found:
+		return CreateResult{Object: created, Existing: true}, err
+	case err != nil:
 		return CreateResult{}, err
 	}
 	result.Object = created
@@ -105,7 +103,7 @@ func (e *Engine) create(ctx context.Context, req CreateRequest, origin imagesnap
 // existing finds what the same request made before.
 func (e *Engine) existing(ctx context.Context, s *imagesnapshot.ImageSnapshot) (*imagesnapshot.ImageSnapshot, error) {
 	if s.ClientToken != "" {
-		list, err := e.Store.List(ctx, store.Filter{Owner: &s.Owner, ClientToken: s.ClientToken})
+		list, err := e.objects.store.List(ctx, store.Filter{Owner: &s.Owner, ClientToken: s.ClientToken})
 		if err != nil {
 			return nil, err
 		}
@@ -117,7 +115,7 @@ func (e *Engine) existing(ctx context.Context, s *imagesnapshot.ImageSnapshot) (
 			return list[0], nil
 		}
 	}
-	have, err := e.Store.Get(ctx, s.Name)
+	have, err := e.objects.store.Get(ctx, s.Name)
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}
@@ -133,130 +131,4 @@ func (e *Engine) existing(ctx context.Context, s *imagesnapshot.ImageSnapshot) (
 		what = fmt.Sprintf(" (it is %s)", have.Status.Phase)
 	}
 	return nil, fmt.Errorf("create image snapshot %s: the name is taken%s; choose another: %w", s.Name, what, errdefs.ErrAlreadyExists)
-}
-
-// counts says whether an image snapshot counts for its owner's quota.
-func counts(s *imagesnapshot.ImageSnapshot) bool {
-	return s.Status.Phase != imagesnapshot.PhaseDeleting
-}
-
-// quota is how many image snapshots of a kind an owner may have; most is 0 for as many as they like.
-type quota struct {
-	most int
-	of   func(*imagesnapshot.ImageSnapshot) bool
-	what string
-}
-
-// quotas that an image snapshot counts for. That of automatic ones comes first: they make room for one another, before
-// anything else has to.
-func (e *Engine) quotas(s *imagesnapshot.ImageSnapshot) []quota {
-	all := quota{e.Limits.MaxPerOwner, func(*imagesnapshot.ImageSnapshot) bool { return true }, "image snapshots"}
-	if s.Origin != imagesnapshot.OriginAutomatic {
-		return []quota{all}
-	}
-	return []quota{{e.Limits.MaxAutomatic, func(o *imagesnapshot.ImageSnapshot) bool { return o.Origin == imagesnapshot.OriginAutomatic }, "automatic image snapshots"}, all}
-}
-
-// excess is by how many these are too many, and those that count.
-func (q quota) excess(list []*imagesnapshot.ImageSnapshot) (int, []*imagesnapshot.ImageSnapshot) {
-	var counted []*imagesnapshot.ImageSnapshot
-	for _, o := range list {
-		if counts(o) && q.of(o) {
-			counted = append(counted, o)
-		}
-	}
-	if q.most == 0 {
-		return 0, counted
-	}
-	return len(counted) - q.most, counted
-}
-
-func (q quota) refusal() error {
-	return fmt.Errorf("%d %s are allowed for each owner, and none of them may be eliminated; delete one first: %w", q.most, q.what, errdefs.ErrResourceExhausted)
-}
-
-// checkQuota wants room for one more of the owner's, or somebody who can make room.
-func (e *Engine) checkQuota(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
-	list, err := e.Store.List(ctx, store.Filter{Owner: &s.Owner})
-	if err != nil {
-		return err
-	}
-	list = append(list, s)
-	for _, q := range e.quotas(s) {
-		// Those accepted before, that are still waiting for room, come first.
-		if excess, counted := q.excess(list); excess > 0 && len(victims(counted)) < excess {
-			return q.refusal()
-		}
-	}
-	return nil
-}
-
-// victims are those that may go to make room, the least recently used first. One that is being built may not.
-func victims(list []*imagesnapshot.ImageSnapshot) []*imagesnapshot.ImageSnapshot {
-	var v []*imagesnapshot.ImageSnapshot
-	for _, s := range list {
-		if s.Spec.Elimination != imagesnapshot.EliminationLRU || !s.DeletionRequested.IsZero() {
-			continue
-		}
-		switch s.Status.Phase { //nolint:exhaustive // the others are at work
-		case imagesnapshot.PhaseAvailable, imagesnapshot.PhaseUpdateFailed, imagesnapshot.PhaseFailed, imagesnapshot.PhaseUnavailable:
-			v = append(v, s)
-		}
-	}
-	slices.SortFunc(v, func(a, b *imagesnapshot.ImageSnapshot) int {
-		if c := lastUse(a).Compare(lastUse(b)); c != 0 {
-			return c
-		}
-		return a.Created.Compare(b.Created)
-	})
-	return v
-}
-
-// lastUse is the last match, or for one that never matched the time since which it could have.
-func lastUse(s *imagesnapshot.ImageSnapshot) time.Time {
-	last := s.Created
-	for _, t := range []time.Time{s.Status.Ready, s.Status.LastMatched} {
-		if t.After(last) {
-			last = t
-		}
-	}
-	return last
-}
-
-// makeRoom eliminates as many as are too many for s to start, or says that there is no room. It is called when s
-// begins, so it is repeated after a crash.
-func (e *Engine) makeRoom(ctx context.Context, s *imagesnapshot.ImageSnapshot) error {
-	e.admit.Lock()
-	defer e.admit.Unlock()
-	for _, q := range e.quotas(s) {
-		if err := e.makeRoomWithin(ctx, s, q); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// makeRoomWithin one quota. admit is locked.
-func (e *Engine) makeRoomWithin(ctx context.Context, s *imagesnapshot.ImageSnapshot, q quota) error {
-	list, err := e.Store.List(ctx, store.Filter{Owner: &s.Owner})
-	if err != nil {
-		return err
-	}
-	excess, counted := q.excess(list)
-	for _, v := range victims(counted) {
-		if excess <= 0 {
-			break
-		}
-		_, err := e.mutate(ctx, v.Name, v.ID, func(v *imagesnapshot.ImageSnapshot) error {
-			return e.markDeleted(v, imagesnapshot.ReasonEliminated, fmt.Sprintf("made room for %s, being the least recently used", s.Name))
-		})
-		if err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		excess--
-	}
-	if excess > 0 {
-		return q.refusal()
-	}
-	return nil
 }

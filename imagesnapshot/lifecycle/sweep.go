@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/store"
@@ -24,28 +23,54 @@ type SweepReport struct {
 	Lost []string
 }
 
-// Sweep compares the storage of all drivers with the store. Orphans are deleted if remove says so; whatever has not
-// exactly a name that this installation gives is left alone. Image snapshots whose volume snapshots are gone become
-// Unavailable. What one driver refuses does not keep the others from being looked at.
-func (e *Engine) Sweep(ctx context.Context, remove bool) (SweepReport, error) {
-	return e.sweep(ctx, remove, true)
+// sweeper finds what is in the storage without being in the store, and the reverse.
+type sweeper struct {
+	objects  objects
+	backends backends
+	names    names
+	disposal disposal
+	indexes  *indexes
+	// keepFailed is how long an automatic image snapshot that is lost is kept.
+	keepFailed time.Duration
 }
 
-// sweep is Sweep, of all drivers or of those that are in use.
-func (e *Engine) sweep(ctx context.Context, remove, everywhere bool) (SweepReport, error) {
+// sweep is Engine.Sweep, of all drivers or of those that are in use.
+func (w *sweeper) sweep(ctx context.Context, remove, everywhere bool) (SweepReport, error) {
 	var report SweepReport
-	all, err := e.Store.List(ctx, store.Filter{})
+	all, err := w.objects.store.List(ctx, store.Filter{})
 	if err != nil {
 		return report, fmt.Errorf("sweep: %w", err)
 	}
 	// First the storage, then the store: everything is journalled before it is made, so what was there at the first
 	// look and has no owner at the second has none.
-	found, err := e.inStorage(ctx, e.drivers(all, everywhere))
+	found, err := w.inStorage(ctx, w.backends.inUse(all, everywhere))
 	errs := []error{err}
-	if all, err = e.Store.List(ctx, store.Filter{}); err != nil {
+	if all, err = w.objects.store.List(ctx, store.Filter{}); err != nil {
 		return report, fmt.Errorf("sweep: %w", err)
 	}
-	known := e.known(all)
+	errs = append(errs, w.orphans(ctx, found, all, remove, &report))
+	for _, s := range all {
+		there, listed := found.volumeSnapshots[w.backends.name(s.Status.Driver)]
+		if !listed {
+			continue
+		}
+		lost, err := w.checkVolumeSnapshots(ctx, s, there)
+		errs = append(errs, err)
+		if lost {
+			report.Lost = append(report.Lost, s.Name)
+		}
+	}
+	errs = append(errs, w.indexes.dropUnused(ctx))
+	if err := errors.Join(errs...); err != nil {
+		return report, fmt.Errorf("sweep: %w", err)
+	}
+	return report, nil
+}
+
+// orphans are reported, and deleted if remove says so.
+func (w *sweeper) orphans(ctx context.Context, found inventory, all []*imagesnapshot.ImageSnapshot, remove bool, report *SweepReport) error {
+	var errs []error
+	known := w.known(all)
 	for _, l := range found.ours {
 		if known[l.VolumeID] || known[l.VolumeName] || known[l.VolumeSnapshotID] || known[l.VolumeSnapshotName] {
 			continue
@@ -54,35 +79,20 @@ func (e *Engine) sweep(ctx context.Context, remove, everywhere bool) (SweepRepor
 		if !remove {
 			continue
 		}
-		if _, err := e.discardAll(ctx, []imagesnapshot.Leftover{l}); err != nil {
+		if _, err := w.disposal.discard(ctx, []imagesnapshot.Leftover{l}); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		report.Deleted = append(report.Deleted, l)
 	}
-	for _, s := range all {
-		there, listed := found.snapshots[e.driverName(s.Status.Driver)]
-		if !listed {
-			continue
-		}
-		lost, err := e.checkSnapshots(ctx, s, there)
-		errs = append(errs, err)
-		if lost {
-			report.Lost = append(report.Lost, s.Name)
-		}
-	}
-	errs = append(errs, e.dropIndexes(ctx))
-	if err := errors.Join(errs...); err != nil {
-		return report, fmt.Errorf("sweep: %w", err)
-	}
-	return report, nil
+	return errors.Join(errs...)
 }
 
 // known are the names and IDs of everything in the storage that image snapshots refer to.
-func (e *Engine) known(all []*imagesnapshot.ImageSnapshot) map[string]bool {
+func (w *sweeper) known(all []*imagesnapshot.ImageSnapshot) map[string]bool {
 	known := make(map[string]bool)
 	for _, s := range all {
-		for _, l := range (&run{Engine: e}).everything(s) {
+		for _, l := range everything(s, w.names, w.backends) {
 			for _, key := range []string{l.VolumeID, l.VolumeName, l.VolumeSnapshotID, l.VolumeSnapshotName} {
 				known[key] = true
 			}
@@ -97,18 +107,18 @@ func (e *Engine) known(all []*imagesnapshot.ImageSnapshot) map[string]bool {
 type inventory struct {
 	// ours is what has a name of ours.
 	ours []imagesnapshot.Leftover
-	// snapshots are the IDs of all volume snapshots by driver, for the drivers that could be asked.
-	snapshots map[string]map[string]bool
+	// volumeSnapshots are the IDs of all volume snapshots by driver, for the drivers that could be asked.
+	volumeSnapshots map[string]map[string]bool
 }
 
 // inStorage lists what the drivers have. The error is of those that could not be asked.
-func (e *Engine) inStorage(ctx context.Context, drivers []string) (inventory, error) {
-	found := inventory{snapshots: make(map[string]map[string]bool)}
+func (w *sweeper) inStorage(ctx context.Context, drivers []string) (inventory, error) {
+	found := inventory{volumeSnapshots: make(map[string]map[string]bool)}
 	var errs []error
 	for _, driver := range drivers {
-		b, err := e.backend(driver)
+		b, err := w.backends.of(driver)
 		if err == nil {
-			err = found.look(ctx, driver, b, e.names)
+			err = found.look(ctx, driver, b, w.names)
 		}
 		// Storage that has no such thing has nothing of ours.
 		if err != nil && !errdefs.IsNotImplemented(err) {
@@ -119,7 +129,7 @@ func (e *Engine) inStorage(ctx context.Context, drivers []string) (inventory, er
 }
 
 func (i *inventory) look(ctx context.Context, driver string, b Backend, n names) error {
-	// Snapshots first, as they are to be deleted first; see discardAll.
+	// Volume snapshots first, as they are to be deleted first; see disposal.
 	list, err := b.Snapshotter.ListVolumeSnapshots(ctx)
 	if err != nil {
 		return err
@@ -131,7 +141,7 @@ func (i *inventory) look(ctx context.Context, driver string, b Backend, n names)
 			i.ours = append(i.ours, imagesnapshot.Leftover{Driver: driver, VolumeSnapshotID: v.ID, VolumeSnapshotName: v.Name})
 		}
 	}
-	i.snapshots[driver] = there
+	i.volumeSnapshots[driver] = there
 	volumes, err := b.Provisioner.ListVolumes(ctx)
 	for _, v := range volumes {
 		if n.ours(v.Name) {
@@ -145,14 +155,14 @@ func (i *inventory) look(ctx context.Context, driver string, b Backend, n names)
 // for five minutes (docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
 const settleWait = 5 * time.Minute
 
-// checkSnapshots drops from an image snapshot the volume snapshots that are not there any more.
-func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot, there map[string]bool) (lost bool, err error) {
+// checkVolumeSnapshots drops from an image snapshot the volume snapshots that are not there any more.
+func (w *sweeper) checkVolumeSnapshots(ctx context.Context, s *imagesnapshot.ImageSnapshot, there map[string]bool) (lost bool, err error) {
 	switch s.Status.Phase {
 	case imagesnapshot.PhaseAvailable, imagesnapshot.PhaseUpdateFailed:
 	default:
 		return false, nil
 	}
-	b, err := e.backend(s.Status.Driver)
+	b, err := w.backends.of(s.Status.Driver)
 	if err != nil {
 		return false, err
 	}
@@ -175,9 +185,9 @@ func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnaps
 	if len(gone) == 0 {
 		return false, nil
 	}
-	_, err = e.mutate(ctx, s.Name, s.ID, func(s *imagesnapshot.ImageSnapshot) error {
+	_, err = w.objects.mutate(ctx, s.Name, s.ID, func(s *imagesnapshot.ImageSnapshot) error {
 		lost = false
-		return e.dropSnapshots(s, gone, &lost)
+		return w.dropVolumeSnapshots(s, gone, &lost)
 	})
 	if errdefs.IsNotFound(err) {
 		return false, nil
@@ -185,7 +195,7 @@ func (e *Engine) checkSnapshots(ctx context.Context, s *imagesnapshot.ImageSnaps
 	return lost, err
 }
 
-func (e *Engine) dropSnapshots(s *imagesnapshot.ImageSnapshot, gone map[string]bool, lost *bool) error {
+func (w *sweeper) dropVolumeSnapshots(s *imagesnapshot.ImageSnapshot, gone map[string]bool, lost *bool) error {
 	now := time.Now().UTC()
 	var kept []imagesnapshot.VolumeSnapshot
 	for _, v := range s.Status.VolumeSnapshots {
@@ -209,23 +219,7 @@ func (e *Engine) dropSnapshots(s *imagesnapshot.ImageSnapshot, gone map[string]b
 	*lost = true
 	s.Status.Expires = time.Time{} // a user decides what becomes of it
 	if s.Origin == imagesnapshot.OriginAutomatic {
-		s.Status.Expires = now.Add(e.Times.KeepFailed)
+		s.Status.Expires = now.Add(w.keepFailed)
 	}
 	return s.SetPhase(imagesnapshot.PhaseUnavailable, imagesnapshot.ReasonVolumeSnapshotLost, "its volume snapshot is gone from the storage; delete it, and create it again if it is wanted")
-}
-
-// sweepAndLog is the sweep that Run does now and then, the first time of all drivers.
-func (e *Engine) sweepAndLog(ctx context.Context, first bool) {
-	report, err := e.sweep(ctx, true, first)
-	e.Observer.Swept(report)
-	if err != nil && ctx.Err() == nil {
-		log.G(ctx).WithError(err).Warn("sweep did not come to its end")
-	}
-	for _, l := range report.Orphans {
-		log.G(ctx).WithFields(log.Fields{"driver": l.Driver, "volume": l.VolumeID, "volume_name": l.VolumeName, "snapshot": l.VolumeSnapshotID, "snapshot_name": l.VolumeSnapshotName}).
-			Warn("found something of ours in the storage that nothing refers to")
-	}
-	for _, name := range report.Lost {
-		log.G(ctx).WithField("image_snapshot", name).Error("volume snapshot is gone from the storage")
-	}
 }

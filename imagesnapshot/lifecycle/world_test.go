@@ -2,6 +2,7 @@ package lifecycle_test
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +33,8 @@ type world struct {
 	flash   bool
 	// shape, if not nil, makes of the backend what a test wants.
 	shape func(lifecycle.Backend) lifecycle.Backend
+	// others are storage that builds do not use.
+	others map[string]lifecycle.Backend
 
 	gate   *gate
 	store  *boltstore.Store
@@ -85,13 +88,15 @@ func (w *world) start(dieAt int, after bool) {
 	cfg := w.cfg
 	gated := gatedStore{w.store, w.gate}
 	cfg.Store, cfg.Watcher, cfg.Indexes, cfg.AccessLists = gated, w.store, gated, w.store
-	cfg.Provisioner, cfg.Attacher, cfg.Snapshotter = s, s, s
+	b := lifecycle.Backend{Provisioner: s, Attacher: s, Snapshotter: s}
 	if w.flash {
-		cfg.Flash = s
+		b.Flash = s
 	}
 	if w.shape != nil {
-		cfg.Backend = w.shape(cfg.Backend)
+		b = w.shape(b)
 	}
+	cfg.Backends = map[string]lifecycle.Backend{cfg.Driver: b}
+	maps.Copy(cfg.Backends, w.others)
 	cfg.Installation = w.store.Installation()
 	w.engine, err = lifecycle.New(cfg)
 	require.NoError(w, err)

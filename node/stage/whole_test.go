@@ -130,7 +130,7 @@ func (a *whole) startEngine() {
 	var err error
 	a.engine, err = lifecycle.New(lifecycle.Config{
 		Store: a.store, Watcher: a.store, Indexes: a.store, Installation: a.store.Installation(), Limits: limits, MaxBuilds: 2,
-		Backend: lifecycle.Backend{Provisioner: s, Attacher: s, Snapshotter: s}, Driver: "cloud", Builder: a,
+		Backends: map[string]lifecycle.Backend{"cloud": {Provisioner: s, Attacher: s, Snapshotter: s}}, Driver: "cloud", Builder: a,
 	})
 	require.NoError(a, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -1,0 +1,76 @@
+package lifecycle
+
+import (
+	"context"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/blockdev"
+	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/readahead/accesslist"
+)
+
+// Builder makes layer disks. Errors are NotFound for images that are not there, InvalidArgument and NotImplemented for
+// those that cannot be used, Unauthenticated and PermissionDenied by the registry, TooSmallError, DataLoss for a base
+// that is damaged. Their texts hold no secret.
+type Builder interface {
+	// Plan finds out what the images consist of, without fetching layers.
+	Plan(ctx context.Context, req PlanRequest) (Plan, error)
+	// Build writes the disk. When it returns nothing of it runs any more, whatever the outcome.
+	Build(ctx context.Context, req BuildRequest) (BuildResult, error)
+}
+
+// PlanRequest says what would be built.
+type PlanRequest struct {
+	// Owner whose secrets may be used.
+	Owner string
+	Spec  imagesnapshot.Spec
+}
+
+// Plan is what the images consist of.
+type Plan struct {
+	// Layers that differ, in the order of the disk.
+	Layers []PlannedLayer
+	// Chains are all stacks of layers.
+	Chains []digest.Digest
+}
+
+// PlannedLayer is one layer of a plan.
+type PlannedLayer struct {
+	DiffID    digest.Digest
+	BlobBytes int64
+}
+
+// BuildRequest says what to build and where.
+type BuildRequest struct {
+	PlanRequest
+	// Name of the image snapshot, for logs and names of processes.
+	Name string
+	// Device to write to. It is blank, or holds a layer disk to start from if Reuse says so.
+	Device blockdev.Device
+	Reuse  bool
+	// Traced are access lists of images on the disk, see builder.Options.
+	Traced []*accesslist.List
+	// Progress may be told how far it is, in percent, from any goroutine but one at a time.
+	Progress func(percent int)
+}
+
+// BuildResult is what a build made.
+type BuildResult struct {
+	// Index is the encoded index, as read back from the disk.
+	Index                                []byte
+	DiskBytes, FetchedBytes, ReusedBytes int64
+}
+
+// TooSmallError says that a disk does not fit the volume. Its class is errdefs.ErrResourceExhausted.
+type TooSmallError struct {
+	// NeededBytes of volume.
+	NeededBytes int64
+	Err         error
+}
+
+func (e *TooSmallError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the class and the cause.
+func (e *TooSmallError) Unwrap() []error { return []error{errdefs.ErrResourceExhausted, e.Err} }

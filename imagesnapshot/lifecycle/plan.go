@@ -1,0 +1,160 @@
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/retry"
+	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/lifecycle/policy"
+	"berth.dev/berth/imagesnapshot/store"
+)
+
+// making takes an image snapshot from its acceptance to a disk that is written.
+type making struct {
+	builder     Builder
+	accessLists store.AccessLists
+	objects     objects
+	quotas      *quotas
+	names       names
+	bases       bases
+	disposal    disposal
+	limits      imagesnapshot.Limits
+	// driver that builds use from now on.
+	driver string
+}
+
+// begin turns a Pending image snapshot into one that is being created, when there is room for it among its owner's and
+// among the builds.
+func (m *making) begin(ctx context.Context, j *job) (decision, error) {
+	s := j.object
+	if err := m.quotas.makeRoom(ctx, s); err != nil {
+		if errdefs.IsResourceExhausted(err) {
+			err = &failure{imagesnapshot.ReasonQuotaExceeded, err.Error()}
+		}
+		return decision{}, err
+	}
+	if err := j.place.take(ctx); err != nil {
+		return decision{}, err
+	}
+	now := time.Now().UTC()
+	s.Status.Builds++
+	s.Status.Started, s.Status.Progress = now, 0
+	s.Status.Work = &imagesnapshot.Work{Step: imagesnapshot.StepPlan, Attempt: s.Status.Builds, Generation: s.Generation, Driver: m.driver}
+	if err := s.SetPhase(imagesnapshot.PhaseCreating, imagesnapshot.ReasonBuilding, "building"); err != nil {
+		return decision{}, err
+	}
+	s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonBuilding, "build started")
+	return write(), nil
+}
+
+// plan decides how large the volume is and what it starts from.
+func (m *making) plan(ctx context.Context, j *job) (decision, error) {
+	if err := j.place.take(ctx); err != nil {
+		return decision{}, err
+	}
+	s, w := j.object, j.work()
+	if w.Deadline.IsZero() {
+		w.Deadline = time.Now().UTC().Add(time.Duration(s.Spec.Build.TimeoutMinutes) * time.Minute)
+		noteIgnored(j)
+		d := write()
+		d.told = Observer.BuildStarted
+		return d, nil
+	}
+	if j.backend.Check != nil {
+		if err := j.backend.Check(ctx); err != nil {
+			return decision{}, &storageError{err}
+		}
+	}
+	// A volume that was given up takes room that the next one may need. What cannot be deleted yet is left for the end.
+	w.Garbage, _ = m.disposal.discard(ctx, w.Garbage) //nolint:errcheck // it is tried again
+	w.BaseVolumeSnapshotID, w.BaseName = "", ""
+	wanted, base, err := m.sizeAndBase(ctx, j)
+	if err != nil {
+		return decision{}, err
+	}
+	w.WantedBytes, w.SizeBytes = wanted, wanted
+	if base != nil {
+		w.BaseVolumeSnapshotID, w.BaseName = base.VolumeSnapshotID, base.Name
+		w.SizeBytes = max(wanted, base.SizeBytes)
+	}
+	w.Failures = 0
+	w.VolumeName, w.VolumeID = m.names.volume(s, w.Attempt), ""
+	w.Building, w.Step = false, imagesnapshot.StepVolume
+	return write(), nil
+}
+
+// sizeAndBase are how large the volume has to be, and what it starts from, nil for nothing. The builder is asked only
+// where that depends on what the images consist of.
+func (m *making) sizeAndBase(ctx context.Context, j *job) (wanted int64, base *policy.Base, err error) {
+	s, w := j.object, j.work()
+	reuse := s.Spec.ReuseLayers && !w.NoBase
+	wanted = int64(s.Spec.Size.GiB) << 30
+	if s.Spec.Size.AsNeeded {
+		wanted = w.SizeBytes
+	}
+	if !reuse && (!s.Spec.Size.AsNeeded || w.SizeBytes > 0) {
+		return wanted, nil, nil
+	}
+	plan, err := m.builder.Plan(ctx, PlanRequest{Owner: s.Owner, Spec: s.Spec})
+	if err != nil {
+		return 0, nil, buildFailure(err)
+	}
+	if s.Spec.Size.AsNeeded {
+		wanted = max(wanted, policy.SizeFor(plan.blobBytes(), m.limits.MinSizeGiB))
+	}
+	if reuse {
+		base, err = m.bases.choose(ctx, s, j.driver, plan, wanted)
+	}
+	return wanted, base, err
+}
+
+// buildFailure ends the work with the reason that the class of a builder's error gives.
+func buildFailure(err error) error {
+	return &failure{policy.BuildReason(err), imagesnapshot.Redact(err.Error())}
+}
+
+// makeVolume makes the volume that stands in the journal.
+func (m *making) makeVolume(ctx context.Context, j *job) (decision, error) {
+	w := j.work()
+	var volume blockdev.Volume
+	err := retry.Do(ctx, func(ctx context.Context) (err error) {
+		volume, err = j.backend.Provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{
+			Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceVolumeSnapshotID: w.BaseVolumeSnapshotID,
+			Parameters: volumeParameters(j.object, j.backend),
+		})
+		return err
+	})
+	switch {
+	case err != nil && w.BaseVolumeSnapshotID != "" && (errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err)):
+		// It has gone, or is larger than it said, or this storage makes no volume of it here.
+		return withoutBase(j.object, err), nil
+	case err != nil:
+		return decision{}, &storageError{fmt.Errorf("create volume: %w", err)}
+	}
+	w.VolumeID, w.Step, w.Failures = volume.ID, imagesnapshot.StepBuild, 0
+	return write(), nil
+}
+
+// withoutBase begins anew on a blank volume.
+func withoutBase(s *imagesnapshot.ImageSnapshot, why error) decision {
+	w := s.Status.Work
+	s.AddEvent(time.Now().UTC(), imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying,
+		fmt.Sprintf("cannot start from the disk of %s, building all of it: %s", w.BaseName, imagesnapshot.Redact(why.Error())))
+	w.NoBase = true
+	return anew(s)
+}
+
+// anew gives the volume up and begins with another one.
+func anew(s *imagesnapshot.ImageSnapshot) decision {
+	w := s.Status.Work
+	w.Garbage = append(w.Garbage, imagesnapshot.Leftover{Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: true})
+	s.Status.Builds++
+	w.Attempt, w.Step, w.Building = s.Status.Builds, imagesnapshot.StepPlan, false
+	w.VolumeID, w.VolumeName = "", ""
+	return write()
+}
