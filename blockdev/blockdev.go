@@ -100,3 +100,16 @@ type VolumeSnapshotter interface {
 	GetVolumeSnapshot(ctx context.Context, snapshotID string) (VolumeSnapshot, error)
 	ListVolumeSnapshots(ctx context.Context) ([]VolumeSnapshot, error)
 }
+
+// ProvisioningChecker is a driver whose storage may lack what its roles promise.
+type ProvisioningChecker interface {
+	// CheckProvisioning asks the storage whether it makes volumes and volume snapshots: ErrUnsupported says what it
+	// lacks.
+	CheckProvisioning(ctx context.Context) error
+}
+
+// ParameterTaker is a driver that knows parameters of volumes, see CreateVolumeRequest.Parameters.
+type ParameterTaker interface {
+	// TakeParameters picks the parameters that the driver knows, in its own words, and gives the keys of the others.
+	TakeParameters(parameters map[string]string) (taken map[string]string, ignored []string)
+}

@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -35,6 +36,9 @@ var (
 	ErrDenied = fmt.Errorf("denied by the storage, check the credentials: %w", errdefs.ErrPermissionDenied)
 	// ErrFailed: the storage tried and could not, and says nothing that anybody could act upon.
 	ErrFailed = fmt.Errorf("the storage could not do it: %w", errdefs.ErrInternal)
+	// ErrMayBeDone comes beside one of the others, of an operation that was tried more than once: an earlier attempt
+	// was not answered and may have been done. It has no class.
+	ErrMayBeDone = errors.New("an earlier attempt was not answered and may have been done")
 )
 
 // Retryable says that the same operation may succeed later with nobody doing anything about it. A nil error is not

@@ -11,6 +11,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
+	"berth.dev/berth/blockdev/interceptor"
 	"berth.dev/berth/blockdev/retry"
 )
 
@@ -37,7 +38,7 @@ func suite(t *testing.T, limit int, m blockdevtest.Misbehaviour) {
 		New: func(*testing.T) blockdev.Attacher {
 			fake = blockdevtest.NewFake(limit)
 			fake.Misbehave(m)
-			return patient{fake}
+			return interceptor.Wrap(fake, comesBack)
 		},
 		Reopen: func(_ *testing.T, old blockdev.Attacher) blockdev.Attacher { return old },
 		Open: func(dev blockdev.Device, write bool) (blockdevtest.Content, error) {
@@ -54,70 +55,14 @@ func suite(t *testing.T, limit int, m blockdevtest.Misbehaviour) {
 	})
 }
 
-// patient is a client that repeats what the storage was too busy for, as berth does, and comes back by itself as its
-// callers do.
-type patient struct{ *blockdevtest.Fake }
-
-func again[T any](ctx context.Context, call func(context.Context) (T, error)) (out T, err error) {
+// comesBack repeats an operation as package retry does, and comes back by itself as its callers do.
+func comesBack(ctx context.Context, operation string, do func(context.Context) error) (err error) {
 	for range retry.Attempts {
-		err = retry.Do(ctx, func(ctx context.Context) (err error) {
-			out, err = call(ctx)
-			return err
-		})
-		if !blockdev.Retryable(err) {
+		if err = retry.Intercept(ctx, operation, do); !blockdev.Retryable(err) {
 			break
 		}
 	}
-	return out, err
-}
-
-func (p patient) Attach(ctx context.Context, id string, opts blockdev.AttachOptions) (blockdev.Device, error) {
-	return again(ctx, func(ctx context.Context) (blockdev.Device, error) { return p.Fake.Attach(ctx, id, opts) })
-}
-
-func (p patient) Detach(ctx context.Context, id string) error {
-	_, err := again(ctx, func(ctx context.Context) (any, error) { return nil, p.Fake.Detach(ctx, id) })
 	return err
-}
-
-func (p patient) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
-	return again(ctx, p.Fake.Attached)
-}
-
-func (p patient) CreateVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
-	return again(ctx, func(ctx context.Context) (blockdev.Volume, error) { return p.Fake.CreateVolume(ctx, req) })
-}
-
-func (p patient) DeleteVolume(ctx context.Context, id string) error {
-	_, err := again(ctx, func(ctx context.Context) (any, error) { return nil, p.Fake.DeleteVolume(ctx, id) })
-	return err
-}
-
-func (p patient) GetVolume(ctx context.Context, id string) (blockdev.Volume, error) {
-	return again(ctx, func(ctx context.Context) (blockdev.Volume, error) { return p.Fake.GetVolume(ctx, id) })
-}
-
-func (p patient) ListVolumes(ctx context.Context) ([]blockdev.Volume, error) {
-	return again(ctx, p.Fake.ListVolumes)
-}
-
-func (p patient) CreateVolumeSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
-	return again(ctx, func(ctx context.Context) (blockdev.VolumeSnapshot, error) {
-		return p.Fake.CreateVolumeSnapshot(ctx, name, volume)
-	})
-}
-
-func (p patient) DeleteVolumeSnapshot(ctx context.Context, id string) error {
-	_, err := again(ctx, func(ctx context.Context) (any, error) { return nil, p.Fake.DeleteVolumeSnapshot(ctx, id) })
-	return err
-}
-
-func (p patient) GetVolumeSnapshot(ctx context.Context, id string) (blockdev.VolumeSnapshot, error) {
-	return again(ctx, func(ctx context.Context) (blockdev.VolumeSnapshot, error) { return p.Fake.GetVolumeSnapshot(ctx, id) })
-}
-
-func (p patient) ListVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
-	return again(ctx, p.Fake.ListVolumeSnapshots)
 }
 
 func TestFaults(t *testing.T) {

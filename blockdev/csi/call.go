@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/blockdev/retry"
 )
 
 func dialOptions() []grpc.DialOption {
@@ -26,7 +25,7 @@ func dialOptions() []grpc.DialOption {
 		grpc.WithConnectParams(reconnect),
 		grpc.WithNoProxy(), // a proxy of the environment is for what is elsewhere
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		// Retrying is done here, by the rules of CSI.
+		// Whole operations are repeated, by package retry.
 		grpc.WithDisableRetry(),
 	}
 }
@@ -45,40 +44,19 @@ const (
 // method of a generated client.
 type method[Req, Resp any] func(context.Context, Req, ...grpc.CallOption) (Resp, error)
 
-// call makes a request, and again while the driver answers that it is busy with the same thing (Aborted) or is not
-// there (Unavailable). A request that was not answered in time may have been done: that is ErrThrottled, and for the
-// caller to repeat.
+// call makes a request. Aborted (the driver is busy with the same thing), Unavailable (it is not there) and a request
+// that was not answered in time, which may have been done, are all ErrThrottled, and for the caller to repeat.
 func call[Req, Resp any](ctx context.Context, s *service, why purpose, name string, do method[Req, Resp], req Req) (Resp, error) {
-	var (
-		resp  Resp
-		final error
-	)
-	err := retry.Do(ctx, func(ctx context.Context) (err error) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		bounded, cancel := context.WithTimeout(ctx, s.timeout)
-		defer cancel()
-		resp, err = do(bounded, req)
-		if err == nil {
-			final = nil
-			return nil
-		}
-		if ctxErr := ctx.Err(); ctxErr != nil {
-			final = fmt.Errorf("%s: %w", name, ctxErr)
-			return nil
-		}
-		code := status.Code(err)
-		final = fmt.Errorf("%s: %s: %w", name, describe(err), classOf(code, why))
-		if code == codes.Aborted || code == codes.Unavailable {
-			return final
-		}
-		return nil
-	})
+	bounded, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	resp, err := do(bounded, req)
 	if err == nil {
-		err = final
+		return resp, nil
 	}
-	return resp, err
+	if ctxErr := ctx.Err(); ctxErr != nil {
+		return resp, fmt.Errorf("%s: %w", name, ctxErr)
+	}
+	return resp, fmt.Errorf("%s: %s: %w", name, describe(err), classOf(status.Code(err), why))
 }
 
 // classOf is the one table of gRPC codes, as the spec uses them, and our classes.

@@ -19,6 +19,7 @@ import (
 	"berth.dev/berth/blockdev/csi"
 	"berth.dev/berth/blockdev/loopcsi"
 	"berth.dev/berth/blockdev/loopdev"
+	"berth.dev/berth/blockdev/retry"
 )
 
 // tap is a CSI driver that does not always do as it is told.
@@ -122,6 +123,19 @@ func (f *tap) open(t *testing.T, change func(*csi.Config)) *csi.Driver {
 		change(&config)
 	}
 	return openDriver(t, config)
+}
+
+// openPatient opens a driver as package drivers gives it, which asks again what the storage was too busy for.
+func (f *tap) openPatient(t *testing.T) patient {
+	t.Helper()
+	d, ok := retry.Around(f.open(t, nil)).(patient)
+	require.True(t, ok)
+	return d
+}
+
+type patient interface {
+	blockdev.Attacher
+	blockdev.Provisioner
 }
 
 func (f *tap) volume(t *testing.T, d *csi.Driver, name string) string {

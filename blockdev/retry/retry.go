@@ -1,12 +1,15 @@
-// Package retry repeats operations of block storage that the storage was too busy for.
+// Package retry repeats operations of block storage that the storage was too busy for. It is put around a driver once,
+// by package drivers; neither drivers nor their callers repeat anything by themselves.
 package retry
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/interceptor"
 	"berth.dev/berth/internal/backoff"
 )
 
@@ -18,23 +21,29 @@ const (
 	lastWait  = firstWait << (Attempts - 2)
 )
 
-// repeated marks the context of an operation that Do repeats.
-type repeated struct{}
+// Around returns the driver with all its roles, every operation of which is repeated as Do does.
+func Around(driver blockdev.Attacher) blockdev.Attacher { return interceptor.Wrap(driver, Intercept) }
+
+// Intercept repeats an operation of a driver as Do does.
+func Intercept(ctx context.Context, _ string, do func(context.Context) error) error {
+	return Do(ctx, do)
+}
 
 // Do calls operation until its error is not blockdev.Retryable, Attempts are used up or ctx ends, and returns its last
-// error, joined with that of ctx if that was the reason to stop. The operation must be idempotent.
+// error, joined with that of ctx if that was the reason to stop. The operation must be idempotent. A last error that is
+// not retryable after one that was comes with blockdev.ErrMayBeDone.
 //
-// Within an operation that is repeated already, it does the inner one once: else attempts and waits of both would
-// multiply, and somebody who waits for a storage that is not there would learn it after a minute.
+// It is not called within an operation of a driver that is repeated already, or attempts and waits would multiply.
 func Do(ctx context.Context, operation func(context.Context) error) error {
-	if ctx.Value(repeated{}) != nil {
-		return operation(ctx)
-	}
-	ctx = context.WithValue(ctx, repeated{}, true)
 	waits := backoff.Doubling{First: firstWait, Most: lastWait}
 	for attempt := 1; ; attempt++ {
 		err := operation(ctx)
-		if !blockdev.Retryable(err) || attempt == Attempts {
+		switch {
+		case err == nil:
+			return nil
+		case !blockdev.Retryable(err) && attempt > 1:
+			return fmt.Errorf("%w (%w)", err, blockdev.ErrMayBeDone)
+		case !blockdev.Retryable(err) || attempt == Attempts:
 			return err
 		}
 		timer := time.NewTimer(waits.After(attempt - 1))

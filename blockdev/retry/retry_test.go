@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/blockdevtest"
 	"berth.dev/berth/blockdev/retry"
 )
 
@@ -60,22 +61,48 @@ func TestDoEndsWithContext(t *testing.T) {
 	})
 }
 
-// Drivers repeat their requests and their callers repeat drivers: the two do not multiply.
-func TestDoWithinDo(t *testing.T) {
+// The last answer is not all that a caller has to know: the operation may have been done before.
+func TestDoSaysWhatMayBeDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		calls, start := 0, time.Now()
-		request := func(ctx context.Context) error {
-			return retry.Do(ctx, func(context.Context) error {
-				calls++
-				return blockdev.ErrThrottled
-			})
+		answers := []error{blockdev.ErrThrottled, blockdev.ErrNoSpace}
+		answer := func(context.Context) error {
+			err := answers[0]
+			answers = answers[1:]
+			return err
 		}
-		require.ErrorIs(t, retry.Do(t.Context(), request), blockdev.ErrThrottled)
-		require.Equal(t, retry.Attempts, calls)
-		took := time.Since(start)
-		calls, start = 0, time.Now()
-		require.ErrorIs(t, request(t.Context()), blockdev.ErrThrottled)
-		require.Equal(t, retry.Attempts, calls, "by itself it is repeated")
-		require.Equal(t, took, time.Since(start))
+		err := retry.Do(t.Context(), answer)
+		require.ErrorIs(t, err, blockdev.ErrNoSpace)
+		require.ErrorIs(t, err, blockdev.ErrMayBeDone)
+
+		answers = []error{blockdev.ErrNoSpace}
+		require.NotErrorIs(t, retry.Do(t.Context(), answer), blockdev.ErrMayBeDone, "it was refused at once")
+	})
+}
+
+// A driver that is busy for a while does everything at the first call.
+func TestAround(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := blockdevtest.NewFake(0)
+		driver := retry.Around(fake)
+		provisioner, ok := driver.(blockdev.Provisioner)
+		require.True(t, ok)
+		busy := 2
+		fake.OnCall(func(context.Context, blockdevtest.Action) error {
+			if busy == 0 {
+				return nil
+			}
+			busy--
+			return blockdev.ErrThrottled
+		})
+		v, err := provisioner.CreateVolume(t.Context(), blockdev.CreateVolumeRequest{Name: "v", SizeBytes: 4096})
+		require.NoError(t, err)
+		busy = retry.Attempts
+		_, err = driver.Attach(t.Context(), v.ID, blockdev.AttachOptions{})
+		require.ErrorIs(t, err, blockdev.ErrThrottled)
+		attached, err := driver.Attached(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, attached)
+		_, err = driver.Attach(t.Context(), v.ID, blockdev.AttachOptions{})
+		require.NoError(t, err)
 	})
 }

@@ -74,39 +74,12 @@ func missReason(err error) string {
 }
 
 func (o observer) StepDone(step stage.Step, took time.Duration, err error) {
-	o.metrics.Step(string(step), took, errorClass(err))
+	o.metrics.Step(string(step), took, metrics.ErrorClass(err))
 }
 
 func (o observer) DiskFailed(disk stage.DiskStatus, err error) {
 	o.metrics.DiskFailed()
 	o.failures.add(disk, err)
-}
-
-// errorClass is one of metrics.ErrorClasses, empty for no error.
-func errorClass(err error) string {
-	if err == nil {
-		return ""
-	}
-	for _, c := range []struct {
-		class error
-		name  string
-	}{
-		{context.Canceled, "canceled"},
-		{context.DeadlineExceeded, "deadline"},
-		{errdefs.ErrNotFound, "not-found"},
-		{errdefs.ErrAlreadyExists, "already-exists"},
-		{errdefs.ErrInvalidArgument, "invalid-argument"},
-		{errdefs.ErrFailedPrecondition, "failed-precondition"},
-		{errdefs.ErrResourceExhausted, "resource-exhausted"},
-		{errdefs.ErrUnavailable, "unavailable"},
-		{errdefs.ErrDataLoss, "data-loss"},
-		{errdefs.ErrNotImplemented, "not-implemented"},
-	} {
-		if errors.Is(err, c.class) {
-			return c.name
-		}
-	}
-	return "unknown"
 }
 
 // diskTotals are for the gauges.

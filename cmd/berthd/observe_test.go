@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -31,18 +30,6 @@ func TestMissReasons(t *testing.T) {
 	require.Equal(t, reasonError, missReason(errors.New("disk on fire")))
 	require.Contains(t, reasons, reasonProtocol)
 	require.Contains(t, reasons, reasonError)
-}
-
-func TestErrorClasses(t *testing.T) {
-	require.Empty(t, errorClass(nil))
-	for err, want := range map[error]string{
-		context.DeadlineExceeded: "deadline", context.Canceled: "canceled", errdefs.ErrUnavailable: "unavailable",
-		errdefs.ErrDataLoss: "data-loss", errdefs.ErrFailedPrecondition: "failed-precondition", errors.New("x"): "unknown",
-	} {
-		got := errorClass(fmt.Errorf("attach: %w", err))
-		require.Equal(t, want, got)
-		require.True(t, slices.Contains(metrics.ErrorClasses(), got), got)
-	}
 }
 
 func TestObserverTellsLedgerAndMetrics(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 
-	"berth.dev/berth/blockdev"
 	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/catalog"
 	"berth.dev/berth/imagesnapshot/catalog/directory"
@@ -49,7 +48,7 @@ func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
 	platform := platforms.Normalize(platforms.DefaultSpec())
 	observer := &chooserObserver{matches: n.snapshots.recorder(), automatic: n.snapshots.maker()}
 	n.chooser, err = ondemand.New(context.WithoutCancel(ctx), ondemand.Config{
-		Stage: n.stage, Drivers: driverNames(n.drivers.attachers), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
+		Stage: n.stage, Drivers: slices.Sorted(maps.Keys(n.drivers.All())), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
 		AttachCostBytes: c.Catalog.AttachCost, Observer: observer,
 		Platform: matcher.Platform{OS: platform.OS, Architecture: platform.Architecture, Variant: platform.Variant},
 	})
@@ -58,10 +57,6 @@ func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
 	}
 	observer.metrics = metrics.RegisterOnDemand(n.registry, texts(ondemand.Outcomes()), texts(ondemand.Results()), n.chooser.Entries)
 	return nil
-}
-
-func driverNames(drivers map[string]blockdev.Attacher) []string {
-	return slices.Sorted(maps.Keys(drivers))
 }
 
 func texts[T ~string](values []T) []string {

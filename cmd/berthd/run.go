@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
+	"berth.dev/berth/blockdev/drivers"
 	"berth.dev/berth/control/imagesnapshotservice"
 	"berth.dev/berth/control/nodeservice"
 	"berth.dev/berth/imagesnapshot/catalog"
@@ -43,7 +44,7 @@ const drainTimeout = 10 * time.Second
 
 // node is what a running daemon consists of.
 type node struct {
-	drivers  *drivers
+	drivers  *drivers.Set
 	stage    *stage.Stager
 	catalogs []catalog.Lister
 	chooser  *ondemand.Chooser
@@ -118,13 +119,13 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 
 // open has disks and snapshots ready, in the order that makes them agree after a crash or a reboot.
 func (n *node) open(ctx context.Context, c config.Config) (err error) {
-	if n.drivers, err = openDrivers(c); err != nil {
+	if n.drivers, err = openDrivers(c, metrics.RegisterDrivers(n.registry)); err != nil {
 		return err
 	}
 	started := time.Now() // no disk has been mounted by this process
 	n.failures = newDiskFailures(n.ledger)
 	watch := observer{metrics: n.metrics, ledger: n.ledger, failures: n.failures}
-	n.stage, err = stage.Open(stage.Config{Root: c.Root, Drivers: n.drivers.attachers, IdleTimeout: c.Stage.IdleTimeout.Std(),
+	n.stage, err = stage.Open(stage.Config{Root: c.Root, Drivers: n.drivers.Attachers(), IdleTimeout: c.Stage.IdleTimeout.Std(),
 		AttachWait: c.Stage.AttachWait.Std(), MinRate: c.Stage.MinRate, Observer: watch})
 	if err != nil {
 		return err
@@ -134,7 +135,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.restore(ctx, c.Stage.RestoreTimeout.Std()); err != nil {
 		return err
 	}
-	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.backends, n.registry); err != nil {
+	if n.snapshots, err = openImageSnapshots(ctx, c, backends(n.drivers.All()), n.registry); err != nil {
 		// No container may fail to start because of them.
 		log.G(ctx).WithError(err).Error("serving without image snapshots of this node's own, repair their store and restart")
 		n.snapshots = nil

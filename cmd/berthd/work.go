@@ -31,7 +31,7 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 	if c.Discover.Enabled {
 		discovery := disks.NewDiscovery(n.disks)
 		wg.Go(func() { discovery.Run(ctx) })
-		wg.Go(func() { discover(ctx, n.drivers.attached, discovery) })
+		wg.Go(func() { discover(ctx, n.drivers.Found(), discovery) })
 	}
 	wg.Go(func() { n.failures.run(ctx, n.chooser.ImageSnapshot, n.snapshots.noteDiskFailure) })
 	wg.Go(func() { n.importer.Run(ctx) })
@@ -121,7 +121,7 @@ func (n *node) reloadOn(ctx context.Context, hangups <-chan os.Signal, old confi
 		}
 		n.importer.Want(c.ImportsFrom)
 		n.disks.Configure(ctx, diskSpecs(c))
-		n.drivers.attached.Rescan()
+		n.drivers.Found().Rescan()
 		log.G(ctx).WithField("restart_needed", needsRestart(old, c)).Info("configuration is read again: log settings and added disks take effect")
 	}
 }

@@ -14,14 +14,27 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
+	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
 
 // backendOf is a storage without a gate, for what is not to be broken off.
 func backendOf(f *blockdevtest.Fake) lifecycle.Backend {
-	s := storage{&gate{died: make(chan struct{})}, f, 0}
-	return lifecycle.Backend{Provisioner: s, Attacher: s, Snapshotter: s}
+	return patient(storage{&gate{died: make(chan struct{})}, f, 0})
+}
+
+// patient is a storage as package drivers gives it: what it is too busy for is asked again.
+func patient(s storage) lifecycle.Backend {
+	d, ok := retry.Around(s).(interface {
+		blockdev.Attacher
+		blockdev.Provisioner
+		blockdev.VolumeSnapshotter
+	})
+	if !ok {
+		panic("a storage without its roles")
+	}
+	return lifecycle.Backend{Provisioner: d, Attacher: d, Snapshotter: d}
 }
 
 // requireEmpty wants nothing at all in a storage.

@@ -12,7 +12,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle/policy"
 	"berth.dev/berth/layerdisk"
@@ -62,15 +61,12 @@ func (m *making) writeDisk(ctx context.Context, j *job) (decision, error) {
 
 // attachOwn attaches a volume to be written to. A driver that finds devices by names that several volumes may have,
 // such as serials that are cut off, could give the device of another one.
-func attachOwn(ctx context.Context, b Backend, volumeID string) (device blockdev.Device, err error) {
-	var attached map[string]blockdev.Device
-	err = retry.Do(ctx, func(ctx context.Context) (err error) {
-		if device, err = b.Attacher.Attach(ctx, volumeID, blockdev.AttachOptions{}); err != nil {
-			return err
-		}
-		attached, err = b.Attacher.Attached(ctx)
-		return err
-	})
+func attachOwn(ctx context.Context, b Backend, volumeID string) (blockdev.Device, error) {
+	device, err := b.Attacher.Attach(ctx, volumeID, blockdev.AttachOptions{})
+	if err != nil {
+		return device, err
+	}
+	attached, err := b.Attacher.Attached(ctx)
 	if err != nil {
 		return device, err
 	}

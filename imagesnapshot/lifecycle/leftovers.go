@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
 )
 
@@ -89,14 +88,12 @@ func (d disposal) discardVolume(ctx context.Context, l imagesnapshot.Leftover) e
 	if id == "" {
 		return nil
 	}
-	return retry.Do(ctx, func(ctx context.Context) error {
-		if l.Attached {
-			if err := b.Attacher.Detach(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-				return err
-			}
+	if l.Attached {
+		if err := b.Attacher.Detach(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+			return err
 		}
-		return b.Provisioner.DeleteVolume(ctx, id)
-	})
+	}
+	return b.Provisioner.DeleteVolume(ctx, id)
 }
 
 func (d disposal) discardVolumeSnapshot(ctx context.Context, l imagesnapshot.Leftover) error {
@@ -122,5 +119,5 @@ func (d disposal) discardVolumeSnapshot(ctx context.Context, l imagesnapshot.Lef
 	if id == "" {
 		return nil
 	}
-	return retry.Do(ctx, func(ctx context.Context) error { return b.Snapshotter.DeleteVolumeSnapshot(ctx, id) })
+	return b.Snapshotter.DeleteVolumeSnapshot(ctx, id)
 }

@@ -8,7 +8,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle/policy"
 	"berth.dev/berth/imagesnapshot/store"
@@ -121,13 +120,9 @@ func buildFailure(err error) error {
 // makeVolume makes the volume that stands in the journal.
 func (m *making) makeVolume(ctx context.Context, j *job) (decision, error) {
 	w := j.work()
-	var volume blockdev.Volume
-	err := retry.Do(ctx, func(ctx context.Context) (err error) {
-		volume, err = j.backend.Provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{
-			Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceVolumeSnapshotID: w.BaseVolumeSnapshotID,
-			Parameters: volumeParameters(j.object, j.backend),
-		})
-		return err
+	volume, err := j.backend.Provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{
+		Name: w.VolumeName, SizeBytes: w.SizeBytes, SourceVolumeSnapshotID: w.BaseVolumeSnapshotID,
+		Parameters: volumeParameters(j.object, j.backend),
 	})
 	switch {
 	case err != nil && w.BaseVolumeSnapshotID != "" && (errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err)):

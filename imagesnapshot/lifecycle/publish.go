@@ -21,8 +21,7 @@ type publishing struct{ names names }
 func (p *publishing) take(ctx context.Context, j *job) (decision, error) {
 	s, w := j.object, j.work()
 	if !servesBuilt(s) {
-		err := retry.Do(ctx, func(ctx context.Context) error { return j.backend.Attacher.Detach(ctx, w.VolumeID) })
-		if err != nil {
+		if err := j.backend.Attacher.Detach(ctx, w.VolumeID); err != nil {
 			return decision{}, &storageError{fmt.Errorf("detach volume: %w", err)}
 		}
 		if s.Spec.Flash {
@@ -40,11 +39,7 @@ func (p *publishing) take(ctx context.Context, j *job) (decision, error) {
 	}
 	for i := range w.Built.VolumeSnapshots {
 		v := &w.Built.VolumeSnapshots[i]
-		var made blockdev.VolumeSnapshot
-		err := retry.Do(ctx, func(ctx context.Context) (err error) {
-			made, err = j.backend.Snapshotter.CreateVolumeSnapshot(ctx, v.Name, w.VolumeID)
-			return err
-		})
+		made, err := j.backend.Snapshotter.CreateVolumeSnapshot(ctx, v.Name, w.VolumeID)
 		if err != nil {
 			return decision{}, &storageError{fmt.Errorf("create volume snapshot: %w", err)}
 		}
@@ -126,11 +121,7 @@ func (p *publishing) await(ctx context.Context, j *job) (decision, error) {
 		if v.Ready {
 			continue
 		}
-		var found blockdev.VolumeSnapshot
-		err := retry.Do(ctx, func(ctx context.Context) (err error) {
-			found, err = j.backend.Snapshotter.GetVolumeSnapshot(ctx, v.ID)
-			return err
-		})
+		found, err := j.backend.Snapshotter.GetVolumeSnapshot(ctx, v.ID)
 		if err != nil {
 			return decision{}, &storageError{fmt.Errorf("look at volume snapshot: %w", err)}
 		}

@@ -88,7 +88,7 @@ func (w *world) start(dieAt int, after bool) {
 	cfg := w.cfg
 	gated := gatedStore{w.store, w.gate}
 	cfg.Store, cfg.Watcher, cfg.Indexes, cfg.AccessLists = gated, w.store, gated, w.store
-	b := lifecycle.Backend{Provisioner: s, Attacher: s, Snapshotter: s}
+	b := patient(s)
 	if w.flash {
 		b.Flash = s
 	}

@@ -33,14 +33,6 @@ func MissReasons() []string {
 	}
 }
 
-// ErrorClasses are the values of the label "class": errdefs' classes; any other is counted as "unknown".
-func ErrorClasses() []string {
-	return []string{
-		"not-found", "already-exists", "invalid-argument", "failed-precondition", "resource-exhausted", "unavailable",
-		"data-loss", "not-implemented", "deadline", "canceled", "unknown",
-	}
-}
-
 // New registers the metrics, and those of the process and the Go runtime.
 func New(registry prometheus.Registerer, version string) *Metrics {
 	m := &Metrics{

@@ -14,6 +14,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
+	"berth.dev/berth/blockdev/retry"
 )
 
 // cloud is a Stager on fakes.
@@ -31,7 +32,7 @@ func newCloud(t testing.TB, change func(*Config)) *cloud {
 	require.NoError(t, err)
 	c := &cloud{t: t, driver: blockdevtest.NewFake(0)}
 	c.sys = newFakeSystem(c.driver)
-	c.config = Config{Root: root, Drivers: map[string]blockdev.Attacher{"cloud": c.driver}}
+	c.config = Config{Root: root, Drivers: map[string]blockdev.Attacher{"cloud": retry.Around(c.driver)}}
 	if change != nil {
 		change(&c.config)
 	}

@@ -9,7 +9,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/blockdev/retry"
 )
 
 const (
@@ -36,14 +35,12 @@ func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) e
 		return err
 	}
 	var volume blockdev.Volume
-	err := s.observed(StepCreate, func() error {
-		return retry.Do(ctx, func(ctx context.Context) (err error) {
-			volume, err = makeVolume(ctx, provisioner, rec)
-			unclear = unclear || !refused(err)
-			return err
-		})
+	err := s.observed(StepCreate, func() (err error) {
+		volume, err = makeVolume(ctx, provisioner, rec)
+		return err
 	})
 	if err != nil {
+		unclear = unclear || !refused(err) || errors.Is(err, blockdev.ErrMayBeDone)
 		err = fmt.Errorf("make volume %s of %s: %w", rec.VolumeName, rec.Spec.source(), err)
 		if !unclear {
 			err = errors.Join(err, s.put(d, func(rec *record) { rec.Asked = time.Time{} }))

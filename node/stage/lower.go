@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/log"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/blockdev/retry"
 )
 
 // lower undoes raise, from whatever point it came to, and forgets the disk. The caller holds the disk's key and has
@@ -81,9 +80,7 @@ func (s *steps) detach(ctx context.Context, d *disk) error {
 		return err
 	}
 	err = s.observed(StepDetach, func() error {
-		return untilFree(ctx, func() error {
-			return retry.Do(ctx, func(ctx context.Context) error { return driver.Detach(ctx, rec.VolumeID) })
-		})
+		return untilFree(ctx, func() error { return driver.Detach(ctx, rec.VolumeID) })
 	})
 	if err != nil {
 		return fmt.Errorf("detach volume %s: %w", rec.VolumeID, err)
@@ -137,13 +134,11 @@ func (s *steps) delete(ctx context.Context, d *disk) error {
 		return err
 	}
 	err = s.observed(StepDelete, func() error {
-		return retry.Do(ctx, func(ctx context.Context) error {
-			id, err := madeVolume(ctx, provisioner, rec)
-			if err != nil || id == "" {
-				return err
-			}
-			return provisioner.DeleteVolume(ctx, id)
-		})
+		id, err := madeVolume(ctx, provisioner, rec)
+		if err != nil || id == "" {
+			return err
+		}
+		return provisioner.DeleteVolume(ctx, id)
 	})
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", rec.VolumeName, err)

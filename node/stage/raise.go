@@ -13,7 +13,6 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/fsmount"
-	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/layerdisk"
 )
 
@@ -80,13 +79,11 @@ func (s *steps) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (
 		return blockdev.Device{}, err
 	}
 	var dev blockdev.Device
-	err = s.observed(StepAttach, func() error {
-		return retry.Do(ctx, func(ctx context.Context) (err error) {
-			dev, err = driver.Attach(ctx, volumeID, blockdev.AttachOptions{
-				ReadOnly: true, Index: cmp.Or(rec.Identity.IndexDigest, rec.Spec.Expect.IndexDigest),
-			})
-			return err
+	err = s.observed(StepAttach, func() (err error) {
+		dev, err = driver.Attach(ctx, volumeID, blockdev.AttachOptions{
+			ReadOnly: true, Index: cmp.Or(rec.Identity.IndexDigest, rec.Spec.Expect.IndexDigest),
 		})
+		return err
 	})
 	if err != nil {
 		return blockdev.Device{}, err // the driver says which volume

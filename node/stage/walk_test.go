@@ -17,6 +17,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
+	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/layerdisk/layerdisktest"
 	"berth.dev/berth/test/harness/walk"
@@ -167,7 +168,7 @@ func (n *walker) open() {
 	n.proc.ctx, n.proc.kill = context.WithCancel(context.Background())
 	cfg := Config{Root: n.dir, Drivers: map[string]blockdev.Attacher{}, IdleTimeout: 20 * time.Minute, AttachWait: 5 * time.Second}
 	for name, fake := range n.m.drivers {
-		cfg.Drivers[name] = client{n.proc, name, fake}
+		cfg.Drivers[name] = retry.Around(client{n.proc, name, fake})
 	}
 	var err error
 	n.stager, err = open(cfg, n.proc)

@@ -17,6 +17,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/blockdevtest"
+	"berth.dev/berth/blockdev/retry"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/catalog/storelister"
 	"berth.dev/berth/imagesnapshot/imagesnapshottest"
@@ -124,7 +125,12 @@ func newWhole(w *walk.Walk) *whole {
 }
 
 func (a *whole) startEngine() {
-	s := scaled{a.fake}
+	s, ok := retry.Around(scaled{a.fake}).(interface {
+		blockdev.Attacher
+		blockdev.Provisioner
+		blockdev.VolumeSnapshotter
+	})
+	require.True(a, ok)
 	limits := imagesnapshottest.Limits()
 	limits.MinSizeGiB, limits.DefaultSizeGiB, limits.MaxPerOwner = 1, 1, 6
 	var err error
