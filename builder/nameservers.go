@@ -49,7 +49,10 @@ func (n *nameServers) lookup(ctx context.Context, host string) ([]netip.Addr, er
 			return addresses, nil
 		}
 		var dns *net.DNSError
-		if errors.As(err, &dns) && dns.IsNotFound {
+		if errors.As(err, &dns) {
+			dns.Server = n.addresses[turn].String() // not the machine's, which the resolver believes it has asked
+		}
+		if dns != nil && dns.IsNotFound {
 			n.good.Store(uint32(turn))
 			return nil, fmt.Errorf("name server %s knows no host %s: %w: %w", server, host, err, errdefs.ErrNotFound)
 		}

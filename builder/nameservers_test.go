@@ -54,6 +54,7 @@ func TestNameServers(t *testing.T) {
 	require.EqualValues(t, 1, n.good.Load(), "the dead one is not asked first again")
 	_, err = newNameServers([]netip.AddrPort{dead}).lookup(t.Context(), "registry.berth.invalid")
 	require.ErrorContains(t, err, "find host registry.berth.invalid by name server 127.0.0.1")
+	require.ErrorContains(t, err, " on "+dead.String()+": ", "the server that was asked, not the machine's")
 	require.True(t, transient(err), "it may be back")
 	require.NotErrorIs(t, err, errdefs.ErrNotFound)
 

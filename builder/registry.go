@@ -239,8 +239,8 @@ func (s *stallReader) Close() error {
 // change: errdefs.ErrUnauthenticated or errdefs.ErrPermissionDenied.
 func explainRegistryError(err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
-	const logIn = "log in with \"docker login\", set DOCKER_CONFIG to the directory of a config.json with credentials, " +
-		"or give an image snapshot the secret of this registry"
+	const logIn = "\"berth build\" uses the credentials of \"docker login\" or of a config.json in the directory DOCKER_CONFIG; " +
+		"an image snapshot uses those of the secret that it names for this registry (--registry-secret), and no others"
 	switch {
 	case errors.As(err, &status) && status.StatusCode == http.StatusForbidden:
 		return fmt.Errorf("%w (%s): %w", err, logIn, errdefs.ErrPermissionDenied)

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
@@ -15,18 +17,24 @@ import (
 const attachLong = `attach makes the running berthd serve the layers of a disk: a file made by "berth build", or a block device that
 holds one. berthd proves that it is a layer disk before it serves from it, and only ever reads it.
 
-With --volume the argument is a volume of the driver, with --volume-snapshot a volume snapshot: of that a volume is made for this
-node, and deleted again when the disk is detached.
+With --volume the argument is a volume of the driver, with --volume-snapshot a volume snapshot: of that a volume is made
+for this node, and deleted again when the disk is detached. With --image-snapshot it is the name or the ID of an image
+snapshot that this berthd keeps, and the disk gets its name.
 
 A disk attached this way is detached again once nothing has used it for the configured time, unless --keep is given.
 To have a disk at every start, name it in berthd's configuration instead.`
 
+// attachFlags say what the argument is, and how the disk is attached.
+type attachFlags struct {
+	req                                   controlv1.AttachDiskRequest
+	volume, volumeSnapshot, imageSnapshot bool
+	asJSON                                bool
+}
+
 func newAttach() *cobra.Command {
 	var (
-		daemon                 daemonFlags
-		req                    controlv1.AttachDiskRequest
-		volume, volumeSnapshot bool
-		asJSON                 bool
+		daemon daemonFlags
+		a      attachFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "attach PATH|DEVICE|ID",
@@ -35,49 +43,83 @@ func newAttach() *cobra.Command {
 		Example: `  berth attach /srv/berth/base.img
   berth attach /dev/sdb --name base --keep
   berth attach base.img --expect sha256:…
+  berth attach --image-snapshot nightly
   berth attach --driver ebs --volume-snapshot snap-0123456789abcdef0 --name base`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			switch {
-			case volumeSnapshot:
-				req.SnapshotId = args[0]
-			case volume:
-				req.VolumeId = args[0]
-			default:
-				path, err := filepath.Abs(args[0])
-				if err != nil {
-					return fmt.Errorf("attach %s: %w", args[0], err)
-				}
-				req.VolumeId = path
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if a.imageSnapshot {
+				return completeOne(daemon.imageSnapshotNames)(cmd, args, begun)
 			}
-			if e := req.GetExpectIndexDigest(); e != "" {
+			return nil, cobra.ShellCompDirectiveDefault
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if e := a.req.GetExpectIndexDigest(); e != "" {
 				if err := digest.Digest(e).Validate(); err != nil {
 					return program.Usage(fmt.Errorf("--expect %q: %w: write the index digest as \"berth inspect\" prints it", e, err))
 				}
 			}
-			return daemon.call(cmd.Context(), func(ctx context.Context, c controlv1.ControlServiceClient) error {
-				resp, err := c.AttachDisk(ctx, &req)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return writeMessage(cmd.OutOrStdout(), resp.GetDisk())
-				}
-				d := resp.GetDisk()
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d layers on %s, index %s\n", d.GetName(), d.GetLayers(), orDash(d.GetDevice()), d.GetIndexDigest())
-				return err
+			return daemon.dial(cmd.Context(), func(ctx context.Context, conn connection) error {
+				return a.attach(ctx, conn, args[0], cmd.OutOrStdout())
 			})
 		},
 	}
 	daemon.register(cmd)
 	f := cmd.Flags()
-	f.StringVar(&req.Name, "name", "", "`name` to show the disk under and detach it by; derived from the path or ID if not given")
-	f.StringVar(&req.Driver, "driver", "", "`driver` that attaches it; the one for files and block devices if not given")
-	f.BoolVar(&volume, "volume", false, "the argument is the driver's ID of a volume, not a path")
-	f.BoolVar(&volumeSnapshot, "volume-snapshot", false, "the argument is the driver's ID of a volume snapshot, of which a volume is made")
-	cmd.MarkFlagsMutuallyExclusive("volume", "volume-snapshot")
-	f.BoolVar(&req.Keep, "keep", false, "keep it attached while nothing uses it")
-	f.StringVar(&req.ExpectIndexDigest, "expect", "", "refuse a disk whose index has another `digest`")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.StringVar(&a.req.Name, "name", "", "`name` to show the disk under and detach it by; derived from the argument if not given")
+	f.StringVar(&a.req.Driver, "driver", "", "`driver` that attaches it; the one for files and block devices if not given")
+	f.BoolVar(&a.volume, "volume", false, "the argument is the driver's ID of a volume, not a path")
+	f.BoolVar(&a.volumeSnapshot, "volume-snapshot", false, "the argument is the driver's ID of a volume snapshot, of which a volume is made")
+	f.BoolVar(&a.imageSnapshot, "image-snapshot", false, "the argument is the name or ID of an image snapshot")
+	cmd.MarkFlagsMutuallyExclusive("volume", "volume-snapshot", "image-snapshot")
+	cmd.MarkFlagsMutuallyExclusive("driver", "image-snapshot")
+	f.BoolVar(&a.req.Keep, "keep", false, "keep it attached while nothing uses it")
+	f.StringVar(&a.req.ExpectIndexDigest, "expect", "", "refuse a disk whose index has another `digest`")
+	f.BoolVar(&a.asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+func (a *attachFlags) attach(ctx context.Context, conn connection, what string, w io.Writer) error {
+	switch {
+	case a.imageSnapshot:
+		if err := a.ofImageSnapshot(ctx, controlv1.NewImageSnapshotServiceClient(conn), what); err != nil {
+			return err
+		}
+	case a.volumeSnapshot:
+		a.req.SnapshotId = what
+	case a.volume:
+		a.req.VolumeId = what
+	default:
+		path, err := filepath.Abs(what)
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", what, err)
+		}
+		a.req.VolumeId = path
+	}
+	resp, err := controlv1.NewControlServiceClient(conn).AttachDisk(ctx, &a.req)
+	if err != nil {
+		return err
+	}
+	d := resp.GetDisk()
+	if a.asJSON {
+		return writeMessage(w, d)
+	}
+	_, err = fmt.Fprintf(w, "%s: %s on %s, index %s\n", d.GetName(), count(int(d.GetLayers()), "layer"), orDash(d.GetDevice()), d.GetIndexDigest())
+	return err
+}
+
+// ofImageSnapshot asks for the disk of an image snapshot, by the volume snapshot that has it and its index digest.
+func (a *attachFlags) ofImageSnapshot(ctx context.Context, c imageSnapshots, name string) error {
+	resp, err := c.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: name})
+	if err != nil {
+		return err
+	}
+	s := resp.GetImageSnapshot()
+	st := s.GetStatus()
+	if st.GetVolumeSnapshotId() == "" || st.GetIndexDigest() == "" {
+		return fmt.Errorf("image snapshot %s is %s and has no disk yet", s.GetName(), phaseWord(st.GetPhase()))
+	}
+	a.req.Name = cmp.Or(a.req.GetName(), s.GetName())
+	a.req.Driver, a.req.SnapshotId = st.GetDriver(), st.GetVolumeSnapshotId()
+	a.req.ExpectIndexDigest = cmp.Or(a.req.GetExpectIndexDigest(), st.GetIndexDigest())
+	return nil
 }

@@ -230,7 +230,7 @@ func runPlan(ctx context.Context, o builder.Options, view buildView, stdout io.W
 			return err
 		}
 	}
-	_, err = fmt.Fprintf(stdout, "%d images, %d layers, %s to fetch\n", len(contents.Images), len(contents.Layers), units.BytesSize(float64(sum)))
+	_, err = fmt.Fprintf(stdout, "%s, %s, %s to fetch\n", count(len(contents.Images), "image"), count(len(contents.Layers), "layer"), size(sum))
 	return err
 }
 

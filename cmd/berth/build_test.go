@@ -171,5 +171,6 @@ func TestBarView(t *testing.T) {
 		}
 		require.NoError(t, v.end(nil, err))
 		require.Contains(t, out.String(), "docker.io/library/a:1")
+		require.NotRegexp(t, `[0-9] ?b\b`, out.String(), "bytes, not bits")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/docker/go-units"
@@ -89,14 +90,14 @@ func (v *lineView) event(e builder.Event) {
 func (v *lineView) line(e builder.Event) string {
 	switch e.Kind {
 	case builder.EventResolved:
-		return fmt.Sprintf("image %s for %s: manifest %s, %d layers", e.Image.Reference, e.Image.Platform, e.Image.Manifest, e.Image.Layers)
+		return fmt.Sprintf("image %s for %s: manifest %s, %s", e.Image.Reference, e.Image.Platform, e.Image.Manifest, count(e.Image.Layers, "layer"))
 	case builder.EventPlanned:
 		v.layers = e.Plan.Layers
-		return fmt.Sprintf("%d images with %d distinct layers, %s to fetch", e.Plan.Images, e.Plan.Layers, units.BytesSize(float64(e.Plan.BlobBytes)))
+		return fmt.Sprintf("%s with %s, %s to fetch", count(e.Plan.Images, "image"), count(e.Plan.Layers, "distinct layer"), size(e.Plan.BlobBytes))
 	case builder.EventLayerDone:
 		v.done++
-		return fmt.Sprintf("layer %s done (%d of %d): fetched %s, unpacked %s in %d inodes", short(e.Layer.Blob), v.done, v.layers,
-			units.BytesSize(float64(e.Layer.BlobBytes)), units.BytesSize(float64(e.Layer.UnpackedBytes)), e.Layer.Inodes)
+		return fmt.Sprintf("layer %s done (%d of %d): fetched %s, unpacked %s in %s", short(e.Layer.Blob), v.done, v.layers,
+			size(e.Layer.BlobBytes), size(e.Layer.UnpackedBytes), count(int(e.Layer.Inodes), "inode"))
 	case builder.EventFinishing:
 		return "writing metadata and index"
 	case builder.EventLayerStarted, builder.EventLayerProgress:
@@ -124,7 +125,7 @@ func newBarView(w io.Writer) *barView {
 func (v *barView) event(e builder.Event) {
 	switch e.Kind {
 	case builder.EventResolved:
-		_, _ = fmt.Fprintf(v.progress, "%s for %s: %d layers\n", e.Image.Reference, e.Image.Platform, e.Image.Layers) // a progress display
+		_, _ = fmt.Fprintf(v.progress, "%s for %s: %s\n", e.Image.Reference, e.Image.Platform, count(e.Image.Layers, "layer")) // a progress display
 	case builder.EventPlanned:
 		v.total = v.bar("total", e.Plan.BlobBytes, mpb.BarPriority(e.Plan.Layers))
 	case builder.EventLayerStarted:
@@ -139,10 +140,18 @@ func (v *barView) event(e builder.Event) {
 func (v *barView) bar(name string, total int64, opts ...mpb.BarOption) *mpb.Bar {
 	opts = append(opts,
 		mpb.PrependDecorators(decor.Name(name, decor.WC{W: 13, C: decor.DindentRight})),
-		mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.AverageSpeed(decor.SizeB1024(0), "  % .1f")),
+		mpb.AppendDecorators(decor.Any(sizes(time.Now()))),
 	)
 	// A total of 0 would mean that it is unknown.
 	return v.progress.AddBar(max(1, total), opts...)
+}
+
+// sizes says how much of a bar is done, and how fast. The library's own decorators write bytes as "b".
+func sizes(begun time.Time) decor.DecorFunc {
+	return func(s decor.Statistics) string {
+		rate := float64(s.Current) / max(time.Since(begun).Seconds(), 1e-3)
+		return fmt.Sprintf("%s / %s  %s/s", size(s.Current), size(s.Total), units.BytesSize(rate))
+	}
 }
 
 func (v *barView) advance(e builder.Event) {

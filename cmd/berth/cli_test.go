@@ -228,6 +228,19 @@ func TestAttach(t *testing.T) {
 	require.Equal(t, "snap-1", f.attached.GetSnapshotId())
 	require.Equal(t, "cloud", f.attached.GetDriver())
 	require.Empty(t, f.attached.GetVolumeId())
+
+	f.imageSnapshots = &fakeImageSnapshots{}
+	both := start(t, f)
+	_, err = berth(t, "attach", "--image-snapshot", "nightly", "--socket", both)
+	require.NoError(t, err)
+	require.Equal(t, "nightly", f.attached.GetName())
+	require.Equal(t, "csi", f.attached.GetDriver())
+	require.Equal(t, "snap-1", f.attached.GetSnapshotId())
+	require.Equal(t, "sha256:12", f.attached.GetExpectIndexDigest())
+	require.Empty(t, f.attached.GetVolumeId())
+	_, err = berth(t, "attach", "--image-snapshot", "none", "--socket", both)
+	require.ErrorContains(t, err, `no image snapshot "none"`)
+
 	_, err = berth(t, "attach", "x", "--volume-snapshot", "--volume", "--socket", socket)
 	require.ErrorContains(t, err, "none of the others can be")
 
@@ -253,8 +266,6 @@ func TestDetach(t *testing.T) {
 	require.Equal(t, "used: draining, 4 snapshots still use it\n", out)
 	require.True(t, f.detached.GetDrain())
 
-	require.Equal(t, []string{"base", "late"}, diskNames(t.Context(), &daemonFlags{socket: socket}))
-	require.Empty(t, diskNames(t.Context(), &daemonFlags{socket: socket + "x"}))
 }
 
 func TestEvents(t *testing.T) {

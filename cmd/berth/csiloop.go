@@ -75,7 +75,7 @@ func newCSILoop() *cobra.Command {
 	f.StringVar(&socket, "socket", "/run/berth/csi-loop.sock", "unix socket to serve on")
 	f.StringVar(&options.NodeID, "node-id", "", "what the driver calls this node; its host name if not given")
 	f.IntVar(&options.MaxVolumes, "max-volumes", 0, "volumes that can be attached at once; 0 is no limit")
-	f.StringToStringVar(&nodes, "node", nil, "`ID=SOCKET` of another node that this machine plays; may be repeated")
+	pairsVar(f, &nodes, "node", "", "`ID=SOCKET` of another node that this machine plays; may be repeated")
 	f.DurationVar(&options.SnapshotTime, "snapshot-time", 0, "how long volume snapshots take to be ready to use")
 	f.StringSliceVar(&without, "without", nil, "`features` to leave out, see above")
 	return cmd

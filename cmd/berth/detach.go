@@ -22,14 +22,9 @@ containers stays as it is: remove those first, or give --drain, which stops new 
 last of them is gone. Images that berthd has registered in containerd from the disk are taken back.
 
 A disk that berthd's configuration names comes back at the next start of berthd.`,
-		Example: "  berth detach base\n  berth detach base --drain",
-		Args:    cobra.ExactArgs(1),
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-			if len(args) > 0 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return diskNames(cmd.Context(), &daemon), cobra.ShellCompDirectiveNoFileComp
-		},
+		Example:           "  berth detach base\n  berth detach base --drain",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeOne(daemon.diskNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
 			return daemon.call(cmd.Context(), func(ctx context.Context, c controlv1.ControlServiceClient) error {
@@ -49,20 +44,4 @@ A disk that berthd's configuration names comes back at the next start of berthd.
 	daemon.register(cmd)
 	cmd.Flags().BoolVar(&req.Drain, "drain", false, "if it is in use, serve no new layers from it and detach it when the last is released")
 	return cmd
-}
-
-// diskNames are for completion, which has nobody to tell an error.
-func diskNames(ctx context.Context, daemon *daemonFlags) []string {
-	var names []string
-	err := daemon.call(ctx, func(ctx context.Context, c controlv1.ControlServiceClient) error {
-		resp, err := c.ListDisks(ctx, &controlv1.ListDisksRequest{})
-		for _, d := range resp.GetDisks() {
-			names = append(names, d.GetName())
-		}
-		return err
-	})
-	if err != nil {
-		return nil
-	}
-	return names
 }

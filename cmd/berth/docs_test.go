@@ -16,7 +16,7 @@ func TestCommandsOfDocs(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*.md")
 	require.NoError(t, err)
 	pages = append(pages, "../../README.md")
-	line := regexp.MustCompile(`^ {2,}(?:sudo )?(?:bin/)?berth ([a-z].*)`)
+	line := regexp.MustCompile(`^ {4,}(?:sudo )?(?:bin/)?berth ([a-z].*)`)
 	checked := 0
 	for _, page := range pages {
 		text, err := os.ReadFile(page)
@@ -33,7 +33,7 @@ func TestCommandsOfDocs(t *testing.T) {
 
 func TestExamplesOfHelp(t *testing.T) {
 	checked := 0
-	for _, cmd := range everyCommand(newRoot()) {
+	for _, cmd := range commandsBelow(newRoot()) {
 		for l := range strings.Lines(cmd.Example) {
 			_, args, ok := strings.Cut(strings.TrimSpace(l), "berth ")
 			require.True(t, ok, l)

@@ -59,7 +59,7 @@ func newEvents() *cobra.Command {
 
 func printEvent(w io.Writer, m *controlv1.WatchEventsResponse) error {
 	if n := m.GetDropped(); n > 0 {
-		if _, err := fmt.Fprintf(w, "(%d events lost)\n", n); err != nil {
+		if _, err := fmt.Fprintf(w, "(%s lost)\n", count(int(n), "event")); err != nil {
 			return err
 		}
 	}

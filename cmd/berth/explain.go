@@ -197,7 +197,7 @@ func (e *explanation) print(w io.Writer) error {
 	if err := writeTable(w, rows); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(w, "\n%d of %d layers are on disks; %s of %s need not be pulled\n", hits, len(e.Layers), humanSize(saved), humanSize(total)); err != nil {
+	if _, err := fmt.Fprintf(w, "\n%d of %s on disks; %s of %s need not be pulled\n", hits, count(len(e.Layers), "layer"), humanSize(saved), humanSize(total)); err != nil {
 		return err
 	}
 	for _, l := range e.Layers {

@@ -65,7 +65,7 @@ func newImageSnapshotList() *cobra.Command {
 	}
 	daemon.register(cmd)
 	cmd.Flags().StringVar(&owner, "owner", "", "only those of this `tenant`")
-	cmd.Flags().StringToStringVarP(&labels, "label", "l", nil, "only those with this label, `key=value`; may be repeated")
+	pairsVar(cmd.Flags(), &labels, "label", "l", "only those with this label, `key=value`; may be repeated")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -90,10 +90,10 @@ func writeImageSnapshots(w io.Writer, all []*controlv1.ImageSnapshot, now time.T
 		_, err := fmt.Fprintln(w, `no image snapshots: make one with "berth image-snapshot create"`)
 		return err
 	}
-	rows := [][]string{{"NAME", "PHASE", "PROGRESS", "IMAGES", "SIZE", "MATCHES", "EXPIRES", "AGE"}}
+	rows := [][]string{{"NAME", "OWNER", "PHASE", "PROGRESS", "IMAGES", "SIZE", "MATCHES", "EXPIRES", "AGE"}}
 	for _, s := range all {
 		st := s.GetStatus()
-		rows = append(rows, []string{s.GetName(), phaseWord(st.GetPhase()), fmt.Sprintf("%d%%", st.GetProgress()),
+		rows = append(rows, []string{s.GetName(), orDash(s.GetOwner()), phaseWord(st.GetPhase()), fmt.Sprintf("%d%%", st.GetProgress()),
 			strconv.Itoa(len(s.GetSpec().GetImages())), humanSize(st.GetDiskBytes()), strconv.FormatInt(st.GetMatchCount(), 10),
 			until(st.GetExpires(), now), units.HumanDuration(now.Sub(s.GetCreated().AsTime()))})
 	}
@@ -106,10 +106,11 @@ func newImageSnapshotGet() *cobra.Command {
 		asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use:     "get NAME|ID",
-		Aliases: []string{"show"},
-		Short:   "Show one image snapshot: what is wanted, what there is, what happened",
-		Args:    cobra.ExactArgs(1),
+		Use:               "get NAME|ID",
+		ValidArgsFunction: completeOne(daemon.imageSnapshotNames),
+		Aliases:           []string{"show"},
+		Short:             "Show one image snapshot: what is wanted, what there is, what happened",
+		Args:              cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
 				resp, err := c.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: args[0]})
@@ -143,9 +144,10 @@ func newImageSnapshotDelete() *cobra.Command {
 		wait   bool
 	)
 	cmd := &cobra.Command{
-		Use:     "delete NAME|ID",
-		Aliases: []string{"rm"},
-		Short:   "Delete an image snapshot; a build under way is aborted",
+		Use:               "delete NAME|ID",
+		ValidArgsFunction: completeOne(daemon.imageSnapshotNames),
+		Aliases:           []string{"rm"},
+		Short:             "Delete an image snapshot; a build under way is aborted",
 		Long: `delete takes an image snapshot down in every phase; a build under way is aborted first. Running containers go on: nodes
 that have the disk attached keep it until nothing uses it.`,
 		Args: cobra.ExactArgs(1),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
@@ -28,6 +30,9 @@ type fakeImageSnapshots struct {
 	list    *controlv1.PutAccessListRequest
 	// fails makes builds fail.
 	fails bool
+	// refuses makes the answer to MatchImages a refusal, updates counts those that were asked for.
+	refuses bool
+	updates int
 }
 
 func at(seconds int64) *timestamppb.Timestamp {
@@ -98,8 +103,13 @@ func (f *fakeImageSnapshots) ListImageSnapshots(_ context.Context, req *controlv
 }
 
 func (f *fakeImageSnapshots) UpdateImageSnapshot(_ context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
-	f.updated = req
-	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: nightly()}, nil
+	s := nightly()
+	s.Spec = req.GetSpec()
+	if req.GetLabels() != nil {
+		s.Labels = req.GetLabels().GetEntries()
+	}
+	f.updated, f.updates = proto.CloneOf(req), f.updates+1
+	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: s}, nil
 }
 
 func (f *fakeImageSnapshots) DeleteImageSnapshot(_ context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
@@ -129,8 +139,12 @@ func (f *fakeImageSnapshots) WatchImageSnapshots(_ *controlv1.WatchImageSnapshot
 
 func (f *fakeImageSnapshots) MatchImages(_ context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
 	f.match = req
+	outcome := controlv1.MatchOutcome_MATCH_OUTCOME_USE
+	if f.refuses {
+		outcome = controlv1.MatchOutcome_MATCH_OUTCOME_REJECT
+	}
 	return &controlv1.MatchImagesResponse{
-		Outcome: controlv1.MatchOutcome_MATCH_OUTCOME_USE, Reason: "it saves most", SavedDownloadBytes: 1 << 30, Considered: 2, Order: "saved",
+		Outcome: outcome, Reason: "it saves most", SavedDownloadBytes: 1 << 30, Considered: 2, Order: "saved",
 		Dialects: []string{"berth"}, Warnings: []string{"annotation berth.dev/x is unknown and has no effect"},
 		Chosen: []*controlv1.MatchChoice{{Name: "nightly", Id: "6f1c", Attached: true}},
 		Candidates: []*controlv1.MatchCandidate{
@@ -219,6 +233,23 @@ func TestImageSnapshotUpdate(t *testing.T) {
 	require.True(t, f.updated.GetRebuild())
 	require.Equal(t, map[string]string{"a": "b"}, f.updated.GetLabels().GetEntries())
 	require.Equal(t, "6", f.updated.GetPreconditions().GetResourceVersion())
+	require.False(t, f.updated.GetDryRun())
+	for _, args := range [][]string{{}, {"--image", "docker.io/library/nginx:1.27"}, {"-l", "app=web", "-l", "env=prod"}, {"--dry-run"}} {
+		f.updates = 0
+		out, err := berth(t, append([]string{"image-snapshot", "update", "nightly", "--socket", socket}, args...)...)
+		require.NoError(t, err)
+		require.Equal(t, "nightly: unchanged, Available, ID 6f1c\n", out)
+		require.Equal(t, 1, f.updates)
+		require.True(t, f.updated.GetDryRun(), "nothing but a dry run was asked for")
+	}
+	out, err := berth(t, "image-snapshot", "update", "nightly", "--socket", socket, "-l", "k=a,b", "-l", "of=x=y")
+	require.NoError(t, err)
+	require.Equal(t, "nightly: changed, Available, ID 6f1c\n", out)
+	require.Equal(t, map[string]string{"k": "a,b", "of": "x=y"}, f.updated.GetLabels().GetEntries())
+	_, err = berth(t, "image-snapshot", "update", "nightly", "--socket", socket, "--image", "")
+	require.ErrorContains(t, err, `--image "" names no image`)
+	_, err = berth(t, "image-snapshot", "update", "nightly", "--socket", socket, "-l", "k")
+	require.ErrorContains(t, err, `"k" is not of the form key=value`)
 	_, err = berth(t, "image-snapshot", "update", "none", "--socket", socket)
 	require.ErrorContains(t, err, `no image snapshot "none"`)
 	require.NotContains(t, err.Error(), "rpc error")
@@ -252,7 +283,7 @@ func TestImageSnapshotViews(t *testing.T) {
 	require.Equal(t, "2023-11-14T22:13:20Z nightly Normal Accepted: it is so\n", out)
 	out, err = berth(t, "image-snapshot", "list", "--socket", socket)
 	require.NoError(t, err)
-	require.Regexp(t, `nightly +Available +100% +1 +3GiB +3 +now`, out)
+	require.Regexp(t, `nightly +team-a +Available +100% +1 +3GiB +3 +now`, out)
 	out, err = berth(t, "image-snapshot", "list", "--json", "--socket", socket)
 	require.NoError(t, err)
 	require.Contains(t, out, `"phase": "IMAGE_SNAPSHOT_PHASE_AVAILABLE"`)
@@ -262,6 +293,13 @@ func TestImageSnapshotViews(t *testing.T) {
 	golden(t, "match", out)
 	require.Equal(t, map[string]string{"berth.dev/auto-match": "true"}, f.match.GetAnnotations())
 	require.True(t, f.match.GetAutoMatch())
+
+	f.refuses = true
+	for _, more := range []string{"--json=false", "--json"} {
+		out, err := berthProcess(t, "match", "nginx:1.27", "--names-only", "--socket", socket, more).Output()
+		require.Equal(t, statusRefused, exitStatus(t, err))
+		require.Contains(t, strings.ToLower(string(out)), "reject")
+	}
 
 	out, err = berth(t, "image-snapshot", "delete", "nightly", "--wait", "--if-id", "6f1c", "--socket", socket)
 	require.NoError(t, err)

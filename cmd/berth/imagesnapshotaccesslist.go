@@ -23,8 +23,9 @@ func newImageSnapshotAccessList() *cobra.Command {
 		asJSON  bool
 	)
 	cmd := &cobra.Command{
-		Use:   "access-list NAME|ID",
-		Short: "Print what starts of an image snapshot's images read, or keep such a list with it",
+		Use:               "access-list NAME|ID",
+		ValidArgsFunction: completeOne(daemon.imageSnapshotNames),
+		Short:             "Print what starts of an image snapshot's images read, or keep such a list with it",
 		Long: `access-list prints the lists that "berth trace" recorded, one after another: a line for each part of a file, in the order of first
 access (docs/access-lists.md explains them). With --put it keeps a list that "berth trace --output" wrote with the image snapshot.`,
 		Example: `  berth image-snapshot access-list nightly --image nginx:1.27 | grep '^f '

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/proto"
 
 	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
@@ -25,16 +27,16 @@ type specFlags struct {
 }
 
 func (s *specFlags) register(f *pflag.FlagSet) {
-	f.StringSliceVarP(&s.images, "image", "i", nil, "image `reference`; may be repeated")
+	f.StringArrayVarP(&s.images, "image", "i", nil, "image `reference`; may be repeated")
 	f.StringSliceVar(&s.platforms, "platform", nil, "`platform` of the images, such as linux/arm64; may be repeated (default: that of the building machine)")
 	f.StringVar(&s.size, "size", "", "`GiB` of the volume, 20 to 400, or \"auto\" for as large as needed (default: the installation's, 20)")
 	f.Int32Var(&s.retention, "retention-days", 0, "`days` after which it expires, up to 10000; 0 is never")
 	f.StringSliceVar(&s.plainHTTP, "plain-http", nil, "`registry` host[:port] to speak HTTP with; may be repeated")
 	f.StringSliceVar(&s.skipVerify, "insecure-skip-verify", nil, "`registry` host[:port] whose certificate is not checked; may be repeated")
-	f.StringToStringVar(&s.secrets, "registry-secret", nil, "`registry=name` of credentials that the build environment knows; may be repeated")
+	pairsVar(f, &s.secrets, "registry-secret", "", "`registry=name` of credentials that the build environment knows; may be repeated")
 	f.Int32Var(&s.timeout, "build-timeout", 0, "`minutes` after which a build is given up, 30 to 10080 (default: the installation's, 1440)")
 	f.StringSliceVar(&s.dns, "dns", nil, "`address` of a DNS server for the build; may be repeated")
-	f.StringToStringVar(&s.parameters, "parameter", nil, "`key=value` for the storage that keeps it; csi/KEY is a parameter of a CSI driver's volume; may be repeated")
+	pairsVar(f, &s.parameters, "parameter", "", "`key=value` for the storage that keeps it; csi/KEY is a parameter of a CSI driver's volume; may be repeated")
 	f.BoolVar(&s.reuse, "reuse-layers", true, "start from the image snapshot that shares most layers")
 	f.BoolVar(&s.flash, "flash", false, "make it usable before the volume snapshot is complete")
 	f.StringVar(&s.elimination, "elimination", "none", "none, or lru to make room for others when the quota is used up")
@@ -44,6 +46,9 @@ func (s *specFlags) register(f *pflag.FlagSet) {
 
 // apply changes those parts of a spec whose flags were given; for a new one all are.
 func (s *specFlags) apply(spec *controlv1.ImageSnapshotSpec, given func(flag string) bool) error {
+	if slices.Contains(s.images, "") {
+		return program.Usage(errors.New("--image \"\" names no image"))
+	}
 	if spec.Build == nil {
 		spec.Build = &controlv1.BuildSpec{}
 	}
@@ -158,8 +163,8 @@ checks. With --client-token the command can be repeated safely: it finds what th
 	daemon.register(cmd)
 	f := cmd.Flags()
 	spec.register(f)
-	f.StringToStringVarP(&req.Labels, "label", "l", nil, "`key=value` to list by; may be repeated")
-	f.StringToStringVar(&req.Annotations, "annotation", nil, "`key=value` to keep with it; may be repeated")
+	pairsVar(f, &req.Labels, "label", "l", "`key=value` to list by; may be repeated")
+	pairsVar(f, &req.Annotations, "annotation", "", "`key=value` to keep with it; may be repeated")
 	f.StringVar(&req.Owner, "owner", "", "`tenant` that it belongs to")
 	f.StringVar(&req.ClientToken, "client-token", "", "`token` that makes repeating the command safe")
 	f.BoolVar(&req.DryRun, "dry-run", false, "check, and do nothing")
@@ -181,8 +186,9 @@ func newImageSnapshotUpdate() *cobra.Command {
 		wait, asJSON        bool
 	)
 	cmd := &cobra.Command{
-		Use:   "update NAME|ID",
-		Short: "Change an image snapshot, or build it anew",
+		Use:               "update NAME|ID",
+		ValidArgsFunction: completeOne(daemon.imageSnapshotNames),
+		Short:             "Change an image snapshot, or build it anew",
 		Long: `update changes what is given and leaves the rest. If that changes what is on the disk, berthd builds it anew and switches
 when that has succeeded; until then, and if it fails, the old content stays. --rebuild takes up what tags mean by now.
 
@@ -198,7 +204,7 @@ snapshot meanwhile.`,
 					return err
 				}
 				have := got.GetImageSnapshot()
-				req.NameOrId, req.Spec = have.GetName(), have.GetSpec()
+				req.NameOrId, req.Spec = have.GetName(), proto.CloneOf(have.GetSpec())
 				req.Preconditions = &controlv1.Preconditions{Id: have.GetId(), ResourceVersion: have.GetResourceVersion()}
 				if version != "" {
 					req.Preconditions.ResourceVersion = version
@@ -212,25 +218,44 @@ snapshot meanwhile.`,
 				if given("annotation") {
 					req.Annotations = &controlv1.StringMap{Entries: annotations}
 				}
-				resp, err := c.UpdateImageSnapshot(ctx, req)
-				if err != nil {
-					return err
-				}
-				return follow(ctx, cmd, c, resp.GetImageSnapshot(), resp.GetWarnings(), followFlags{wait: wait, asJSON: asJSON, dryRun: req.GetDryRun(), word: "changed"})
+				return change(ctx, cmd, c, have, req, followFlags{wait: wait, asJSON: asJSON, dryRun: req.GetDryRun(), word: "changed"})
 			})
 		},
 	}
 	daemon.register(cmd)
 	f := cmd.Flags()
 	spec.register(f)
-	f.StringToStringVarP(&labels, "label", "l", nil, "new labels instead of all old ones, `key=value`; may be repeated")
-	f.StringToStringVar(&annotations, "annotation", nil, "new annotations instead of all old ones, `key=value`; may be repeated")
+	pairsVar(f, &labels, "label", "l", "new labels instead of all old ones, `key=value`; may be repeated")
+	pairsVar(f, &annotations, "annotation", "", "new annotations instead of all old ones, `key=value`; may be repeated")
 	f.BoolVar(&req.Rebuild, "rebuild", false, "build anew even if nothing is changed")
 	f.StringVar(&version, "if-version", "", "only if it is at this resource `version` (default: the one that was just read)")
 	f.BoolVar(&req.DryRun, "dry-run", false, "check, and do nothing")
 	f.BoolVarP(&wait, "wait", "w", false, "show progress and return when it is usable; fail if it is not to be")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// change asks for an update, unless that would change nothing.
+func change(ctx context.Context, cmd *cobra.Command, c imageSnapshots, have *controlv1.ImageSnapshot, req *controlv1.UpdateImageSnapshotRequest, f followFlags) error {
+	asked, dryRun := have.GetSpec(), req.GetDryRun() // the request has a copy
+	req.DryRun = true
+	resp, err := c.UpdateImageSnapshot(ctx, req)
+	if err != nil {
+		return err
+	}
+	would := resp.GetImageSnapshot()
+	if !req.GetRebuild() && proto.Equal(asked, would.GetSpec()) && maps.Equal(have.GetLabels(), would.GetLabels()) &&
+		maps.Equal(have.GetAnnotations(), would.GetAnnotations()) && would.GetStatus().GetPhase() == have.GetStatus().GetPhase() {
+		f.word, f.wait, f.dryRun = "unchanged", false, false
+		return follow(ctx, cmd, c, have, resp.GetWarnings(), f)
+	}
+	if !dryRun {
+		req.DryRun = false
+		if resp, err = c.UpdateImageSnapshot(ctx, req); err != nil {
+			return err
+		}
+	}
+	return follow(ctx, cmd, c, resp.GetImageSnapshot(), resp.GetWarnings(), f)
 }
 
 // followFlags say what create and update do after the answer.

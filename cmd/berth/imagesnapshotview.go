@@ -30,7 +30,7 @@ func writeImageSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
 	line("usable since", stamp(st.GetReady()))
 	line("expires", stamp(st.GetExpires()))
 	line("deleted", stamp(s.GetDeletionRequested()))
-	line("matched", fmt.Sprintf("%d times, last %s", st.GetMatchCount(), orDash(stamp(st.GetLastMatched()))))
+	line("matched", fmt.Sprintf("%s, last %s", count(int(st.GetMatchCount()), "time"), orDash(stamp(st.GetLastMatched()))))
 	line("wanted", specLine(spec))
 	line("platforms", strings.Join(spec.GetPlatforms(), ", "))
 	for _, r := range spec.GetRegistries() {
@@ -47,8 +47,8 @@ func writeImageSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
 		line("volume snapshot", volumeSnapshotLine(v))
 	}
 	if st.GetDiskBytes() > 0 {
-		line("disk", fmt.Sprintf("%s, %d layers, index %s", humanSize(st.GetDiskBytes()), st.GetLayers(), st.GetIndexDigest()))
-		line("built", fmt.Sprintf("%d times, last fetched %s, took over %s from %s", st.GetBuilds(), humanSize(st.GetFetchedBytes()), humanSize(st.GetReusedBytes()), orDash(st.GetBaseName())))
+		line("disk", fmt.Sprintf("%s, %s, index %s", humanSize(st.GetDiskBytes()), count(int(st.GetLayers()), "layer"), st.GetIndexDigest()))
+		line("built", fmt.Sprintf("%s, last fetched %s, took over %s from %s", count(int(st.GetBuilds()), "time"), humanSize(st.GetFetchedBytes()), humanSize(st.GetReusedBytes()), orDash(st.GetBaseName())))
 	}
 	if _, err := io.WriteString(w, b.String()+"\n"); err != nil {
 		return err
@@ -82,7 +82,7 @@ func specLine(spec *controlv1.ImageSnapshotSpec) string {
 	}
 	keep := "kept for ever"
 	if d := spec.GetRetentionDays(); d > 0 {
-		keep = fmt.Sprintf("kept %d days", d)
+		keep = "kept " + count(int(d), "day")
 	}
 	parts := []string{size, keep}
 	if spec.GetReuseLayers() {
@@ -118,7 +118,7 @@ func registryLine(r *controlv1.RegistryAccess) string {
 }
 
 func buildLine(b *controlv1.BuildSpec) string {
-	line := fmt.Sprintf("up to %d minutes", b.GetTimeoutMinutes())
+	line := "up to " + count(int(b.GetTimeoutMinutes()), "minute")
 	if servers := b.GetDnsServers(); len(servers) > 0 {
 		line += ", name servers " + strings.Join(servers, ", ")
 	}

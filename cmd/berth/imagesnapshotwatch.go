@@ -82,11 +82,12 @@ func newImageSnapshotEvents() *cobra.Command {
 		watch, asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use:     "events [NAME|ID]",
-		Short:   "Show what happened to image snapshots",
-		Long:    "events shows what happened to one image snapshot, or to all, oldest first; with --watch also what happens from now on.",
-		Example: "  berth image-snapshot events nightly --watch",
-		Args:    cobra.MaximumNArgs(1),
+		Use:               "events [NAME|ID]",
+		ValidArgsFunction: completeOne(daemon.imageSnapshotNames),
+		Short:             "Show what happened to image snapshots",
+		Long:              "events shows what happened to one image snapshot, or to all, oldest first; with --watch also what happens from now on.",
+		Example:           "  berth image-snapshot events nightly --watch",
+		Args:              cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			filter := &controlv1.ImageSnapshotFilter{NameOrId: strings.Join(args, "")}
 			err := daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {

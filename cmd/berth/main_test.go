@@ -10,7 +10,6 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -94,7 +93,7 @@ func TestHelpFits(t *testing.T) {
 	out, err := berthProcess(t, "--help").Output()
 	require.NoError(t, err)
 	require.Contains(t, string(out), "Available Commands")
-	every := everyCommand(newRoot())
+	every := commandsBelow(newRoot())
 	require.Greater(t, len(every), 20)
 	for _, cmd := range every {
 		path := strings.Fields(cmd.CommandPath())[1:]
@@ -105,13 +104,4 @@ func TestHelpFits(t *testing.T) {
 			require.LessOrEqual(t, utf8.RuneCountInString(line), 101, "%v: %s", path, line)
 		}
 	}
-}
-
-// everyCommand is the command and all below it.
-func everyCommand(cmd *cobra.Command) []*cobra.Command {
-	all := []*cobra.Command{cmd}
-	for _, c := range cmd.Commands() {
-		all = append(all, everyCommand(c)...)
-	}
-	return all
 }

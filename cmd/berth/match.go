@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
@@ -35,7 +36,9 @@ What berthd answers is what it would choose for a pull, by all its catalogs and 
 containerd has already count as if it had not, unless --present is given: a pull does not ask for them.
 
 The images' layers are looked up on the attached disks, in containerd, and at the registry. With --names-only, or for an image
-that is not found, only names and tags are compared.`,
+that is not found, only names and tags are compared.
+
+The exit status is 3 if the annotations have the pod refused.`,
 		Example: "  berth match nginx:1.27 redis:7\n" +
 			"  berth match nginx:1.27 --annotation berth.dev/snapshot=nightly --annotation berth.dev/reject-if-unavailable=true\n" +
 			"  berth match nginx:1.27 --annotation cci.io/image-snapshot-auto-match=true --order quantity",
@@ -48,8 +51,8 @@ that is not found, only names and tags are compared.`,
 	f := cmd.Flags()
 	q.images.register(f)
 	q.create.register(f)
-	f.StringToStringVar(&q.req.Annotations, "annotation", nil, "`key=value` of the pod; may be repeated")
-	f.StringToStringVar(&q.req.Labels, "pod-label", nil, "label of the pod, `key=value`; may be repeated")
+	pairsVar(f, &q.req.Annotations, "annotation", "", "`key=value` of the pod; may be repeated")
+	pairsVar(f, &q.req.Labels, "pod-label", "", "label of the pod, `key=value`; may be repeated")
 	f.StringVar(&q.req.Order, "order", "", "compare by saved, size, quantity or degree, whatever the annotations say")
 	f.Int32Var(&q.req.Explain, "explain", 0, "`number` of candidates to explain (default 20); -1 for the chosen ones only")
 	f.BoolVar(&q.noAutoMatch, "no-auto-match", false, "leave automatic matching off unless an annotation asks for it")
@@ -57,6 +60,9 @@ that is not found, only names and tags are compared.`,
 	f.BoolVar(&q.asJSON, "json", false, "print JSON")
 	return cmd
 }
+
+// statusRefused is the exit status of "match" if the rules refuse the pod.
+const statusRefused = 3
 
 // matchQuery is one question, and what to do with the answer.
 type matchQuery struct {
@@ -85,8 +91,14 @@ func (q *matchQuery) ask(ctx context.Context, cmd *cobra.Command, conn connectio
 	if q.asJSON {
 		write = func(w io.Writer, m *controlv1.MatchImagesResponse) error { return writeMessage(w, m) }
 	}
-	if err := write(cmd.OutOrStdout(), resp); err != nil || !q.create.wanted || !resp.GetNothingMatched() {
+	if err := write(cmd.OutOrStdout(), resp); err != nil {
 		return err
+	}
+	if resp.GetOutcome() == controlv1.MatchOutcome_MATCH_OUTCOME_REJECT {
+		return program.WithStatus(statusRefused, fmt.Errorf("the pod would be refused: %s", resp.GetReason()))
+	}
+	if !q.create.wanted || !resp.GetNothingMatched() {
+		return nil
 	}
 	return q.create.ensure(ctx, cmd, client, refs, &q.images.resolver)
 }
@@ -101,7 +113,7 @@ type creation struct {
 func (c *creation) register(f *pflag.FlagSet) {
 	f.BoolVar(&c.wanted, "create-if-missing", false, "ask for an automatic image snapshot of the images if nothing matches")
 	f.StringVar(&c.owner, "owner", "", "`tenant` that the automatic image snapshot belongs to")
-	f.StringToStringVar(&c.secrets, "registry-secret", nil, "`registry=name` of credentials for the automatic image snapshot; may be repeated")
+	pairsVar(f, &c.secrets, "registry-secret", "", "`registry=name` of credentials for the automatic image snapshot; may be repeated")
 }
 
 // ensure asks for it, and says so on standard error, because standard output has the answer to the match.

@@ -44,5 +44,6 @@ was interrupted. "berth match" has more.`,
 	program.AddVersion(root, fmt.Sprintf("%s, layer disk format %d.%d, %s %s/%s", version.String(),
 		layerdisk.MajorVersion, layerdisk.MinorVersion, runtime.Version(), runtime.GOOS, runtime.GOARCH))
 	program.AddManual(root)
+	addCompletion(root)
 	return root
 }

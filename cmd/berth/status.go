@@ -62,8 +62,8 @@ func printStatus(w io.Writer, st *controlv1.StatusResponse, now time.Time) error
 	if err := printHydrations(w, st.GetHydrations(), now); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\nhits    %s\nmisses  %s\n%s not pulled, %d snapshots lie on disks\n",
-		total(st.GetHits()), total(st.GetMisses()), units.BytesSize(float64(st.GetBytesNotPulled())), st.GetAdoptedSnapshots())
+	_, err := fmt.Fprintf(w, "\nhits    %s\nmisses  %s\n%s not pulled, %s on disks\n",
+		total(st.GetHits()), total(st.GetMisses()), units.BytesSize(float64(st.GetBytesNotPulled())), count(int(st.GetAdoptedSnapshots()), "snapshot"))
 	return err
 }
 
@@ -112,7 +112,7 @@ func printImports(w io.Writer, disks []*controlv1.Disk) error {
 			others = append(others, fmt.Sprintf("  %s (%s) %s: %s", img.GetReference(), img.GetNamespace(), img.GetResult(), img.GetReason()))
 		}
 		if len(d.GetImports()) > 0 {
-			lines = append(lines, fmt.Sprintf("%s: %d of %d images registered in containerd", d.GetName(), known, len(d.GetImports())))
+			lines = append(lines, fmt.Sprintf("%s: %d of %s registered in containerd", d.GetName(), known, count(len(d.GetImports()), "image")))
 		}
 		lines = append(lines, others...)
 		if e := d.GetImportError(); e != "" {
