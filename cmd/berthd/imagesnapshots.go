@@ -3,87 +3,67 @@ package main
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"berth.dev/berth/control/imagesnapshotservice"
 	"berth.dev/berth/imagesnapshot"
+	"berth.dev/berth/imagesnapshot/assembly"
 	"berth.dev/berth/imagesnapshot/automatic"
-	"berth.dev/berth/imagesnapshot/buildproc"
-	"berth.dev/berth/imagesnapshot/catalog"
-	"berth.dev/berth/imagesnapshot/catalog/directory"
-	"berth.dev/berth/imagesnapshot/catalog/publisher"
-	"berth.dev/berth/imagesnapshot/catalog/storelister"
 	"berth.dev/berth/imagesnapshot/lifecycle"
-	"berth.dev/berth/imagesnapshot/store/boltstore"
 	"berth.dev/berth/internal/config"
 	"berth.dev/berth/matcher/dialect"
-	"berth.dev/berth/readahead/accesslist"
 )
 
-// imageSnapshots is all that makes and keeps image snapshots.
+// imageSnapshots are those that this node keeps.
 type imageSnapshots struct {
-	store  *boltstore.Store
-	engine *lifecycle.Engine
+	*assembly.ImageSnapshots
 	// service is there after serveWith.
 	service *imagesnapshotservice.Service
-	// oldDuringUpdate is storelister.Config's.
-	oldDuringUpdate bool
-	// automatic is nil if it is switched off.
-	automatic *automatic.Maker
-	// publish, if not nil, tells other nodes. published is where it notes that, and publishDirectory where it does it.
-	publish                     *publisher.Mirror
-	published, publishDirectory string
 }
 
-// openImageSnapshots does nothing outside the store yet; run does.
+// openImageSnapshots does nothing outside the store yet; Run does.
 func openImageSnapshots(ctx context.Context, c config.Config, backends map[string]lifecycle.Backend, registry prometheus.Registerer) (_ *imageSnapshots, err error) {
-	cfg := c.ImageSnapshots
-	s := &imageSnapshots{oldDuringUpdate: cfg.ServeOldDuringUpdate}
-	if s.store, err = boltstore.Open(cmp.Or(cfg.Store, filepath.Join(c.Root, "imagesnapshots.db"))); err != nil {
+	stores, err := assembly.OpenFile(cmp.Or(c.ImageSnapshots.Store, filepath.Join(c.Root, "imagesnapshots.db")))
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			joinClose(&err, s.store)
+			joinClose(&err, stores.Closer)
 		}
 	}()
-	builder, err := openBuilder(ctx, c)
+	builder, err := assembly.OpenBuilder(ctx, buildsOf(c))
 	if err != nil {
 		return nil, err
 	}
-	s.published, s.publishDirectory = publishedDir(c.Root), cfg.PublishDirectory
-	if s.publish, err = s.publisher(c); err != nil {
+	options := imageSnapshotOptions(c)
+	options.Stores, options.Builder, options.Registry = stores, builder, registry
+	options.Storage = assembly.Storage{Backends: backends, Driver: c.ImageSnapshots.Driver, LegacyDriver: config.LoopDriver}
+	s, err := assembly.Open(ctx, options)
+	if err != nil {
 		return nil, err
 	}
-	life := registerLife(registry)
-	s.engine, err = lifecycle.New(lifecycle.Config{
-		Store: s.store, Watcher: s.store, Indexes: s.store, AccessLists: s.store, Builder: builder,
-		Backends: backends, Driver: cfg.Driver, LegacyDriver: config.LoopDriver,
-		Installation: s.store.Installation(), MaxBuilds: cfg.Builds,
-		Limits: limitsOf(c),
+	return &imageSnapshots{ImageSnapshots: s}, nil
+}
+
+// imageSnapshotOptions is what the configuration says of them.
+func imageSnapshotOptions(c config.Config) assembly.Options {
+	cfg := c.ImageSnapshots
+	return assembly.Options{
+		Limits: limitsOf(c), MaxBuilds: cfg.Builds, OldDuringUpdate: cfg.ServeOldDuringUpdate, Automatic: automaticOf(c.Automatic),
 		Times: lifecycle.Times{
 			KeepFailed: cfg.KeepFailed.Std(), ExpiredGrace: cfg.ExpiredGrace.Std(),
 			UnusedAutomatic: cfg.UnusedAutomatic.Std(), Sweep: cfg.SweepInterval.Std(),
 		},
-		Observer: lifeObserver{life},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("image snapshots: %w", err)
+		Publishing: assembly.Publishing{
+			Directory: cfg.PublishDirectory, Interval: c.Catalog.Interval.Std(), Records: filepath.Join(c.Root, "published"),
+			LocalDrivers: []string{config.LoopDriver},
+		},
 	}
-	if s.automatic, err = openAutomatic(c.Automatic, s.engine, builder, life.Automatic); err != nil {
-		return nil, err
-	}
-	registerTotals(context.WithoutCancel(ctx), registry, s.store, cfg.Quota)
-	return s, ctx.Err()
 }
 
 // limitsOf image snapshots that a configuration sets.
@@ -95,137 +75,52 @@ func limitsOf(c config.Config) imagesnapshot.Limits {
 	}
 }
 
-// publisher tells other nodes of what they can attach too; nil without a directory to do that in.
-func (s *imageSnapshots) publisher(c config.Config) (*publisher.Mirror, error) {
-	if c.ImageSnapshots.PublishDirectory == "" {
-		return nil, nil
+// automaticOf is nil if no image snapshots are made of what pulls want.
+func automaticOf(c config.Automatic) *automatic.Config {
+	if !c.Enabled {
+		return nil
 	}
-	to, err := directory.Open(c.ImageSnapshots.PublishDirectory, c.Catalog.Interval.Std())
-	if err != nil {
-		return nil, err
+	cfg := &automatic.Config{
+		Owner: c.Owner, Allow: c.Allow, Deny: c.Deny, MinBytes: int64(c.MinImageMiB) << 20, Delay: c.Delay.Std(), Retry: c.Retry.Std(),
 	}
-	return publisher.New(publisher.Config{
-		From: s.catalog(), To: to, Lists: s.store.AccessLists, ListsTo: to, Target: c.ImageSnapshots.PublishDirectory, Records: publishedDir(c.Root),
-		Useful: func(e *catalog.Entry) bool { return e.HasDisk() && e.Source.Driver != config.LoopDriver },
-	}), nil
+	for _, r := range c.Registries {
+		cfg.Registries = append(cfg.Registries, imagesnapshot.Registry{
+			Server: r.Server, Secret: r.Secret, PlainHTTP: r.PlainHTTP, InsecureSkipVerify: r.InsecureSkipVerify,
+		})
+	}
+	return cfg
 }
 
-// catalog lists what there is for nodes.
-func (s *imageSnapshots) catalog() catalog.Lister {
-	return storelister.New(storelister.Config{
-		Store: s.store, Watcher: s.store, Indexes: s.store, LegacyDriver: config.LoopDriver, OldDuringUpdate: s.oldDuringUpdate,
-	})
+// buildsOf image snapshots, as the configuration limits them.
+func buildsOf(c config.Config) assembly.Builds {
+	cfg := c.ImageSnapshots
+	return assembly.Builds{
+		Command: cfg.BuildCommand, Directory: cmp.Or(cfg.BuildDirectory, filepath.Join(c.Root, "builds")), Cgroup: cfg.BuildCgroup,
+		CPUWeight: cfg.BuildCPUWeight, MemoryBytes: int64(cfg.BuildMemoryMiB) << 20, HostsDirectory: cfg.HostsDirectory,
+		SecretsDirectory: cfg.SecretsDirectory,
+	}
 }
 
 // serveWith makes the service. What matches is fleet, which knows other catalogs too.
 func (s *imageSnapshots) serveWith(fleet imagesnapshotservice.Fleet) {
-	s.service = imagesnapshotservice.New(s.engine, s.store, fleet, dialect.Builtin()).WithAccessLists(s)
+	s.service = imagesnapshotservice.New(s.Engine(), s, fleet, dialect.Builtin()).WithAccessLists(s)
 }
 
-// PutAccessList keeps a list, and tells other nodes.
-func (s *imageSnapshots) PutAccessList(ctx context.Context, id string, l *accesslist.List) error {
-	if err := s.store.PutAccessList(ctx, id, l); err != nil {
-		return err
-	}
-	if s.publish != nil {
-		s.publish.TouchLists(id)
-	}
-	return nil
+// uses gets what is noted of image snapshots while a node works.
+type uses interface {
+	// RecordMatch notes that one was of use; what is of no use for long may be deleted.
+	RecordMatch(name, id string)
+	// Wanted notes an image that a pull wants and no image snapshot has.
+	Wanted(ref string, manifest digest.Digest)
+	// NoteDiskFailure notes that the disk of one is out of service.
+	NoteDiskFailure(ctx context.Context, name, id, message string) error
 }
 
-// AccessLists of an image snapshot.
-func (s *imageSnapshots) AccessLists(ctx context.Context, id string) ([]*accesslist.List, error) {
-	return s.store.AccessLists(ctx, id)
-}
+var _ uses = (*imageSnapshots)(nil)
 
-// AccessListsOn are those of the image snapshots that have this disk.
-func (s *imageSnapshots) AccessListsOn(ctx context.Context, disk digest.Digest, image string) ([]*accesslist.List, []string, error) {
-	return s.store.AccessListsOn(ctx, disk, image)
-}
+// noUses is for a node that keeps no image snapshots.
+type noUses struct{}
 
-// openBuilder wants the berth program beside berthd where none is named.
-func openBuilder(ctx context.Context, c config.Config) (*buildproc.Builder, error) {
-	cfg := c.ImageSnapshots
-	command := cfg.BuildCommand
-	if command == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return nil, fmt.Errorf("find the program of builds: %w", err)
-		}
-		command = filepath.Join(filepath.Dir(self), "berth")
-	}
-	cgroup, err := buildproc.MoveToSubgroup(cfg.BuildCgroup)
-	if err != nil {
-		entry := log.G(ctx).WithError(err)
-		if errdefs.IsNotFound(err) {
-			entry.Info("builds are limited by their priority and the size of their memory, not by a cgroup")
-		} else {
-			entry.Warn("builds have no cgroup: they are limited by their priority and the size of their memory")
-		}
-	}
-	bc := buildproc.Config{
-		Command: []string{command}, TempDir: cmp.Or(cfg.BuildDirectory, filepath.Join(c.Root, "builds")), Cgroup: cgroup,
-		CPUWeight: cfg.BuildCPUWeight, MemoryBytes: int64(cfg.BuildMemoryMiB) << 20, HostsDir: cfg.HostsDirectory,
-	}
-	if cfg.SecretsDirectory != "" {
-		bc.Secrets = buildproc.SecretDir(cfg.SecretsDirectory)
-	}
-	return buildproc.Open(bc)
-}
-
-// run works until ctx ends. A store that fails stops only image snapshots: no container may fail to start for want of
-// them.
-func (s *imageSnapshots) run(ctx context.Context) {
-	type part struct {
-		name string
-		run  func(context.Context) error
-	}
-	parts := []part{{"life cycle", s.engine.Run}, {"publishing", s.runPublishing}}
-	if s.automatic != nil {
-		parts = append(parts, part{"automatic creation", s.automatic.Run})
-	}
-	var wg sync.WaitGroup
-	for _, part := range parts {
-		wg.Go(func() {
-			if err := part.run(ctx); err != nil && ctx.Err() == nil {
-				log.G(ctx).WithError(err).WithField("part", part.name).Error("image snapshots stand still until the next start")
-			}
-		})
-	}
-	wg.Wait()
-}
-
-// recorder notes uses; it works without image snapshots too.
-func (s *imageSnapshots) recorder() matchRecorder {
-	if s == nil {
-		return noRecorder{}
-	}
-	return s.engine
-}
-
-// noteDiskFailure writes an event of an image snapshot that is kept here; others have no place for it.
-func (s *imageSnapshots) noteDiskFailure(ctx context.Context, name, id, message string) error {
-	if s == nil {
-		return nil
-	}
-	err := s.engine.Note(ctx, name, id, imagesnapshot.EventWarning, imagesnapshot.ReasonDiskFailed, message)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
-}
-
-// maker of automatic ones, nil if there is none.
-func (s *imageSnapshots) maker() *automatic.Maker {
-	if s == nil {
-		return nil
-	}
-	return s.automatic
-}
-
-type noRecorder struct{}
-
-func (noRecorder) RecordMatch(string, string) {}
-
-// Close is for after run.
-func (s *imageSnapshots) Close() error { return s.store.Close() }
+func (noUses) RecordMatch(string, string)                                    {}
+func (noUses) Wanted(string, digest.Digest)                                  {}
+func (noUses) NoteDiskFailure(context.Context, string, string, string) error { return nil }

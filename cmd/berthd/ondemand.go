@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 
-	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/catalog"
 	"berth.dev/berth/imagesnapshot/catalog/directory"
 	"berth.dev/berth/internal/config"
@@ -28,7 +27,7 @@ const catalogTimeout = 10 * time.Second
 func openCatalogs(c config.Config, own *imageSnapshots) ([]catalog.Lister, error) {
 	var listers []catalog.Lister
 	if own != nil {
-		listers = append(listers, own.catalog())
+		listers = append(listers, own.Catalog())
 	}
 	if c.Catalog.Directory != "" {
 		d, err := directory.Open(c.Catalog.Directory, c.Catalog.Interval.Std())
@@ -46,7 +45,7 @@ func (n *node) openChooser(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	platform := platforms.Normalize(platforms.DefaultSpec())
-	observer := &chooserObserver{matches: n.snapshots.recorder(), automatic: n.snapshots.maker()}
+	observer := &chooserObserver{uses: n.uses}
 	n.chooser, err = ondemand.New(context.WithoutCancel(ctx), ondemand.Config{
 		Stage: n.stage, Drivers: slices.Sorted(maps.Keys(n.drivers.All())), Wait: c.Stage.AttachWait.Std(), MaxDisks: c.Catalog.MaxDisks,
 		AttachCostBytes: c.Catalog.AttachCost, Observer: observer,
@@ -101,28 +100,17 @@ func (n *node) followCatalogs(ctx context.Context) (wait func()) {
 // chooserObserver passes on what is chosen. Its metrics are set before anything is.
 type chooserObserver struct {
 	metrics *metrics.OnDemand
-	matches matchRecorder
-	// automatic may be nil.
-	automatic *automatic.Maker
+	uses    uses
 }
 
 // Unmatched has an image snapshot made, if that is switched on.
-func (o *chooserObserver) Unmatched(w ondemand.Wanted) {
-	if o.automatic != nil {
-		o.automatic.Wanted(w.ImageRef, w.Manifest)
-	}
-}
+func (o *chooserObserver) Unmatched(w ondemand.Wanted) { o.uses.Wanted(w.ImageRef, w.Manifest) }
 
 func (o *chooserObserver) Chosen(outcome ondemand.Outcome, d matcher.Decision) {
 	o.metrics.Chosen(string(outcome))
 	for _, c := range d.Chosen {
-		o.matches.RecordMatch(c.Name, c.ID)
+		o.uses.RecordMatch(c.Name, c.ID)
 	}
-}
-
-// matchRecorder notes that an image snapshot was of use; what is of no use for long may be deleted.
-type matchRecorder interface {
-	RecordMatch(name, id string)
 }
 
 // useRecorder is an observer of the snapshotter that also records which image snapshots serve layers: one whose disk is
@@ -130,7 +118,7 @@ type matchRecorder interface {
 type useRecorder struct {
 	snapshotter.Observer
 	chooser *ondemand.Chooser
-	matches matchRecorder
+	uses    uses
 }
 
 func (r useRecorder) Hit(ctx context.Context, h snapshotter.Hit) {
@@ -146,7 +134,7 @@ func (r useRecorder) Start(ctx context.Context, s snapshotter.Start) {
 
 func (r useRecorder) record(diskUUID string) {
 	if name, id, ok := r.chooser.ImageSnapshot(diskUUID); ok {
-		r.matches.RecordMatch(name, id)
+		r.uses.RecordMatch(name, id)
 	}
 }
 

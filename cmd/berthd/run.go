@@ -62,8 +62,9 @@ type node struct {
 	registry   *prometheus.Registry
 	metrics    *metrics.Metrics
 	failures   *diskFailures
-	// snapshots are image snapshots.
+	// snapshots are the image snapshots that this node keeps, nil if it keeps none; uses gets what is noted of them.
 	snapshots *imageSnapshots
+	uses      uses
 }
 
 // run serves until ctx ends. It leaves mounts and containers alone.
@@ -135,7 +136,10 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.restore(ctx, c.Stage.RestoreTimeout.Std()); err != nil {
 		return err
 	}
-	if n.snapshots, err = openImageSnapshots(ctx, c, backends(n.drivers.All()), n.registry); err != nil {
+	n.uses = noUses{}
+	if n.snapshots, err = openImageSnapshots(ctx, c, backends(n.drivers.All()), n.registry); err == nil {
+		n.uses = n.snapshots
+	} else {
 		// No container may fail to start because of them.
 		log.G(ctx).WithError(err).Error("serving without image snapshots of this node's own, repair their store and restart")
 		n.snapshots = nil
@@ -156,7 +160,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	n.pulls = &pullWatcher{Observer: startWatcher{useRecorder{watch, n.chooser, n.snapshots.recorder()}, n.hydrator, n.recorder}}
+	n.pulls = &pullWatcher{Observer: startWatcher{useRecorder{watch, n.chooser, n.uses}, n.hydrator, n.recorder}}
 	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{
 		Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Protocol: protocol,
 		Observer: n.pulls,

@@ -33,11 +33,11 @@ func (n *node) startWork(ctx context.Context, c config.Config, load func() (conf
 		wg.Go(func() { discovery.Run(ctx) })
 		wg.Go(func() { discover(ctx, n.drivers.Found(), discovery) })
 	}
-	wg.Go(func() { n.failures.run(ctx, n.chooser.ImageSnapshot, n.snapshots.noteDiskFailure) })
+	wg.Go(func() { n.failures.run(ctx, n.chooser.ImageSnapshot, n.uses.NoteDiskFailure) })
 	wg.Go(func() { n.importer.Run(ctx) })
 	wg.Go(func() { feedWatchdog(ctx, n.answersItself) })
 	if n.snapshots != nil {
-		wg.Go(func() { n.snapshots.run(ctx) })
+		wg.Go(func() { n.snapshots.Run(ctx) })
 	}
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)

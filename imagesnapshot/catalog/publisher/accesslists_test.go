@@ -24,9 +24,9 @@ func (t *listTarget) PublishAccessLists(_ context.Context, id string, lists []*a
 	return t.do(func() { t.lists[id] = lists })
 }
 
-// Lists follow their entry, and each change that the mirror is told of; those of entries that others do not get stay
+// Lists follow their entry, and each change that the publisher is told of; those of entries that others do not get stay
 // here.
-func TestMirrorPublishesAccessLists(t *testing.T) {
+func TestAccessListsArePublished(t *testing.T) {
 	record := filepath.Join(t.TempDir(), "published")
 	synctest.Test(t, func(t *testing.T) {
 		from := &source{later: make(chan catalog.Change), entries: []catalog.Entry{entry(t, "a", "cloud"), entry(t, "local", "loop")}}
@@ -34,21 +34,21 @@ func TestMirrorPublishesAccessLists(t *testing.T) {
 		kept := map[string][]*accesslist.List{"a": {{Image: "one"}}, "local": {{Image: "two"}}}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		m := publisher.New(publisher.Config{
-			From: from, To: to, Target: "there", Records: record, Useful: func(e *catalog.Entry) bool { return e.Source.Driver != "loop" },
+		p := publisher.New(publisher.Config{
+			From: from, To: to, Target: "there", Records: record, Publishable: func(e *catalog.Entry) bool { return e.Source.Driver != "loop" },
 			Lists: func(_ context.Context, id string) ([]*accesslist.List, error) { return kept[id], nil }, ListsTo: to,
 		})
-		go func() { ended <- m.Run(ctx) }()
+		go func() { ended <- p.Run(ctx) }()
 		synctest.Wait()
 		require.Equal(t, map[string][]*accesslist.List{"a": {{Image: "one"}}}, to.lists)
 
-		m.TouchLists("local")
+		p.TouchLists("local")
 		synctest.Wait()
 		kept["a"] = append(kept["a"], &accesslist.List{Image: "three"})
 		to.mu.Lock()
 		to.faults = 1
 		to.mu.Unlock()
-		m.TouchLists("a")
+		p.TouchLists("a")
 		synctest.Wait()
 		require.Len(t, to.lists["a"], 1, "the share is not there")
 		time.Sleep(time.Minute)

@@ -24,12 +24,12 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// Config of a Mirror.
+// Config of a Publisher.
 type Config struct {
 	From catalog.Lister
 	To   catalog.Publisher
-	// Useful says whether those who read To can do anything with an entry; nil is always. Others are not published.
-	Useful func(e *catalog.Entry) bool
+	// Publishable says whether those who read To can use an entry. Others are not published; nil publishes all.
+	Publishable func(e *catalog.Entry) bool
 	// Lists, if not nil, gives the access lists of the image snapshot of an entry's ID, which ListsTo gets.
 	Lists   func(ctx context.Context, id string) ([]*accesslist.List, error)
 	ListsTo catalog.ListPublisher
@@ -51,30 +51,30 @@ func recordFile(records, target string) string {
 	return filepath.Join(records, hex.EncodeToString(sum[:16])+recordSuffix)
 }
 
-// Mirror publishes.
-type Mirror struct {
-	Config
+// Publisher publishes what one catalog lists in another one.
+type Publisher struct {
+	cfg Config
 	// published are the IDs that To may have of us.
 	published map[string]bool
 	// pending is what To is to be told: an entry, or nil to withdraw it.
 	pending map[string]*catalog.Entry
-	// stale are those whose lists To may not have as they are.
+	// stale are the IDs of entries whose lists To may not have as they are.
 	stale map[string]bool
-	// touched are told of by TouchLists.
+	// touched are the IDs that TouchLists was called with.
 	touched chan string
 }
 
 // maxTouched may wait; of more, the lists are published with the next change of their entries.
 const maxTouched = 1024
 
-// New makes a mirror. It does nothing until Run.
-func New(cfg Config) *Mirror { return &Mirror{Config: cfg, touched: make(chan string, maxTouched)} }
+// New makes a publisher. It does nothing until Run.
+func New(cfg Config) *Publisher { return &Publisher{cfg: cfg, touched: make(chan string, maxTouched)} }
 
-// TouchLists tells that the access lists of an image snapshot have changed. It does not block, and is safe for
+// TouchLists says that the access lists of an image snapshot have changed. It does not block, and is safe for
 // concurrent use.
-func (m *Mirror) TouchLists(id string) {
+func (p *Publisher) TouchLists(id string) {
 	select {
-	case m.touched <- id:
+	case p.touched <- id:
 	default:
 	}
 }
@@ -87,19 +87,19 @@ const (
 
 // Run publishes and withdraws until ctx ends, and then returns nil; it does not wait for a directory that hangs, as
 // those on a network may. What cannot be done now is tried again.
-func (m *Mirror) Run(ctx context.Context) error {
-	if err := os.MkdirAll(m.Records, 0o700); err != nil {
+func (p *Publisher) Run(ctx context.Context) error {
+	if err := os.MkdirAll(p.cfg.Records, 0o700); err != nil {
 		return fmt.Errorf("publish image snapshots: %w", err)
 	}
-	rec, _, err := durable.Read[record](recordFile(m.Records, m.Target))
+	rec, _, err := durable.Read[record](recordFile(p.cfg.Records, p.cfg.Target))
 	if err != nil {
 		return fmt.Errorf("publish image snapshots: %w", err)
 	}
-	m.published, m.pending, m.stale = make(map[string]bool), make(map[string]*catalog.Entry), make(map[string]bool)
+	p.published, p.pending, p.stale = make(map[string]bool), make(map[string]*catalog.Entry), make(map[string]bool)
 	for _, id := range rec.IDs {
-		m.published[id] = true
+		p.published[id] = true
 	}
-	changes, err := m.From.Watch(ctx)
+	changes, err := p.cfg.From.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("publish image snapshots: %w", err)
 	}
@@ -117,19 +117,19 @@ func (m *Mirror) Run(ctx context.Context) error {
 				}
 				return fmt.Errorf("publish image snapshots: the catalog that they are in ended: %w", errdefs.ErrUnavailable)
 			}
-			m.learn(c, listed)
+			p.learn(c, listed)
 			if c.Synced {
 				listed = nil
 			}
-		case id := <-m.touched:
-			m.stale[id] = true
+		case id := <-p.touched:
+			p.stale[id] = true
 		case <-retry.C:
 		}
 		if listed != nil {
 			continue // what is not listed yet is not gone
 		}
 		done := make(chan error, 1)
-		go func() { done <- m.flush(ctx) }()
+		go func() { done <- p.flush(ctx) }()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -147,105 +147,105 @@ func (m *Mirror) Run(ctx context.Context) error {
 }
 
 // learn notes a change. listed are the entries of the first listing, nil after it.
-func (m *Mirror) learn(c catalog.Change, listed map[string]bool) {
+func (p *Publisher) learn(c catalog.Change, listed map[string]bool) {
 	switch {
 	case c.Synced:
-		for id := range m.published {
+		for id := range p.published {
 			if !listed[id] {
-				m.pending[id] = nil
+				p.pending[id] = nil
 			}
 		}
 	case c.Entry == nil: // a problem, which those who use the catalog tell of
-	case !c.Deleted && (m.Useful == nil || m.Useful(c.Entry)):
-		m.pending[c.Entry.ID] = c.Entry
+	case !c.Deleted && (p.cfg.Publishable == nil || p.cfg.Publishable(c.Entry)):
+		p.pending[c.Entry.ID] = c.Entry
 		if listed != nil {
 			listed[c.Entry.ID] = true
 		}
-	case m.published[c.Entry.ID]:
-		m.pending[c.Entry.ID] = nil
+	case p.published[c.Entry.ID]:
+		p.pending[c.Entry.ID] = nil
 	default:
-		delete(m.pending, c.Entry.ID)
+		delete(p.pending, c.Entry.ID)
 	}
 }
 
 // flush tells To what is pending. What fails stays pending.
-func (m *Mirror) flush(ctx context.Context) error {
+func (p *Publisher) flush(ctx context.Context) error {
 	var errs []error
-	for _, id := range slices.Sorted(maps.Keys(m.pending)) {
-		e := m.pending[id]
-		err := m.tell(ctx, id, e)
+	for _, id := range slices.Sorted(maps.Keys(p.pending)) {
+		e := p.pending[id]
+		err := p.tell(ctx, id, e)
 		if err == nil || e != nil && errdefs.IsInvalidArgument(err) {
-			delete(m.pending, id) // one that is no entry never will be
+			delete(p.pending, id) // one that is no entry never will be
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(append(errs, m.flushLists(ctx))...)
+	return errors.Join(append(errs, p.flushLists(ctx))...)
 }
 
 // flushLists publishes the lists that may have changed, of entries that To has.
-func (m *Mirror) flushLists(ctx context.Context) error {
-	if m.Lists == nil {
+func (p *Publisher) flushLists(ctx context.Context) error {
+	if p.cfg.Lists == nil {
 		return nil
 	}
 	var errs []error
-	for _, id := range slices.Sorted(maps.Keys(m.stale)) {
-		if _, waits := m.pending[id]; waits {
+	for _, id := range slices.Sorted(maps.Keys(p.stale)) {
+		if _, waits := p.pending[id]; waits {
 			continue
 		}
 		var err error
-		if m.published[id] {
+		if p.published[id] {
 			var lists []*accesslist.List
-			if lists, err = m.Lists(ctx, id); err == nil {
-				err = m.ListsTo.PublishAccessLists(ctx, id, lists)
+			if lists, err = p.cfg.Lists(ctx, id); err == nil {
+				err = p.cfg.ListsTo.PublishAccessLists(ctx, id, lists)
 			}
 		}
 		if err == nil {
-			delete(m.stale, id)
+			delete(p.stale, id)
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-func (m *Mirror) tell(ctx context.Context, id string, e *catalog.Entry) error {
+func (p *Publisher) tell(ctx context.Context, id string, e *catalog.Entry) error {
 	if e == nil {
-		if err := m.To.Withdraw(ctx, id); err != nil {
+		if err := p.cfg.To.Withdraw(ctx, id); err != nil {
 			return err
 		}
-		return m.note(id, false)
+		return p.note(id, false)
 	}
 	// Before it is there, so that it is never forgotten.
-	if err := m.note(id, true); err != nil {
+	if err := p.note(id, true); err != nil {
 		return err
 	}
-	if err := m.To.Publish(ctx, *e); err != nil {
+	if err := p.cfg.To.Publish(ctx, *e); err != nil {
 		return err
 	}
-	m.stale[id] = true
+	p.stale[id] = true
 	return nil
 }
 
 // note what To may have.
-func (m *Mirror) note(id string, published bool) error {
-	if m.published[id] == published {
+func (p *Publisher) note(id string, published bool) error {
+	if p.published[id] == published {
 		return nil
 	}
-	ids := maps.Clone(m.published)
+	ids := maps.Clone(p.published)
 	if published {
 		ids[id] = true
 	} else {
 		delete(ids, id)
 	}
-	if err := durable.Write(recordFile(m.Records, m.Target), record{m.Target, slices.Sorted(maps.Keys(ids))}); err != nil {
+	if err := durable.Write(recordFile(p.cfg.Records, p.cfg.Target), record{p.cfg.Target, slices.Sorted(maps.Keys(ids))}); err != nil {
 		return err
 	}
-	m.published = ids
+	p.published = ids
 	return nil
 }
 
-// Leave withdraws what was published in other targets than this one, which a configuration named before; an empty one
-// is all. What fails is tried again by the next call.
-func Leave(ctx context.Context, records, except string, open func(target string) (catalog.Publisher, error)) error {
+// WithdrawElsewhere withdraws what was published in targets other than except, which a configuration named before. With
+// an empty except it withdraws everything. The next call tries again what fails.
+func WithdrawElsewhere(ctx context.Context, records, except string, open func(target string) (catalog.Publisher, error)) error {
 	entries, err := os.ReadDir(records)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -258,7 +258,7 @@ func Leave(ctx context.Context, records, except string, open func(target string)
 		path := filepath.Join(records, e.Name())
 		rec, found, err := durable.Read[record](path)
 		if err == nil && found && rec.Target != except {
-			err = leave(ctx, path, rec, open)
+			err = withdrawAll(ctx, path, rec, open)
 		}
 		errs = append(errs, err)
 	}
@@ -268,7 +268,7 @@ func Leave(ctx context.Context, records, except string, open func(target string)
 	return nil
 }
 
-func leave(ctx context.Context, path string, rec record, open func(target string) (catalog.Publisher, error)) error {
+func withdrawAll(ctx context.Context, path string, rec record, open func(target string) (catalog.Publisher, error)) error {
 	to, err := open(rec.Target)
 	if err != nil {
 		return err

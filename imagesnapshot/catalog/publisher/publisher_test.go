@@ -97,12 +97,12 @@ func entry(t *testing.T, id, driver string) catalog.Entry {
 	return e
 }
 
-// run runs a mirror in the bubble's time until the returned function is called.
+// run runs a publisher in the bubble's time until the returned function is called.
 func run(t *testing.T, record string, from *source, to *target) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	m := publisher.New(publisher.Config{From: from, To: to, Target: "there", Records: record, Useful: func(e *catalog.Entry) bool { return e.Source.Driver != "loop" }})
-	go func() { ended <- m.Run(ctx) }()
+	p := publisher.New(publisher.Config{From: from, To: to, Target: "there", Records: record, Publishable: func(e *catalog.Entry) bool { return e.Source.Driver != "loop" }})
+	go func() { ended <- p.Run(ctx) }()
 	synctest.Wait()
 	return func() {
 		cancel()
@@ -110,7 +110,7 @@ func run(t *testing.T, record string, from *source, to *target) (stop func()) {
 	}
 }
 
-func TestMirror(t *testing.T) {
+func TestPublishAndWithdraw(t *testing.T) {
 	record := filepath.Join(t.TempDir(), "published")
 	synctest.Test(t, func(t *testing.T) {
 		from := &source{later: make(chan catalog.Change), entries: []catalog.Entry{entry(t, "a", "cloud"), entry(t, "local", "loop")}}
@@ -148,7 +148,7 @@ func TestMirror(t *testing.T) {
 
 // A target that fails is told again, ever less often, and then has everything; one that hangs does not keep the node
 // from stopping.
-func TestMirrorOfTargetThatFails(t *testing.T) {
+func TestTargetThatFails(t *testing.T) {
 	record := filepath.Join(t.TempDir(), "published")
 	synctest.Test(t, func(t *testing.T) {
 		from := &source{later: make(chan catalog.Change), entries: []catalog.Entry{entry(t, "a", "cloud")}}
@@ -174,9 +174,9 @@ func TestMirrorOfTargetThatFails(t *testing.T) {
 
 // What was published in a target that is not configured any more is withdrawn from it, once that can be done; what
 // others published there stays.
-func TestLeave(t *testing.T) {
+func TestWithdrawElsewhere(t *testing.T) {
 	records := filepath.Join(t.TempDir(), "published")
-	require.NoError(t, publisher.Leave(t.Context(), records, "", nil), "nothing was ever published")
+	require.NoError(t, publisher.WithdrawElsewhere(t.Context(), records, "", nil), "nothing was ever published")
 	to := &target{entries: map[string]catalog.Entry{"others": {}}}
 	synctest.Test(t, func(t *testing.T) {
 		from := &source{later: make(chan catalog.Change), entries: []catalog.Entry{entry(t, "a", "cloud"), entry(t, "b", "cloud")}}
@@ -188,12 +188,12 @@ func TestLeave(t *testing.T) {
 		require.Equal(t, "there", name)
 		return to, nil
 	}
-	require.NoError(t, publisher.Leave(t.Context(), records, "there", open))
+	require.NoError(t, publisher.WithdrawElsewhere(t.Context(), records, "there", open))
 	require.Equal(t, []string{"a", "b", "others"}, to.ids())
 	to.faults = 1
-	require.ErrorIs(t, publisher.Leave(t.Context(), records, "elsewhere", open), errdefs.ErrUnavailable)
-	require.NoError(t, publisher.Leave(t.Context(), records, "", open))
+	require.ErrorIs(t, publisher.WithdrawElsewhere(t.Context(), records, "elsewhere", open), errdefs.ErrUnavailable)
+	require.NoError(t, publisher.WithdrawElsewhere(t.Context(), records, "", open))
 	require.Equal(t, []string{"others"}, to.ids())
-	require.NoError(t, publisher.Leave(t.Context(), records, "", open))
+	require.NoError(t, publisher.WithdrawElsewhere(t.Context(), records, "", open))
 	require.Equal(t, 2, opened, "once it is done it is forgotten")
 }
