@@ -17,7 +17,7 @@ MATRIX         := $(CONTAINERD) 2.3.7 2.2.9 2.1.9 2.0.14 $(OLD_CONTAINERD)
 GO_PACKAGES := ./...
 # A hanging test prints its goroutines before anybody loses patience.
 TEST_TIMEOUT ?= 20m
-# "make test-integration RUN=TestFullHit" runs one test.
+# "make test-integration RUN=TestFullHit" runs one test. It is used as it is given, $(value RUN): make would read "$|".
 RUN ?= .
 # What "make test" runs of "make test-vm": a disk of each kind from plug to pull, and one torn out under a container.
 VM_SMOKE := TestHotPlug|TestSurpriseRemoval$$
@@ -39,7 +39,7 @@ build: bootstrap ## build berth and berthd into bin/
 
 .PHONY: test
 test: bootstrap ## everything a change has to pass: all packages, then real containerd, new and old
-	go test -timeout $(TEST_TIMEOUT) $(GO_PACKAGES)
+	scripts/gotest -timeout $(TEST_TIMEOUT) $(GO_PACKAGES)
 	$(MAKE) --no-print-directory test-csi
 	$(MAKE) --no-print-directory test-integration
 	$(MAKE) --no-print-directory test-integration CONTAINERD=$(OLD_CONTAINERD)
@@ -48,17 +48,17 @@ test: bootstrap ## everything a change has to pass: all packages, then real cont
 .PHONY: test-integration
 test-integration: bootstrap ## tests with a real containerd, CONTAINERD=VERSION
 	@scripts/tools containerd@$(CONTAINERD) runc registry nerdctl >/dev/null
-	BERTH_CONTAINERD=$(CONTAINERD) go test -count=1 -tags integration -timeout $(TEST_TIMEOUT) -run '$(RUN)' ./test/integration/... ./test/harness/containerd/...
+	BERTH_CONTAINERD=$(CONTAINERD) scripts/gotest -count=1 -tags integration -timeout $(TEST_TIMEOUT) -run '$(value RUN)' ./test/integration/... ./test/harness/containerd/...
 
 .PHONY: test-csi
 test-csi: bootstrap ## the CSI project's conformance suite, csi-sanity, against "berth csi-loop"
-	cd test/csisanity && go test -count=1 -timeout $(TEST_TIMEOUT) ./...
+	cd test/csisanity && ../../scripts/gotest -count=1 -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-vm
 test-vm: ## disks plugged into virtual machines (emulated, no KVM) and torn out, on Debian's kernel; some minutes
 	@scripts/bootstrap vm
 	@scripts/tools containerd runc registry >/dev/null
-	go test -count=1 -tags vm -timeout $(TEST_TIMEOUT) -run '$(RUN)' ./test/vm/... ./test/harness/vm/...
+	scripts/gotest -count=1 -tags vm -timeout $(TEST_TIMEOUT) -run '$(value RUN)' ./test/vm/... ./test/harness/vm/...
 
 .PHONY: test-matrix
 test-matrix: bootstrap ## tests with every supported containerd
@@ -69,7 +69,7 @@ test-matrix: bootstrap ## tests with every supported containerd
 
 .PHONY: check
 check: lint proto-lint ## vet, lint, the API, all packages with the race detector (systemd units are checked by a test)
-	go test -race -timeout $(TEST_TIMEOUT) $(GO_PACKAGES)
+	scripts/gotest -race -timeout $(TEST_TIMEOUT) $(GO_PACKAGES)
 
 .PHONY: lint
 lint: bootstrap ## vet and lint, generated API code included

@@ -3,6 +3,8 @@
 //
 //	BERTH_SEED=17          go only the walk of this seed
 //	BERTH_STEPS=1000000    go so many steps in all, instead of the test's own number
+//
+// Both together go one walk of that seed, so many steps long.
 package walk
 
 import (
@@ -50,28 +52,12 @@ type Walk struct {
 // With the race detector it goes a tenth of the steps.
 func Run(t *testing.T, steps, length int, walk func(w *Walk)) {
 	t.Helper()
-	first := uint64(1)
-	steps = (steps + slowness - 1) / slowness
-	if text := os.Getenv(stepsVariable); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			t.Fatalf("%s=%q is no number of steps", stepsVariable, text)
-		}
-		steps = n
-	}
-	last := uint64((steps + length - 1) / length)
-	if text := os.Getenv(seedVariable); text != "" {
-		seed, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			t.Fatalf("%s=%q is no seed", seedVariable, text)
-		}
-		first, last = seed, seed
-	}
+	first, last, each := plan(t, (steps+slowness-1)/slowness, length)
 	for seed := first; seed <= last; seed++ {
 		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := New(t, seed)
-				w.Steps = min(length, steps)
+				w.Steps = each
 				// Chances are drawn by names, many of which have a UUID in them.
 				uuid.SetRand(&source{chaCha: rand.NewChaCha8([32]byte(binary.LittleEndian.AppendUint64(make([]byte, 24), seed)))})
 				defer uuid.SetRand(nil)
@@ -83,6 +69,31 @@ func Run(t *testing.T, steps, length int, walk func(w *Walk)) {
 			return // one is enough to read
 		}
 	}
+}
+
+// plan says which seeds to walk with, and how many steps with each.
+func plan(t *testing.T, steps, length int) (first, last uint64, each int) {
+	t.Helper()
+	given := os.Getenv(stepsVariable)
+	if given != "" {
+		n, err := strconv.Atoi(given)
+		if err != nil || n < 1 {
+			t.Fatalf("%s=%q is no number of steps", stepsVariable, given)
+		}
+		steps = n
+	}
+	text := os.Getenv(seedVariable)
+	if text == "" {
+		return 1, uint64((steps + length - 1) / length), min(length, steps)
+	}
+	seed, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s=%q is no seed", seedVariable, text)
+	}
+	if given == "" {
+		steps = min(length, steps)
+	}
+	return seed, seed, steps
 }
 
 // source gives the same bytes for the same seed.
