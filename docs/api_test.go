@@ -9,13 +9,14 @@ import (
 	"google.golang.org/grpc"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // Every method of the API is in api.md.
 func TestAPIHasEveryMethod(t *testing.T) {
 	page, err := os.ReadFile("api.md")
 	require.NoError(t, err)
-	for _, service := range []grpc.ServiceDesc{controlv1.ControlService_ServiceDesc, controlv1.ImageSnapshotService_ServiceDesc} {
+	for _, service := range []grpc.ServiceDesc{controlv1.ControlService_ServiceDesc, imagesnapshotv1.ImageSnapshotService_ServiceDesc} {
 		for _, m := range service.Methods {
 			require.Contains(t, string(page), "| `"+m.MethodName+"` |", service.ServiceName)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 const attachLong = `attach makes the running berthd serve the layers of a disk: a file made by "berth build", or a block device that
@@ -81,11 +82,11 @@ func newAttach() *cobra.Command {
 func (a *attachFlags) attach(ctx context.Context, conn connection, what string, w io.Writer) error {
 	switch {
 	case a.imageSnapshot:
-		if err := a.ofImageSnapshot(ctx, controlv1.NewImageSnapshotServiceClient(conn), what); err != nil {
+		if err := a.ofImageSnapshot(ctx, imagesnapshotv1.NewImageSnapshotServiceClient(conn), what); err != nil {
 			return err
 		}
 	case a.volumeSnapshot:
-		a.req.SnapshotId = what
+		a.req.VolumeSnapshotId = what
 	case a.volume:
 		a.req.VolumeId = what
 	default:
@@ -109,7 +110,7 @@ func (a *attachFlags) attach(ctx context.Context, conn connection, what string, 
 
 // ofImageSnapshot asks for the disk of an image snapshot, by the volume snapshot that has it and its index digest.
 func (a *attachFlags) ofImageSnapshot(ctx context.Context, c imageSnapshots, name string) error {
-	resp, err := c.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: name})
+	resp, err := c.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: name})
 	if err != nil {
 		return err
 	}
@@ -119,7 +120,7 @@ func (a *attachFlags) ofImageSnapshot(ctx context.Context, c imageSnapshots, nam
 		return fmt.Errorf("image snapshot %s is %s and has no disk yet", s.GetName(), phaseWord(st.GetPhase()))
 	}
 	a.req.Name = cmp.Or(a.req.GetName(), s.GetName())
-	a.req.Driver, a.req.SnapshotId = st.GetDriver(), st.GetVolumeSnapshotId()
+	a.req.Driver, a.req.VolumeSnapshotId = st.GetDriver(), st.GetVolumeSnapshotId()
 	a.req.ExpectIndexDigest = cmp.Or(a.req.GetExpectIndexDigest(), st.GetIndexDigest())
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -53,10 +54,10 @@ type fakeDaemon struct {
 	attached *controlv1.AttachDiskRequest
 	detached *controlv1.DetachDiskRequest
 	disks    []*controlv1.Disk
-	// hydrations of Status.
-	hydrations []*controlv1.Hydration
-	hits       map[string]bool
-	image      *controlv1.FindImageResponse
+	// readAhead of Status.
+	readAhead []*controlv1.ReadAhead
+	hits      map[string]bool
+	image     *controlv1.FindImageResponse
 	// imageSnapshots, if not nil, is the other service.
 	imageSnapshots *fakeImageSnapshots
 }
@@ -64,8 +65,10 @@ type fakeDaemon struct {
 func (f *fakeDaemon) Status(context.Context, *controlv1.StatusRequest) (*controlv1.StatusResponse, error) {
 	return &controlv1.StatusResponse{
 		Version: "v1.2.3", Pid: 42, Started: timestamppb.New(time.Now().Add(-2 * time.Hour)), Root: "/var/lib/berth",
-		Hits: map[string]uint64{"chain-id": 12, "diff-id": 2}, Misses: map[string]uint64{"not-on-disk": 3},
-		BytesNotPulled: 734003200, AdoptedSnapshots: 9, Disks: f.disks, Hydrations: f.hydrations,
+		Hits: []*controlv1.HitCount{{MatchedBy: controlv1.LayerMatch_LAYER_MATCH_CHAIN_ID, Count: 12},
+			{MatchedBy: controlv1.LayerMatch_LAYER_MATCH_DIFF_ID, Count: 2}},
+		Misses:         []*controlv1.MissCount{{Reason: controlv1.MissReason_MISS_REASON_NOT_ON_DISK, Count: 3}},
+		BytesNotPulled: 734003200, AdoptedSnapshots: 9, Disks: f.disks, ReadAhead: f.readAhead,
 	}, nil
 }
 
@@ -101,9 +104,9 @@ func (f *fakeDaemon) ExplainLayers(_ context.Context, req *controlv1.ExplainLaye
 	resp := &controlv1.ExplainLayersResponse{}
 	for i, l := range req.GetLayers() {
 		if f.hits[l.GetDiffId()] {
-			resp.Layers = append(resp.Layers, &controlv1.LayerAnswer{Hit: true, Disk: "base", LayerNumber: int64(i), MatchedBy: "chain-id",
+			resp.Layers = append(resp.Layers, &controlv1.LayerAnswer{Hit: true, Disk: "base", LayerNumber: int64(i), MatchedBy: controlv1.LayerMatch_LAYER_MATCH_CHAIN_ID,
 				Last: &controlv1.Event{Time: timestamppb.New(time.Unix(1700000000, 0)), Kind: controlv1.EventKind_EVENT_KIND_HIT,
-					ChainId: l.GetChainId(), Disk: "base", MatchedBy: "chain-id", Bytes: 1000}})
+					ChainId: l.GetChainId(), Disk: "base", MatchedBy: controlv1.LayerMatch_LAYER_MATCH_CHAIN_ID, Bytes: 1000}})
 			continue
 		}
 		resp.Layers = append(resp.Layers, &controlv1.LayerAnswer{Reason: "none of 2 disks has it"})
@@ -131,10 +134,10 @@ func errOr(errs ...error) error {
 
 func twoDisks() []*controlv1.Disk {
 	return []*controlv1.Disk{
-		{Name: "base", Driver: "loop", VolumeId: "/srv/berth/base.img", Uuid: "4f8c", IndexDigest: "sha256:12", State: "in-use", Serving: true,
+		{Name: "base", Driver: "loop", VolumeId: "/srv/berth/base.img", Uuid: "4f8c", IndexDigest: "sha256:12", State: controlv1.DiskState_DISK_STATE_IN_USE, Serving: true,
 			Device: "/dev/loop3", MountPoint: "/var/lib/berth/d/0", SizeBytes: 3 << 30, Layers: 15, LayersInUse: 7, Holders: 9,
 			Since: timestamppb.New(time.Unix(1700000000, 0)), Keep: true, Configured: true},
-		{Name: "late", Driver: "loop", VolumeId: "/dev/sdb", State: "waiting", LastError: "open /dev/sdb: no such device", Configured: true},
+		{Name: "late", Driver: "loop", VolumeId: "/dev/sdb", State: controlv1.DiskState_DISK_STATE_WAITING, LastError: "open /dev/sdb: no such device", Configured: true},
 	}
 }
 
@@ -147,7 +150,7 @@ func start(t *testing.T, f *fakeDaemon) string {
 	server := grpc.NewServer()
 	controlv1.RegisterControlServiceServer(server, f)
 	if f.imageSnapshots != nil {
-		controlv1.RegisterImageSnapshotServiceServer(server, f.imageSnapshots)
+		imagesnapshotv1.RegisterImageSnapshotServiceServer(server, f.imageSnapshots)
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
@@ -170,7 +173,9 @@ func TestStatus(t *testing.T) {
 	require.Contains(t, out, `"serving": false`)
 	require.Contains(t, out, `"bytes_not_pulled": 734003200,`)
 
-	require.Contains(t, out, `"chain-id": 12,`)
+	require.Contains(t, out, `"count": 12,`)
+	require.Contains(t, out, `"matched_by": "LAYER_MATCH_CHAIN_ID"`)
+	require.Contains(t, out, `"state": "DISK_STATE_IN_USE"`)
 	require.Contains(t, out, `"size_bytes": 3221225472,`)
 
 	out, err = berth(t, "status", "--socket", start(t, &fakeDaemon{}))
@@ -182,27 +187,27 @@ func TestStatusOfImports(t *testing.T) {
 	disks := twoDisks()
 	disks[0].ImportError = "containerd does not answer"
 	disks[0].Imports = []*controlv1.ImportedImage{
-		{Reference: "docker.io/library/nginx:1.27", Namespace: "k8s.io", Result: "registered"},
-		{Reference: "docker.io/library/redis:7", Namespace: "k8s.io", Result: "left", Reason: "containerd has an image of this name"},
+		{Reference: "docker.io/library/nginx:1.27", Namespace: "k8s.io", Result: controlv1.ImportResult_IMPORT_RESULT_REGISTERED},
+		{Reference: "docker.io/library/redis:7", Namespace: "k8s.io", Result: controlv1.ImportResult_IMPORT_RESULT_LEFT, Reason: "containerd has an image of this name"},
 	}
 	out, err := berth(t, "status", "--socket", start(t, &fakeDaemon{disks: disks}))
 	require.NoError(t, err)
 	golden(t, "status-imports", out)
 }
 
-func TestStatusOfHydration(t *testing.T) {
-	run := func(image, state string, bytes int64) *controlv1.Hydration {
-		return &controlv1.Hydration{Image: "docker.io/library/" + image, Disk: "base", State: state, Listed: state != "nothing", TotalBytes: 130 << 20,
+func TestStatusOfReadAhead(t *testing.T) {
+	run := func(image string, state controlv1.ReadAheadState, bytes int64) *controlv1.ReadAhead {
+		return &controlv1.ReadAhead{Image: "docker.io/library/" + image, Disk: "base", State: state, HasAccessList: state != controlv1.ReadAheadState_READ_AHEAD_STATE_NOTHING, TotalBytes: 130 << 20,
 			Bytes: bytes, Took: durationpb.New(1500 * time.Millisecond), BytesPerSecond: bytes * 2 / 3, Wanted: timestamppb.New(time.Now().Add(-time.Minute))}
 	}
-	list := []*controlv1.Hydration{run("app:1", "running", 60<<20), run("web:1", "waiting", 0), run("bad:1", "failed", 1<<20), run("old:1", "nothing", 0)}
+	list := []*controlv1.ReadAhead{run("app:1", controlv1.ReadAheadState_READ_AHEAD_STATE_RUNNING, 60<<20), run("web:1", controlv1.ReadAheadState_READ_AHEAD_STATE_WAITING, 0), run("bad:1", controlv1.ReadAheadState_READ_AHEAD_STATE_FAILED, 1<<20), run("old:1", controlv1.ReadAheadState_READ_AHEAD_STATE_NOTHING, 0)}
 	list[2].Reason = "read 4096 bytes at 0 of /dev/loop3: input/output error"
 	for range 10 {
-		list = append(list, run("done:1", "done", 130<<20))
+		list = append(list, run("done:1", controlv1.ReadAheadState_READ_AHEAD_STATE_DONE, 130<<20))
 	}
-	out, err := berth(t, "status", "--socket", start(t, &fakeDaemon{disks: twoDisks(), hydrations: list}))
+	out, err := berth(t, "status", "--socket", start(t, &fakeDaemon{disks: twoDisks(), readAhead: list}))
 	require.NoError(t, err)
-	golden(t, "status-hydration", out)
+	golden(t, "status-read-ahead", out)
 }
 
 func TestAttach(t *testing.T) {
@@ -225,7 +230,7 @@ func TestAttach(t *testing.T) {
 
 	_, err = berth(t, "attach", "snap-1", "--volume-snapshot", "--driver", "cloud", "--socket", socket)
 	require.NoError(t, err)
-	require.Equal(t, "snap-1", f.attached.GetSnapshotId())
+	require.Equal(t, "snap-1", f.attached.GetVolumeSnapshotId())
 	require.Equal(t, "cloud", f.attached.GetDriver())
 	require.Empty(t, f.attached.GetVolumeId())
 
@@ -235,7 +240,7 @@ func TestAttach(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "nightly", f.attached.GetName())
 	require.Equal(t, "csi", f.attached.GetDriver())
-	require.Equal(t, "snap-1", f.attached.GetSnapshotId())
+	require.Equal(t, "snap-1", f.attached.GetVolumeSnapshotId())
 	require.Equal(t, "sha256:12", f.attached.GetExpectIndexDigest())
 	require.Empty(t, f.attached.GetVolumeId())
 	_, err = berth(t, "attach", "--image-snapshot", "none", "--socket", both)

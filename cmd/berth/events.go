@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
 )
 
 func newEvents() *cobra.Command {
@@ -78,7 +79,7 @@ func describeEvent(e *controlv1.Event) string {
 	add("layer", e.GetChainId())
 	add("disk", e.GetDisk())
 	add("image_snapshot", e.GetImageSnapshot())
-	add("matched_by", e.GetMatchedBy())
+	add("matched_by", enumword.Of(e.GetMatchedBy()))
 	if b := e.GetBytes(); b > 0 {
 		add("saved", humanSize(b))
 	}

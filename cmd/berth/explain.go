@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
 )
 
 func newExplain() *cobra.Command {
@@ -120,7 +121,7 @@ func explain(ctx context.Context, c controlv1.ControlServiceClient, image *image
 		l := layerExplanation{
 			Number: i, DiffID: req.Layers[i].GetDiffId(), ChainID: req.Layers[i].GetChainId(),
 			BlobDigest: req.Layers[i].GetBlobDigest(), SizeBytes: image.Blobs[i].Size,
-			Hit: a.GetHit(), Disk: a.GetDisk(), DiskLayer: a.GetLayerNumber(), MatchedBy: a.GetMatchedBy(), Reason: a.GetReason(),
+			Hit: a.GetHit(), Disk: a.GetDisk(), DiskLayer: a.GetLayerNumber(), MatchedBy: enumword.Of(a.GetMatchedBy()), Reason: a.GetReason(),
 		}
 		if last := a.GetLast(); last != nil {
 			l.Last = &lastAnswer{Time: last.GetTime().AsTime(), Text: describeEvent(last)}

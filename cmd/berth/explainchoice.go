@@ -6,6 +6,7 @@ import (
 	"time"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
 )
 
 // lastChoice of image snapshots for a pull, as JSON has it too.
@@ -39,10 +40,10 @@ func lastChoiceOf(m *controlv1.DiskChoice) *lastChoice {
 	c := &lastChoice{Time: m.GetTime().AsTime(), ChainID: m.GetChainId(), Reason: m.GetReason(),
 		WaitedSeconds: m.GetWaited().AsDuration().Seconds(), Disks: []chosenDisk{}, Candidates: []choiceCandidate{}}
 	for _, d := range m.GetDisks() {
-		c.Disks = append(c.Disks, chosenDisk{ImageSnapshot: d.GetImageSnapshot(), Disk: d.GetDisk(), Result: d.GetResult(), Error: d.GetError()})
+		c.Disks = append(c.Disks, chosenDisk{ImageSnapshot: d.GetImageSnapshot(), Disk: d.GetDisk(), Result: enumword.Of(d.GetResult()), Error: d.GetError()})
 	}
 	for _, x := range m.GetCandidates() {
-		c.Candidates = append(c.Candidates, choiceCandidate{Name: x.GetName(), ID: x.GetId(), Verdict: x.GetVerdict(), Why: x.GetWhy()})
+		c.Candidates = append(c.Candidates, choiceCandidate{Name: x.GetName(), ID: x.GetId(), Verdict: enumword.Of(x.GetVerdict()), Why: x.GetWhy()})
 	}
 	return c
 }

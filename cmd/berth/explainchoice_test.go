@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 func TestExplainLastChoice(t *testing.T) {
@@ -19,11 +20,11 @@ func TestExplainLastChoice(t *testing.T) {
 	c := lastChoiceOf(&controlv1.DiskChoice{
 		Time: timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)), Reason: "it is the best", Waited: durationpb.New(1500 * time.Millisecond),
 		Disks: []*controlv1.ChosenDisk{
-			{ImageSnapshot: "nightly", Disk: "nightly-1", Result: "ready"},
-			{ImageSnapshot: "weekly", Disk: "weekly-1", Result: "late"},
-			{ImageSnapshot: "old", Disk: "old-1", Result: "failed", Error: "storage says no"},
+			{ImageSnapshot: "nightly", Disk: "nightly-1", Result: controlv1.ChosenDiskResult_CHOSEN_DISK_RESULT_READY},
+			{ImageSnapshot: "weekly", Disk: "weekly-1", Result: controlv1.ChosenDiskResult_CHOSEN_DISK_RESULT_LATE},
+			{ImageSnapshot: "old", Disk: "old-1", Result: controlv1.ChosenDiskResult_CHOSEN_DISK_RESULT_FAILED, Error: "storage says no"},
 		},
-		Candidates: []*controlv1.ChoiceCandidate{{Name: "nightly", Id: "1", Verdict: "chosen", Why: "it saves 1 GiB"}},
+		Candidates: []*controlv1.ChoiceCandidate{{Name: "nightly", Id: "1", Verdict: imagesnapshotv1.MatchVerdict_MATCH_VERDICT_CHOSEN, Why: "it saves 1 GiB"}},
 	})
 	require.NoError(t, c.print(&out))
 	require.Equal(t, `

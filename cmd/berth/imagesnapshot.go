@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 func newImageSnapshot() *cobra.Command {
@@ -31,7 +31,7 @@ takes a name or an ID.`,
 	return cmd
 }
 
-type imageSnapshots = controlv1.ImageSnapshotServiceClient
+type imageSnapshots = imagesnapshotv1.ImageSnapshotServiceClient
 
 func newImageSnapshotList() *cobra.Command {
 	var (
@@ -47,7 +47,7 @@ func newImageSnapshotList() *cobra.Command {
 		Example: "  berth image-snapshot list --label env=prod\n  berth image-snapshot list --json | jq '.image_snapshots[].name'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			filter := &controlv1.ImageSnapshotFilter{Labels: labels}
+			filter := &imagesnapshotv1.ImageSnapshotFilter{Labels: labels}
 			if cmd.Flags().Changed("owner") {
 				filter.Owner = &owner
 			}
@@ -57,7 +57,7 @@ func newImageSnapshotList() *cobra.Command {
 					return err
 				}
 				if asJSON {
-					return writeMessage(cmd.OutOrStdout(), &controlv1.ListImageSnapshotsResponse{ImageSnapshots: all})
+					return writeMessage(cmd.OutOrStdout(), &imagesnapshotv1.ListImageSnapshotsResponse{ImageSnapshots: all})
 				}
 				return writeImageSnapshots(cmd.OutOrStdout(), all, time.Now())
 			})
@@ -71,10 +71,10 @@ func newImageSnapshotList() *cobra.Command {
 }
 
 // listImageSnapshots gets all pages.
-func listImageSnapshots(ctx context.Context, c imageSnapshots, filter *controlv1.ImageSnapshotFilter) ([]*controlv1.ImageSnapshot, error) {
-	var all []*controlv1.ImageSnapshot
+func listImageSnapshots(ctx context.Context, c imageSnapshots, filter *imagesnapshotv1.ImageSnapshotFilter) ([]*imagesnapshotv1.ImageSnapshot, error) {
+	var all []*imagesnapshotv1.ImageSnapshot
 	for token := ""; ; {
-		resp, err := c.ListImageSnapshots(ctx, &controlv1.ListImageSnapshotsRequest{Filter: filter, PageToken: token})
+		resp, err := c.ListImageSnapshots(ctx, &imagesnapshotv1.ListImageSnapshotsRequest{Filter: filter, PageToken: token})
 		if err != nil {
 			return nil, err
 		}
@@ -85,7 +85,7 @@ func listImageSnapshots(ctx context.Context, c imageSnapshots, filter *controlv1
 	}
 }
 
-func writeImageSnapshots(w io.Writer, all []*controlv1.ImageSnapshot, now time.Time) error {
+func writeImageSnapshots(w io.Writer, all []*imagesnapshotv1.ImageSnapshot, now time.Time) error {
 	if len(all) == 0 {
 		_, err := fmt.Fprintln(w, `no image snapshots: make one with "berth image-snapshot create"`)
 		return err
@@ -113,14 +113,14 @@ func newImageSnapshotGet() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
-				resp, err := c.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: args[0]})
+				resp, err := c.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: args[0]})
 				if err != nil {
 					return err
 				}
 				if asJSON {
 					return writeMessage(cmd.OutOrStdout(), resp.GetImageSnapshot())
 				}
-				lists, err := c.ListAccessLists(ctx, &controlv1.ListAccessListsRequest{NameOrId: resp.GetImageSnapshot().GetId(), Summary: true})
+				lists, err := c.ListAccessLists(ctx, &imagesnapshotv1.ListAccessListsRequest{NameOrId: resp.GetImageSnapshot().GetId(), Summary: true})
 				if err != nil {
 					return err
 				}
@@ -139,8 +139,8 @@ func newImageSnapshotGet() *cobra.Command {
 func newImageSnapshotDelete() *cobra.Command {
 	var (
 		daemon daemonFlags
-		req    controlv1.DeleteImageSnapshotRequest
-		pre    controlv1.Preconditions
+		req    imagesnapshotv1.DeleteImageSnapshotRequest
+		pre    imagesnapshotv1.Preconditions
 		wait   bool
 	)
 	cmd := &cobra.Command{
@@ -186,19 +186,19 @@ that have the disk attached keep it until nothing uses it.`,
 // snapshots talks to the image snapshot service of berthd.
 func (f *daemonFlags) imageSnapshots(ctx context.Context, use func(context.Context, imageSnapshots) error) error {
 	return f.dial(ctx, func(ctx context.Context, conn connection) error {
-		return use(ctx, controlv1.NewImageSnapshotServiceClient(conn))
+		return use(ctx, imagesnapshotv1.NewImageSnapshotServiceClient(conn))
 	})
 }
 
 // phaseWord is the phase as everybody writes it, such as UpdateFailed.
-func phaseWord(p controlv1.ImageSnapshotPhase) string {
-	if p == controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNSPECIFIED {
+func phaseWord(p imagesnapshotv1.ImageSnapshotPhase) string {
+	if p == imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNSPECIFIED {
 		return "other"
 	}
 	return camel(strings.TrimPrefix(p.String(), "IMAGE_SNAPSHOT_PHASE_"))
 }
 
-func originWord(o controlv1.ImageSnapshotOrigin) string {
+func originWord(o imagesnapshotv1.ImageSnapshotOrigin) string {
 	return strings.ToLower(strings.TrimPrefix(o.String(), "IMAGE_SNAPSHOT_ORIGIN_"))
 }
 

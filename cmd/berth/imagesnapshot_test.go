@@ -15,19 +15,19 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 	"berth.dev/berth/readahead/accesslist"
 	"berth.dev/berth/test/harness/protofields"
 )
 
 // fakeImageSnapshots answers like a berthd with one image snapshot.
 type fakeImageSnapshots struct {
-	controlv1.UnimplementedImageSnapshotServiceServer
-	created *controlv1.CreateImageSnapshotRequest
-	updated *controlv1.UpdateImageSnapshotRequest
-	deleted *controlv1.DeleteImageSnapshotRequest
-	match   *controlv1.MatchImagesRequest
-	list    *controlv1.PutAccessListRequest
+	imagesnapshotv1.UnimplementedImageSnapshotServiceServer
+	created *imagesnapshotv1.CreateImageSnapshotRequest
+	updated *imagesnapshotv1.UpdateImageSnapshotRequest
+	deleted *imagesnapshotv1.DeleteImageSnapshotRequest
+	match   *imagesnapshotv1.MatchImagesRequest
+	list    *imagesnapshotv1.PutAccessListRequest
 	// fails makes builds fail.
 	fails bool
 	// refuses makes the answer to MatchImages a refusal, updates counts those that were asked for.
@@ -39,118 +39,118 @@ func at(seconds int64) *timestamppb.Timestamp {
 	return timestamppb.New(time.Unix(1700000000+seconds, 0))
 }
 
-func nightly() *controlv1.ImageSnapshot {
-	return &controlv1.ImageSnapshot{
+func nightly() *imagesnapshotv1.ImageSnapshot {
+	return &imagesnapshotv1.ImageSnapshot{
 		Name: "nightly", Id: "6f1c", ResourceVersion: "7", Generation: 2, Created: at(0), Owner: "team-a", ClientToken: "token-1",
-		Origin: controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL, DeletionRequested: at(900),
+		Origin: imagesnapshotv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL, DeletionRequested: at(900),
 		Labels: map[string]string{"env": "prod", "app": "web"}, Annotations: map[string]string{"note": "n"},
-		Spec: &controlv1.ImageSnapshotSpec{
+		Spec: &imagesnapshotv1.ImageSnapshotSpec{
 			Images: []string{"docker.io/library/nginx:1.27"}, Platforms: []string{"linux/amd64"}, SizeGib: 20, RetentionDays: 7, ReuseLayers: true,
-			Flash: true, StandardCopies: 2, FlashCopies: 3, Elimination: controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU,
-			Registries: []*controlv1.RegistryAccess{{Server: "r:5000", PlainHttp: true}, {Server: "s.example", Secret: "team", InsecureSkipVerify: true}},
-			Build:      &controlv1.BuildSpec{TimeoutMinutes: 60, DnsServers: []string{"10.0.0.1", "10.0.0.2"}, Parameters: map[string]string{"subnet": "s-1"}},
+			Flash: true, StandardCopies: 2, FlashCopies: 3, Elimination: imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU,
+			Registries: []*imagesnapshotv1.RegistryAccess{{Server: "r:5000", PlainHttp: true}, {Server: "s.example", Secret: "team", InsecureSkipVerify: true}},
+			Build:      &imagesnapshotv1.BuildSpec{TimeoutMinutes: 60, DnsServers: []string{"10.0.0.1", "10.0.0.2"}, Parameters: map[string]string{"subnet": "s-1"}},
 		},
-		Status: &controlv1.ImageSnapshotStatus{
-			Phase: controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, Reason: "Ready", Message: "usable", Progress: 100, Ready: at(60),
+		Status: &imagesnapshotv1.ImageSnapshotStatus{
+			Phase: imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, Reason: "Ready", Message: "usable", Progress: 100, Ready: at(60),
 			Expires: at(604860), LastUpdated: at(95), MatchCount: 3, LastMatched: at(90), VolumeSnapshotId: "snap-1", VolumeSnapshotName: "n-1", VolumeId: "vol-1", Driver: "csi",
-			VolumeSnapshots: []*controlv1.VolumeSnapshot{{Id: "snap-1", Name: "n-1", SizeBytes: 20 << 30, Ready: true}, {Id: "snap-2", Name: "n-2", SizeBytes: 20 << 30, Flash: true}},
+			VolumeSnapshots: []*imagesnapshotv1.VolumeSnapshot{{Id: "snap-1", Name: "n-1", SizeBytes: 20 << 30, Ready: true}, {Id: "snap-2", Name: "n-2", SizeBytes: 20 << 30, Flash: true}},
 			DiskBytes:       3 << 30, Layers: 7, IndexDigest: "sha256:12", FetchedBytes: 1 << 30, ReusedBytes: 2 << 30, BaseName: "weekly", Builds: 2,
-			Images: []*controlv1.SnapshottedImage{{Reference: "docker.io/library/nginx:1.27", Platform: "linux/amd64", Digest: "sha256:34", SizeBytes: 3 << 30, Layers: 7}},
-			Events: []*controlv1.ImageSnapshotEvent{event("Accepted", 0), event("Ready", 60)},
+			Images: []*imagesnapshotv1.SnapshottedImage{{Reference: "docker.io/library/nginx:1.27", Platform: "linux/amd64", Digest: "sha256:34", SizeBytes: 3 << 30, Layers: 7}},
+			Events: []*imagesnapshotv1.ImageSnapshotEvent{event("Accepted", 0), event("Ready", 60)},
 		},
 	}
 }
 
-func event(reason string, seconds int64) *controlv1.ImageSnapshotEvent {
-	return &controlv1.ImageSnapshotEvent{ImageSnapshotName: "nightly", Type: controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_NORMAL,
+func event(reason string, seconds int64) *imagesnapshotv1.ImageSnapshotEvent {
+	return &imagesnapshotv1.ImageSnapshotEvent{ImageSnapshotName: "nightly", Type: imagesnapshotv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_NORMAL,
 		Reason: reason, Message: "it is so", Count: 1, First: at(seconds), Last: at(seconds)}
 }
 
-func (f *fakeImageSnapshots) CreateImageSnapshot(_ context.Context, req *controlv1.CreateImageSnapshotRequest) (*controlv1.CreateImageSnapshotResponse, error) {
+func (f *fakeImageSnapshots) CreateImageSnapshot(_ context.Context, req *imagesnapshotv1.CreateImageSnapshotRequest) (*imagesnapshotv1.CreateImageSnapshotResponse, error) {
 	f.created = req
 	s := nightly()
-	s.Status.Phase = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING
-	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: s, Warnings: []string{"a little small"}}, nil
+	s.Status.Phase = imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING
+	return &imagesnapshotv1.CreateImageSnapshotResponse{ImageSnapshot: s, Warnings: []string{"a little small"}}, nil
 }
 
-func (f *fakeImageSnapshots) ListAccessLists(_ context.Context, req *controlv1.ListAccessListsRequest) (*controlv1.ListAccessListsResponse, error) {
+func (f *fakeImageSnapshots) ListAccessLists(_ context.Context, req *imagesnapshotv1.ListAccessListsRequest) (*imagesnapshotv1.ListAccessListsResponse, error) {
 	l := &accesslist.List{Image: "docker.io/library/nginx:1.27", Platform: "linux/amd64", Recorded: at(70).AsTime()}
 	data, err := l.Encode()
-	m := &controlv1.AccessList{Image: l.Image, Platform: l.Platform, Recorded: at(70), Files: 12, FileBytes: 3 << 20, MetadataBytes: 40 << 10}
+	m := &imagesnapshotv1.AccessList{Image: l.Image, Platform: l.Platform, Recorded: at(70), Files: 12, FileBytes: 3 << 20, MetadataBytes: 40 << 10}
 	if !req.GetSummary() {
 		m.List = data
 	}
-	return &controlv1.ListAccessListsResponse{AccessLists: []*controlv1.AccessList{m}}, err
+	return &imagesnapshotv1.ListAccessListsResponse{AccessLists: []*imagesnapshotv1.AccessList{m}}, err
 }
 
-func (f *fakeImageSnapshots) PutAccessList(_ context.Context, req *controlv1.PutAccessListRequest) (*controlv1.PutAccessListResponse, error) {
+func (f *fakeImageSnapshots) PutAccessList(_ context.Context, req *imagesnapshotv1.PutAccessListRequest) (*imagesnapshotv1.PutAccessListResponse, error) {
 	f.list = req
-	return &controlv1.PutAccessListResponse{}, nil
+	return &imagesnapshotv1.PutAccessListResponse{}, nil
 }
 
-func (f *fakeImageSnapshots) GetImageSnapshot(_ context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
+func (f *fakeImageSnapshots) GetImageSnapshot(_ context.Context, req *imagesnapshotv1.GetImageSnapshotRequest) (*imagesnapshotv1.GetImageSnapshotResponse, error) {
 	if req.GetNameOrId() != "nightly" {
 		return nil, status.Error(codes.NotFound, `there is no image snapshot "none"`)
 	}
-	return &controlv1.GetImageSnapshotResponse{ImageSnapshot: nightly()}, nil
+	return &imagesnapshotv1.GetImageSnapshotResponse{ImageSnapshot: nightly()}, nil
 }
 
-func (f *fakeImageSnapshots) ListImageSnapshots(_ context.Context, req *controlv1.ListImageSnapshotsRequest) (*controlv1.ListImageSnapshotsResponse, error) {
+func (f *fakeImageSnapshots) ListImageSnapshots(_ context.Context, req *imagesnapshotv1.ListImageSnapshotsRequest) (*imagesnapshotv1.ListImageSnapshotsResponse, error) {
 	if req.GetPageToken() == "" {
-		return &controlv1.ListImageSnapshotsResponse{NextPageToken: "more"}, nil
+		return &imagesnapshotv1.ListImageSnapshotsResponse{NextPageToken: "more"}, nil
 	}
-	return &controlv1.ListImageSnapshotsResponse{ImageSnapshots: []*controlv1.ImageSnapshot{nightly()}}, nil
+	return &imagesnapshotv1.ListImageSnapshotsResponse{ImageSnapshots: []*imagesnapshotv1.ImageSnapshot{nightly()}}, nil
 }
 
-func (f *fakeImageSnapshots) UpdateImageSnapshot(_ context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
+func (f *fakeImageSnapshots) UpdateImageSnapshot(_ context.Context, req *imagesnapshotv1.UpdateImageSnapshotRequest) (*imagesnapshotv1.UpdateImageSnapshotResponse, error) {
 	s := nightly()
 	s.Spec = req.GetSpec()
 	if req.GetLabels() != nil {
 		s.Labels = req.GetLabels().GetEntries()
 	}
 	f.updated, f.updates = proto.CloneOf(req), f.updates+1
-	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: s}, nil
+	return &imagesnapshotv1.UpdateImageSnapshotResponse{ImageSnapshot: s}, nil
 }
 
-func (f *fakeImageSnapshots) DeleteImageSnapshot(_ context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
+func (f *fakeImageSnapshots) DeleteImageSnapshot(_ context.Context, req *imagesnapshotv1.DeleteImageSnapshotRequest) (*imagesnapshotv1.DeleteImageSnapshotResponse, error) {
 	f.deleted = req
-	return &controlv1.DeleteImageSnapshotResponse{ImageSnapshot: nightly()}, nil
+	return &imagesnapshotv1.DeleteImageSnapshotResponse{ImageSnapshot: nightly()}, nil
 }
 
-func (f *fakeImageSnapshots) ListImageSnapshotEvents(context.Context, *controlv1.ListImageSnapshotEventsRequest) (*controlv1.ListImageSnapshotEventsResponse, error) {
-	return &controlv1.ListImageSnapshotEventsResponse{Events: nightly().GetStatus().GetEvents()}, nil
+func (f *fakeImageSnapshots) ListImageSnapshotEvents(context.Context, *imagesnapshotv1.ListImageSnapshotEventsRequest) (*imagesnapshotv1.ListImageSnapshotEventsResponse, error) {
+	return &imagesnapshotv1.ListImageSnapshotEventsResponse{Events: nightly().GetStatus().GetEvents()}, nil
 }
 
-func (f *fakeImageSnapshots) WatchImageSnapshotEvents(_ *controlv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotEventsResponse]) error {
-	return stream.Send(&controlv1.WatchImageSnapshotEventsResponse{Event: event("Accepted", 0)})
+func (f *fakeImageSnapshots) WatchImageSnapshotEvents(_ *imagesnapshotv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[imagesnapshotv1.WatchImageSnapshotEventsResponse]) error {
+	return stream.Send(&imagesnapshotv1.WatchImageSnapshotEventsResponse{Event: event("Accepted", 0)})
 }
 
-func (f *fakeImageSnapshots) WatchImageSnapshots(_ *controlv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotsResponse]) error {
+func (f *fakeImageSnapshots) WatchImageSnapshots(_ *imagesnapshotv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[imagesnapshotv1.WatchImageSnapshotsResponse]) error {
 	building, last := nightly(), nightly()
-	building.Status.Phase, building.Status.Progress = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_CREATING, 40
+	building.Status.Phase, building.Status.Progress = imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_CREATING, 40
 	if f.deleted != nil {
-		return stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: last, Deleted: true})
+		return stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: last, Deleted: true})
 	}
 	if f.fails {
-		last.Status.Phase, last.Status.Reason, last.Status.Message = controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, "TooSmall", "it needs 30 GiB"
+		last.Status.Phase, last.Status.Reason, last.Status.Message = imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, "TooSmall", "it needs 30 GiB"
 	}
-	return errOr(stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: building}), stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: last}))
+	return errOr(stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: building}), stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: last}))
 }
 
-func (f *fakeImageSnapshots) MatchImages(_ context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
+func (f *fakeImageSnapshots) MatchImages(_ context.Context, req *imagesnapshotv1.MatchImagesRequest) (*imagesnapshotv1.MatchImagesResponse, error) {
 	f.match = req
-	outcome := controlv1.MatchOutcome_MATCH_OUTCOME_USE
+	outcome := imagesnapshotv1.MatchOutcome_MATCH_OUTCOME_USE
 	if f.refuses {
-		outcome = controlv1.MatchOutcome_MATCH_OUTCOME_REJECT
+		outcome = imagesnapshotv1.MatchOutcome_MATCH_OUTCOME_REJECT
 	}
-	return &controlv1.MatchImagesResponse{
-		Outcome: outcome, Reason: "it saves most", SavedDownloadBytes: 1 << 30, Considered: 2, Order: "saved",
+	return &imagesnapshotv1.MatchImagesResponse{
+		Outcome: outcome, Reason: "it saves most", SavedDownloadBytes: 1 << 30, Considered: 2, Order: imagesnapshotv1.MatchOrder_MATCH_ORDER_SAVED,
 		Dialects: []string{"berth"}, Warnings: []string{"annotation berth.dev/x is unknown and has no effect"},
-		Chosen: []*controlv1.MatchChoice{{Name: "nightly", Id: "6f1c", Attached: true}},
-		Candidates: []*controlv1.MatchCandidate{
-			{Name: "nightly", Id: "6f1c", Verdict: "chosen", Why: "it saves 1.0 GiB", Score: []*controlv1.MatchKey{{Name: "saved-bytes", Value: 1 << 30}},
-				Images: []*controlv1.MatchedImage{{Reference: "nginx:1.27", MatchedBy: "digest", Layers: 7, Hits: 7, Run: 7}}},
-			{Name: "old", Id: "77", Verdict: "expired", Why: "it expired", Images: []*controlv1.MatchedImage{{Reference: "nginx:1.27", MovedTagDigest: "sha256:56"}}},
+		Chosen: []*imagesnapshotv1.MatchChoice{{Name: "nightly", Id: "6f1c", Attached: true}},
+		Candidates: []*imagesnapshotv1.MatchCandidate{
+			{Name: "nightly", Id: "6f1c", Verdict: imagesnapshotv1.MatchVerdict_MATCH_VERDICT_CHOSEN, Why: "it saves 1.0 GiB", Score: []*imagesnapshotv1.MatchKey{{Name: "saved-bytes", Value: 1 << 30}},
+				Images: []*imagesnapshotv1.MatchedImage{{Reference: "nginx:1.27", MatchedBy: imagesnapshotv1.ImageMatch_IMAGE_MATCH_DIGEST, Layers: 7, Hits: 7, Run: 7}}},
+			{Name: "old", Id: "77", Verdict: imagesnapshotv1.MatchVerdict_MATCH_VERDICT_EXPIRED, Why: "it expired", Images: []*imagesnapshotv1.MatchedImage{{Reference: "nginx:1.27", MovedTagDigest: "sha256:56"}}},
 		},
 	}, nil
 }
@@ -169,7 +169,7 @@ func TestImageSnapshotCreate(t *testing.T) {
 	require.EqualValues(t, 7, spec.GetRetentionDays())
 	require.EqualValues(t, 60, spec.GetBuild().GetTimeoutMinutes())
 	require.True(t, spec.GetReuseLayers())
-	require.Equal(t, controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU, spec.GetElimination())
+	require.Equal(t, imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU, spec.GetElimination())
 	require.Len(t, spec.GetRegistries(), 1)
 	require.True(t, spec.GetRegistries()[0].GetPlainHttp())
 	require.Equal(t, "team", spec.GetRegistries()[0].GetSecret())
@@ -203,7 +203,7 @@ func TestEveryFieldHasItsFlag(t *testing.T) {
 	require.Equal(t, []string{"spec.size_as_needed"}, protofields.Unset(f.created), "excludes size_gib")
 	require.Equal(t, []string{"10.0.0.1", "10.0.0.2"}, f.created.GetSpec().GetBuild().GetDnsServers())
 	require.Equal(t, map[string]string{"subnet": "s-1"}, f.created.GetSpec().GetBuild().GetParameters())
-	require.Equal(t, []*controlv1.RegistryAccess{{Server: "r:5000", PlainHttp: true}, {Server: "s.example", Secret: "team", InsecureSkipVerify: true}},
+	require.Equal(t, []*imagesnapshotv1.RegistryAccess{{Server: "r:5000", PlainHttp: true}, {Server: "s.example", Secret: "team", InsecureSkipVerify: true}},
 		f.created.GetSpec().GetRegistries())
 	require.Equal(t, []int32{2, 3}, []int32{f.created.GetSpec().GetStandardCopies(), f.created.GetSpec().GetFlashCopies()})
 	_, err = berth(t, "image-snapshot", "create", "nightly", "--socket", socket, "--image", "nginx:1.27", "--size", "auto")

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth.dev/berth/internal/program"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 	"berth.dev/berth/readahead/accesslist"
 )
 
@@ -33,7 +33,7 @@ access (docs/access-lists.md explains them). With --put it keeps a list that "be
   berth image-snapshot access-list nightly --put nginx.trace`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &controlv1.ListAccessListsRequest{NameOrId: args[0]}
+			req := &imagesnapshotv1.ListAccessListsRequest{NameOrId: args[0]}
 			if image != "" {
 				named, err := reference.ParseDockerRef(image)
 				if err != nil {
@@ -75,14 +75,14 @@ func putAccessList(ctx context.Context, c imageSnapshots, name, file string, w i
 	if err != nil {
 		return err
 	}
-	if _, err := c.PutAccessList(ctx, &controlv1.PutAccessListRequest{NameOrId: name, List: data}); err != nil {
+	if _, err := c.PutAccessList(ctx, &imagesnapshotv1.PutAccessListRequest{NameOrId: name, List: data}); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(w, "%s: keeps the access list of %s\n", name, list.Image)
 	return err
 }
 
-func writeAccessLists(w io.Writer, lists []*controlv1.AccessList, name string, encoded bool) error {
+func writeAccessLists(w io.Writer, lists []*imagesnapshotv1.AccessList, name string, encoded bool) error {
 	if len(lists) == 0 {
 		return fmt.Errorf("%s has no such access list: record one with \"berth trace IMAGE --image-snapshot %s\"", name, name)
 	}
@@ -106,7 +106,7 @@ func writeAccessLists(w io.Writer, lists []*controlv1.AccessList, name string, e
 }
 
 // writeAccessListTable says which lists there are, if there are any.
-func writeAccessListTable(w io.Writer, lists []*controlv1.AccessList) error {
+func writeAccessListTable(w io.Writer, lists []*imagesnapshotv1.AccessList) error {
 	if len(lists) == 0 {
 		return nil
 	}

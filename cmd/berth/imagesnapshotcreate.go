@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"berth.dev/berth/internal/program"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // specFlags are the flags of create and update that make up a spec.
@@ -45,12 +45,12 @@ func (s *specFlags) register(f *pflag.FlagSet) {
 }
 
 // apply changes those parts of a spec whose flags were given; for a new one all are.
-func (s *specFlags) apply(spec *controlv1.ImageSnapshotSpec, given func(flag string) bool) error {
+func (s *specFlags) apply(spec *imagesnapshotv1.ImageSnapshotSpec, given func(flag string) bool) error {
 	if slices.Contains(s.images, "") {
 		return program.Usage(errors.New("--image \"\" names no image"))
 	}
 	if spec.Build == nil {
-		spec.Build = &controlv1.BuildSpec{}
+		spec.Build = &imagesnapshotv1.BuildSpec{}
 	}
 	for flag, set := range map[string]func(){
 		"image":          func() { spec.Images = s.images },
@@ -79,9 +79,9 @@ func (s *specFlags) apply(spec *controlv1.ImageSnapshotSpec, given func(flag str
 	if given("elimination") {
 		switch s.elimination {
 		case "none":
-			spec.Elimination = controlv1.EliminationStrategy_ELIMINATION_STRATEGY_UNSPECIFIED
+			spec.Elimination = imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_UNSPECIFIED
 		case "lru", "LRU":
-			spec.Elimination = controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU
+			spec.Elimination = imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU
 		default:
 			return program.Usage(fmt.Errorf("--elimination %q is neither none nor lru", s.elimination))
 		}
@@ -89,7 +89,7 @@ func (s *specFlags) apply(spec *controlv1.ImageSnapshotSpec, given func(flag str
 	return nil
 }
 
-func (s *specFlags) applySize(spec *controlv1.ImageSnapshotSpec) error {
+func (s *specFlags) applySize(spec *imagesnapshotv1.ImageSnapshotSpec) error {
 	spec.SizeGib, spec.SizeAsNeeded = 0, s.size == "auto"
 	if s.size == "auto" || s.size == "" {
 		return nil
@@ -102,11 +102,11 @@ func (s *specFlags) applySize(spec *controlv1.ImageSnapshotSpec) error {
 	return nil
 }
 
-func (s *specFlags) registries() []*controlv1.RegistryAccess {
-	all := make(map[string]*controlv1.RegistryAccess)
-	at := func(server string) *controlv1.RegistryAccess {
+func (s *specFlags) registries() []*imagesnapshotv1.RegistryAccess {
+	all := make(map[string]*imagesnapshotv1.RegistryAccess)
+	at := func(server string) *imagesnapshotv1.RegistryAccess {
 		if all[server] == nil {
-			all[server] = &controlv1.RegistryAccess{Server: server}
+			all[server] = &imagesnapshotv1.RegistryAccess{Server: server}
 		}
 		return all[server]
 	}
@@ -119,7 +119,7 @@ func (s *specFlags) registries() []*controlv1.RegistryAccess {
 	for server, name := range s.secrets {
 		at(server).Secret = name
 	}
-	var list []*controlv1.RegistryAccess
+	var list []*imagesnapshotv1.RegistryAccess
 	for _, server := range sortedKeys(all) {
 		list = append(list, all[server])
 	}
@@ -132,7 +132,7 @@ func newImageSnapshotCreate() *cobra.Command {
 	var (
 		daemon       daemonFlags
 		spec         specFlags
-		req          = &controlv1.CreateImageSnapshotRequest{Spec: &controlv1.ImageSnapshotSpec{}}
+		req          = &imagesnapshotv1.CreateImageSnapshotRequest{Spec: &imagesnapshotv1.ImageSnapshotSpec{}}
 		wait, asJSON bool
 	)
 	cmd := &cobra.Command{
@@ -181,7 +181,7 @@ func newImageSnapshotUpdate() *cobra.Command {
 		daemon              daemonFlags
 		spec                specFlags
 		labels, annotations map[string]string
-		req                 = &controlv1.UpdateImageSnapshotRequest{}
+		req                 = &imagesnapshotv1.UpdateImageSnapshotRequest{}
 		version             string
 		wait, asJSON        bool
 	)
@@ -199,13 +199,13 @@ snapshot meanwhile.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			given := cmd.Flags().Changed
 			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
-				got, err := c.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: args[0]})
+				got, err := c.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: args[0]})
 				if err != nil {
 					return err
 				}
 				have := got.GetImageSnapshot()
 				req.NameOrId, req.Spec = have.GetName(), proto.CloneOf(have.GetSpec())
-				req.Preconditions = &controlv1.Preconditions{Id: have.GetId(), ResourceVersion: have.GetResourceVersion()}
+				req.Preconditions = &imagesnapshotv1.Preconditions{Id: have.GetId(), ResourceVersion: have.GetResourceVersion()}
 				if version != "" {
 					req.Preconditions.ResourceVersion = version
 				}
@@ -213,10 +213,10 @@ snapshot meanwhile.`,
 					return err
 				}
 				if given("label") {
-					req.Labels = &controlv1.StringMap{Entries: labels}
+					req.Labels = &imagesnapshotv1.StringMap{Entries: labels}
 				}
 				if given("annotation") {
-					req.Annotations = &controlv1.StringMap{Entries: annotations}
+					req.Annotations = &imagesnapshotv1.StringMap{Entries: annotations}
 				}
 				return change(ctx, cmd, c, have, req, followFlags{wait: wait, asJSON: asJSON, dryRun: req.GetDryRun(), word: "changed"})
 			})
@@ -236,7 +236,7 @@ snapshot meanwhile.`,
 }
 
 // change asks for an update, unless that would change nothing.
-func change(ctx context.Context, cmd *cobra.Command, c imageSnapshots, have *controlv1.ImageSnapshot, req *controlv1.UpdateImageSnapshotRequest, f followFlags) error {
+func change(ctx context.Context, cmd *cobra.Command, c imageSnapshots, have *imagesnapshotv1.ImageSnapshot, req *imagesnapshotv1.UpdateImageSnapshotRequest, f followFlags) error {
 	asked, dryRun := have.GetSpec(), req.GetDryRun() // the request has a copy
 	req.DryRun = true
 	resp, err := c.UpdateImageSnapshot(ctx, req)
@@ -264,7 +264,7 @@ type followFlags struct {
 	word                 string
 }
 
-func follow(ctx context.Context, cmd *cobra.Command, c imageSnapshots, s *controlv1.ImageSnapshot, warnings []string, f followFlags) error {
+func follow(ctx context.Context, cmd *cobra.Command, c imageSnapshots, s *imagesnapshotv1.ImageSnapshot, warnings []string, f followFlags) error {
 	for _, w := range warnings {
 		cmd.PrintErrln("warning: " + w)
 	}

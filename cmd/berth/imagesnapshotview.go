@@ -6,11 +6,11 @@ import (
 	"strconv"
 	"strings"
 
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // writeImageSnapshot shows one in full.
-func writeImageSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
+func writeImageSnapshot(w io.Writer, s *imagesnapshotv1.ImageSnapshot) error {
 	st, spec := s.GetStatus(), s.GetSpec()
 	var b strings.Builder
 	line := func(key, value string) {
@@ -62,7 +62,7 @@ func writeImageSnapshot(w io.Writer, s *controlv1.ImageSnapshot) error {
 	return writeTable(w, eventRows(st.GetEvents(), false))
 }
 
-func imageRows(s *controlv1.ImageSnapshot) [][]string {
+func imageRows(s *imagesnapshotv1.ImageSnapshot) [][]string {
 	rows := [][]string{{"IMAGE", "PLATFORM", "SIZE", "LAYERS", "DIGEST"}}
 	for _, img := range s.GetStatus().GetImages() {
 		rows = append(rows, []string{img.GetReference(), img.GetPlatform(), humanSize(img.GetSizeBytes()), strconv.Itoa(int(img.GetLayers())), img.GetDigest()})
@@ -75,7 +75,7 @@ func imageRows(s *controlv1.ImageSnapshot) [][]string {
 	return rows
 }
 
-func specLine(spec *controlv1.ImageSnapshotSpec) string {
+func specLine(spec *imagesnapshotv1.ImageSnapshotSpec) string {
 	size := "size as needed"
 	if !spec.GetSizeAsNeeded() {
 		size = fmt.Sprintf("%d GiB", spec.GetSizeGib())
@@ -91,7 +91,7 @@ func specLine(spec *controlv1.ImageSnapshotSpec) string {
 	if spec.GetFlash() {
 		parts = append(parts, "flash")
 	}
-	if spec.GetElimination() == controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU {
+	if spec.GetElimination() == imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU {
 		parts = append(parts, "makes room for others (LRU)")
 	}
 	if n := spec.GetStandardCopies(); n > 1 {
@@ -103,7 +103,7 @@ func specLine(spec *controlv1.ImageSnapshotSpec) string {
 	return strings.Join(parts, ", ")
 }
 
-func registryLine(r *controlv1.RegistryAccess) string {
+func registryLine(r *imagesnapshotv1.RegistryAccess) string {
 	parts := []string{r.GetServer()}
 	if r.GetSecret() != "" {
 		parts = append(parts, "secret "+r.GetSecret())
@@ -117,7 +117,7 @@ func registryLine(r *controlv1.RegistryAccess) string {
 	return strings.Join(parts, ", ")
 }
 
-func buildLine(b *controlv1.BuildSpec) string {
+func buildLine(b *imagesnapshotv1.BuildSpec) string {
 	line := "up to " + count(int(b.GetTimeoutMinutes()), "minute")
 	if servers := b.GetDnsServers(); len(servers) > 0 {
 		line += ", name servers " + strings.Join(servers, ", ")
@@ -125,7 +125,7 @@ func buildLine(b *controlv1.BuildSpec) string {
 	return line
 }
 
-func volumeSnapshotLine(v *controlv1.VolumeSnapshot) string {
+func volumeSnapshotLine(v *imagesnapshotv1.VolumeSnapshot) string {
 	line := fmt.Sprintf("%s (%s), %s", v.GetId(), v.GetName(), humanSize(v.GetSizeBytes()))
 	if v.GetFlash() {
 		line += ", flash"

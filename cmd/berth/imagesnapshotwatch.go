@@ -10,13 +10,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // awaitUsable returns when the image snapshot is Available. One that will not be is an error, together with its last
 // state. Progress goes to w: phases and percent on lines, or on one line if w is a terminal.
-func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) (*controlv1.ImageSnapshot, error) {
-	stream, err := c.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: id}})
+func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) (*imagesnapshotv1.ImageSnapshot, error) {
+	stream, err := c.WatchImageSnapshots(ctx, &imagesnapshotv1.WatchImageSnapshotsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: id}})
 	if err != nil {
 		return nil, err
 	}
@@ -48,10 +48,10 @@ func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) 
 			return s, fmt.Errorf("image snapshot %s was deleted", s.GetName())
 		}
 		switch st.GetPhase() {
-		case controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE:
+		case imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE:
 			return s, nil
-		case controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNAVAILABLE,
-			controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATE_FAILED, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING:
+		case imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNAVAILABLE,
+			imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATE_FAILED, imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING:
 			return s, fmt.Errorf("image snapshot %s is %s (%s): %s", s.GetName(), phaseWord(st.GetPhase()), st.GetReason(), st.GetMessage())
 		default:
 		}
@@ -60,9 +60,9 @@ func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) 
 
 // awaitGone returns when nothing is left of the image snapshot with this ID.
 func awaitGone(ctx context.Context, c imageSnapshots, id string) error {
-	stream, err := c.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: id}})
+	stream, err := c.WatchImageSnapshots(ctx, &imagesnapshotv1.WatchImageSnapshotsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: id}})
 	for err == nil {
-		var m *controlv1.WatchImageSnapshotsResponse
+		var m *imagesnapshotv1.WatchImageSnapshotsResponse
 		if m, err = stream.Recv(); err == nil && m.GetDeleted() {
 			return nil
 		}
@@ -89,12 +89,12 @@ func newImageSnapshotEvents() *cobra.Command {
 		Example:           "  berth image-snapshot events nightly --watch",
 		Args:              cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			filter := &controlv1.ImageSnapshotFilter{NameOrId: strings.Join(args, "")}
+			filter := &imagesnapshotv1.ImageSnapshotFilter{NameOrId: strings.Join(args, "")}
 			err := daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {
 				if watch {
 					return watchImageSnapshotEvents(ctx, c, filter, cmd.OutOrStdout(), asJSON)
 				}
-				resp, err := c.ListImageSnapshotEvents(ctx, &controlv1.ListImageSnapshotEventsRequest{Filter: filter})
+				resp, err := c.ListImageSnapshotEvents(ctx, &imagesnapshotv1.ListImageSnapshotEventsRequest{Filter: filter})
 				if err != nil {
 					return err
 				}
@@ -115,8 +115,8 @@ func newImageSnapshotEvents() *cobra.Command {
 	return cmd
 }
 
-func watchImageSnapshotEvents(ctx context.Context, c imageSnapshots, filter *controlv1.ImageSnapshotFilter, w io.Writer, asJSON bool) error {
-	stream, err := c.WatchImageSnapshotEvents(ctx, &controlv1.WatchImageSnapshotEventsRequest{Filter: filter})
+func watchImageSnapshotEvents(ctx context.Context, c imageSnapshots, filter *imagesnapshotv1.ImageSnapshotFilter, w io.Writer, asJSON bool) error {
+	stream, err := c.WatchImageSnapshotEvents(ctx, &imagesnapshotv1.WatchImageSnapshotEventsRequest{Filter: filter})
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func watchImageSnapshotEvents(ctx context.Context, c imageSnapshots, filter *con
 	}
 }
 
-func eventRows(events []*controlv1.ImageSnapshotEvent, names bool) [][]string {
+func eventRows(events []*imagesnapshotv1.ImageSnapshotEvent, names bool) [][]string {
 	rows := [][]string{{"LAST", "TYPE", "REASON", "COUNT", "MESSAGE"}}
 	if names {
 		rows[0] = append([]string{"NAME"}, rows[0]...)
@@ -155,6 +155,6 @@ func eventRows(events []*controlv1.ImageSnapshotEvent, names bool) [][]string {
 	return rows
 }
 
-func imageSnapshotEventWord(t controlv1.ImageSnapshotEventType) string {
+func imageSnapshotEventWord(t imagesnapshotv1.ImageSnapshotEventType) string {
 	return camel(strings.TrimPrefix(t.String(), "IMAGE_SNAPSHOT_EVENT_TYPE_"))
 }

@@ -15,6 +15,8 @@ import (
 
 	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
+	"berth.dev/berth/proto/enumword"
 )
 
 func newMatch() *cobra.Command {
@@ -53,7 +55,7 @@ The exit status is 3 if the annotations have the pod refused.`,
 	q.create.register(f)
 	pairsVar(f, &q.req.Annotations, "annotation", "", "`key=value` of the pod; may be repeated")
 	pairsVar(f, &q.req.Labels, "pod-label", "", "label of the pod, `key=value`; may be repeated")
-	f.StringVar(&q.req.Order, "order", "", "compare by saved, size, quantity or degree, whatever the annotations say")
+	f.StringVar(&q.order, "order", "", "compare by saved, size, quantity or degree, whatever the annotations say")
 	f.Int32Var(&q.req.Explain, "explain", 0, "`number` of candidates to explain (default 20); -1 for the chosen ones only")
 	f.BoolVar(&q.noAutoMatch, "no-auto-match", false, "leave automatic matching off unless an annotation asks for it")
 	cmd.MarkFlagsMutuallyExclusive("names-only", "present")
@@ -67,13 +69,18 @@ const statusRefused = 3
 // matchQuery is one question, and what to do with the answer.
 type matchQuery struct {
 	images      wantedImages
-	req         controlv1.MatchImagesRequest
+	req         imagesnapshotv1.MatchImagesRequest
 	create      creation
+	order       string
 	noAutoMatch bool
 	asJSON      bool
 }
 
 func (q *matchQuery) ask(ctx context.Context, cmd *cobra.Command, conn connection, refs []string) error {
+	var err error
+	if q.req.Order, err = matchOrder(q.order); err != nil {
+		return err
+	}
 	q.req.AutoMatch = !q.noAutoMatch
 	for _, ref := range refs {
 		img, err := q.images.image(ctx, cmd, ref, controlv1.NewControlServiceClient(conn))
@@ -82,25 +89,35 @@ func (q *matchQuery) ask(ctx context.Context, cmd *cobra.Command, conn connectio
 		}
 		q.req.Images = append(q.req.Images, img)
 	}
-	client := controlv1.NewImageSnapshotServiceClient(conn)
+	client := imagesnapshotv1.NewImageSnapshotServiceClient(conn)
 	resp, err := client.MatchImages(ctx, &q.req)
 	if err != nil {
 		return err
 	}
 	write := writeMatch
 	if q.asJSON {
-		write = func(w io.Writer, m *controlv1.MatchImagesResponse) error { return writeMessage(w, m) }
+		write = func(w io.Writer, m *imagesnapshotv1.MatchImagesResponse) error { return writeMessage(w, m) }
 	}
 	if err := write(cmd.OutOrStdout(), resp); err != nil {
 		return err
 	}
-	if resp.GetOutcome() == controlv1.MatchOutcome_MATCH_OUTCOME_REJECT {
+	if resp.GetOutcome() == imagesnapshotv1.MatchOutcome_MATCH_OUTCOME_REJECT {
 		return program.WithStatus(statusRefused, fmt.Errorf("the pod would be refused: %s", resp.GetReason()))
 	}
 	if !q.create.wanted || !resp.GetNothingMatched() {
 		return nil
 	}
 	return q.create.ensure(ctx, cmd, client, refs, &q.images.resolver)
+}
+
+// matchOrder of a word; empty leaves the order to the annotations.
+func matchOrder(word string) (imagesnapshotv1.MatchOrder, error) {
+	for value := range imagesnapshotv1.MatchOrder_name {
+		if order := imagesnapshotv1.MatchOrder(value); enumword.Of(order) == word {
+			return order, nil
+		}
+	}
+	return 0, program.Usage(fmt.Errorf("--order %q: want saved, size, quantity or degree", word))
 }
 
 // creation of what nothing matches.
@@ -122,7 +139,7 @@ func (c *creation) ensure(ctx context.Context, cmd *cobra.Command, client imageS
 	access := specFlags{
 		plainHTTP: slices.DeleteFunc(slices.Clone(r.plainHTTP), every), skipVerify: slices.DeleteFunc(slices.Clone(r.skipVerify), every), secrets: c.secrets,
 	}
-	req := &controlv1.EnsureAutomaticImageSnapshotRequest{Owner: c.owner, Images: images, Registries: access.registries()}
+	req := &imagesnapshotv1.EnsureAutomaticImageSnapshotRequest{Owner: c.owner, Images: images, Registries: access.registries()}
 	if r.platform != "" {
 		req.Platforms = []string{r.platform}
 	}
@@ -153,8 +170,8 @@ func (w *wantedImages) register(f *pflag.FlagSet) {
 }
 
 // image is what is known of one; only its name if it is not found.
-func (w *wantedImages) image(ctx context.Context, cmd *cobra.Command, ref string, c controlv1.ControlServiceClient) (*controlv1.MatchImage, error) {
-	img := &controlv1.MatchImage{Reference: ref, Platform: w.platform}
+func (w *wantedImages) image(ctx context.Context, cmd *cobra.Command, ref string, c controlv1.ControlServiceClient) (*imagesnapshotv1.MatchImage, error) {
+	img := &imagesnapshotv1.MatchImage{Reference: ref, Platform: w.platform}
 	if w.namesOnly {
 		return img, nil
 	}
@@ -177,15 +194,15 @@ func (w *wantedImages) image(ctx context.Context, cmd *cobra.Command, ref string
 	return img, nil
 }
 
-func matchLayers(l *imageLayers) []*controlv1.MatchLayer {
-	var layers []*controlv1.MatchLayer
+func matchLayers(l *imageLayers) []*imagesnapshotv1.MatchLayer {
+	var layers []*imagesnapshotv1.MatchLayer
 	for i, d := range l.DiffIDs {
-		layers = append(layers, &controlv1.MatchLayer{DiffId: d.String(), BlobDigest: l.Blobs[i].Digest.String(), BlobBytes: l.Blobs[i].Size})
+		layers = append(layers, &imagesnapshotv1.MatchLayer{DiffId: d.String(), BlobDigest: l.Blobs[i].Digest.String(), BlobBytes: l.Blobs[i].Size})
 	}
 	return layers
 }
 
-func writeMatch(w io.Writer, m *controlv1.MatchImagesResponse) error {
+func writeMatch(w io.Writer, m *imagesnapshotv1.MatchImagesResponse) error {
 	var b strings.Builder
 	outcome := strings.ToLower(strings.TrimPrefix(m.GetOutcome().String(), "MATCH_OUTCOME_"))
 	if code := m.GetRejectCode(); code != "" {
@@ -215,9 +232,9 @@ func writeMatch(w io.Writer, m *controlv1.MatchImagesResponse) error {
 	if m.GetConsidered() == 1 {
 		candidates = "candidate"
 	}
-	fmt.Fprintf(&b, "\n%d %s, compared by %s\n", m.GetConsidered(), candidates, m.GetOrder())
+	fmt.Fprintf(&b, "\n%d %s, compared by %s\n", m.GetConsidered(), candidates, enumword.Of(m.GetOrder()))
 	for i, c := range m.GetCandidates() {
-		fmt.Fprintf(&b, "\n%d. %s: %s, %s\n", i+1, c.GetName(), c.GetVerdict(), c.GetWhy())
+		fmt.Fprintf(&b, "\n%d. %s: %s, %s\n", i+1, c.GetName(), enumword.Of(c.GetVerdict()), c.GetWhy())
 		var keys []string
 		for _, k := range c.GetScore() {
 			keys = append(keys, k.GetName()+" "+keyValue(k))
@@ -234,7 +251,7 @@ func writeMatch(w io.Writer, m *controlv1.MatchImagesResponse) error {
 }
 
 // keyValue of a candidate: numbers as they are compared, but a time as people read it.
-func keyValue(k *controlv1.MatchKey) string {
+func keyValue(k *imagesnapshotv1.MatchKey) string {
 	if k.GetName() == "created" {
 		return time.UnixMicro(k.GetValue()).UTC().Format(time.RFC3339Nano)
 	}
@@ -242,17 +259,17 @@ func keyValue(k *controlv1.MatchKey) string {
 }
 
 // hasOf says what a candidate has of an image.
-func hasOf(img *controlv1.MatchedImage) string {
+func hasOf(img *imagesnapshotv1.MatchedImage) string {
 	has := "nothing"
 	switch img.GetMatchedBy() {
-	case "digest":
+	case imagesnapshotv1.ImageMatch_IMAGE_MATCH_DIGEST:
 		has = "the whole image, by digest"
-	case "name":
+	case imagesnapshotv1.ImageMatch_IMAGE_MATCH_NAME:
 		has = "the whole image, by name"
-	case "layers":
+	case imagesnapshotv1.ImageMatch_IMAGE_MATCH_LAYERS:
 		has = "some layers"
 	}
-	if img.GetLayers() > 0 && img.GetMatchedBy() != "" {
+	if img.GetLayers() > 0 && img.GetMatchedBy() != imagesnapshotv1.ImageMatch_IMAGE_MATCH_UNSPECIFIED {
 		has += fmt.Sprintf(" (%d of %d layers, the lowest %d without a gap)", img.GetHits(), img.GetLayers(), img.GetRun())
 	}
 	if d := img.GetMovedTagDigest(); d != "" {

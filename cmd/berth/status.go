@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
 )
 
 func newStatus() *cobra.Command {
@@ -59,11 +60,11 @@ func printStatus(w io.Writer, st *controlv1.StatusResponse, now time.Time) error
 	if err := printDisks(w, st.GetDisks()); err != nil {
 		return err
 	}
-	if err := printHydrations(w, st.GetHydrations(), now); err != nil {
+	if err := printReadAhead(w, st.GetReadAhead(), now); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\nhits    %s\nmisses  %s\n%s not pulled, %s on disks\n",
-		total(st.GetHits()), total(st.GetMisses()), units.BytesSize(float64(st.GetBytesNotPulled())), count(int(st.GetAdoptedSnapshots()), "snapshot"))
+		total(hitWords(st.GetHits())), total(missWords(st.GetMisses())), units.BytesSize(float64(st.GetBytesNotPulled())), count(int(st.GetAdoptedSnapshots()), "snapshot"))
 	return err
 }
 
@@ -78,9 +79,9 @@ func printDisks(w io.Writer, disks []*controlv1.Disk) error {
 		if d.GetKeep() {
 			keep = "yes"
 		}
-		rows = append(rows, []string{d.GetName(), orDash(d.GetState()), strconv.FormatInt(d.GetLayers(), 10),
+		rows = append(rows, []string{d.GetName(), orDash(enumword.Of(d.GetState())), strconv.FormatInt(d.GetLayers(), 10),
 			strconv.FormatInt(d.GetLayersInUse(), 10), strconv.FormatInt(d.GetHolders(), 10), humanSize(d.GetSizeBytes()),
-			keep, cmp.Or(d.GetVolumeId(), d.GetSnapshotId())})
+			keep, cmp.Or(d.GetVolumeId(), d.GetVolumeSnapshotId())})
 	}
 	if err := writeTable(w, rows); err != nil {
 		return err
@@ -95,9 +96,6 @@ func printDisks(w io.Writer, disks []*controlv1.Disk) error {
 	return printImports(w, disks)
 }
 
-// registered is the result of an image that containerd knows.
-const registered = "registered"
-
 // printImports says how many images of each disk containerd knows, and of the others why it does not.
 func printImports(w io.Writer, disks []*controlv1.Disk) error {
 	var lines []string
@@ -105,11 +103,11 @@ func printImports(w io.Writer, disks []*controlv1.Disk) error {
 		known := 0
 		var others []string
 		for _, img := range d.GetImports() {
-			if img.GetResult() == registered {
+			if img.GetResult() == controlv1.ImportResult_IMPORT_RESULT_REGISTERED {
 				known++
 				continue
 			}
-			others = append(others, fmt.Sprintf("  %s (%s) %s: %s", img.GetReference(), img.GetNamespace(), img.GetResult(), img.GetReason()))
+			others = append(others, fmt.Sprintf("  %s (%s) %s: %s", img.GetReference(), img.GetNamespace(), enumword.Of(img.GetResult()), img.GetReason()))
 		}
 		if len(d.GetImports()) > 0 {
 			lines = append(lines, fmt.Sprintf("%s: %d of %s registered in containerd", d.GetName(), known, count(len(d.GetImports()), "image")))
@@ -126,27 +124,29 @@ func printImports(w io.Writer, disks []*controlv1.Disk) error {
 	return err
 }
 
-// shownHydrations are those that are printed of the ones that have ended; --json has all.
-const shownHydrations = 5
+// shownEnded is how many of the ended runs of reading ahead are printed; --json has all.
+const shownEnded = 5
 
-func printHydrations(w io.Writer, list []*controlv1.Hydration, now time.Time) error {
+func printReadAhead(w io.Writer, list []*controlv1.ReadAhead, now time.Time) error {
 	rows := [][]string{{"READ AHEAD FOR", "DISK", "STATE", "READ", "OF", "RATE", "TOOK", "SEEN", "LIST"}}
 	ended := 0
 	for _, h := range list {
-		if s := h.GetState(); s != "running" && s != "waiting" {
-			if ended++; ended > shownHydrations {
+		switch h.GetState() {
+		case controlv1.ReadAheadState_READ_AHEAD_STATE_WAITING, controlv1.ReadAheadState_READ_AHEAD_STATE_RUNNING:
+		default:
+			if ended++; ended > shownEnded {
 				continue
 			}
 		}
 		listed := "no"
-		if h.GetListed() {
+		if h.GetHasAccessList() {
 			listed = "yes"
 		}
 		rate := "-"
 		if h.GetBytesPerSecond() > 0 {
 			rate = units.BytesSize(float64(h.GetBytesPerSecond())) + "/s"
 		}
-		rows = append(rows, []string{h.GetImage(), h.GetDisk(), h.GetState(), humanSize(h.GetBytes()), humanSize(h.GetTotalBytes()), rate,
+		rows = append(rows, []string{h.GetImage(), h.GetDisk(), enumword.Of(h.GetState()), humanSize(h.GetBytes()), humanSize(h.GetTotalBytes()), rate,
 			h.GetTook().AsDuration().Round(time.Millisecond).String(), units.HumanDuration(now.Sub(h.GetWanted().AsTime())) + " ago", listed})
 	}
 	if len(rows) == 1 {
@@ -159,12 +159,28 @@ func printHydrations(w io.Writer, list []*controlv1.Hydration, now time.Time) er
 		return err
 	}
 	for _, h := range list {
-		if h.GetState() == "failed" {
+		if h.GetState() == controlv1.ReadAheadState_READ_AHEAD_STATE_FAILED {
 			_, err := fmt.Fprintf(w, "! %s: %s\n", h.GetImage(), h.GetReason())
 			return err // the last one tells enough
 		}
 	}
 	return nil
+}
+
+func hitWords(hits []*controlv1.HitCount) map[string]uint64 {
+	counts := make(map[string]uint64, len(hits))
+	for _, h := range hits {
+		counts[cmp.Or(enumword.Of(h.GetMatchedBy()), enumword.Other)] += h.GetCount()
+	}
+	return counts
+}
+
+func missWords(misses []*controlv1.MissCount) map[string]uint64 {
+	counts := make(map[string]uint64, len(misses))
+	for _, m := range misses {
+		counts[cmp.Or(enumword.Of(m.GetReason()), enumword.Other)] += m.GetCount()
+	}
+	return counts
 }
 
 // total is the sum and its parts: "7 (chain-id 5, diff-id 2)".

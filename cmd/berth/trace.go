@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 	"berth.dev/berth/readahead/accesslist"
 	"berth.dev/berth/readahead/recorder"
 	"berth.dev/berth/readahead/trialrun"
@@ -246,7 +247,7 @@ func (f *traceFlags) summary(w io.Writer, res *trialrun.Result, keptBy string) e
 // fromDaemon runs the image from a disk of berthd's, and has an image snapshot keep the list unless it goes to a file.
 func (f *traceFlags) fromDaemon(ctx context.Context, stdout io.Writer) error {
 	return f.daemon.dial(ctx, func(ctx context.Context, conn connection) error {
-		src := diskSource{control: controlv1.NewControlServiceClient(conn), snapshots: controlv1.NewImageSnapshotServiceClient(conn)}
+		src := diskSource{control: controlv1.NewControlServiceClient(conn), snapshots: imagesnapshotv1.NewImageSnapshotServiceClient(conn)}
 		disk, release, err := src.find(ctx, f.snapshot, f.options.Image)
 		if err != nil {
 			return err
@@ -282,7 +283,7 @@ func (f *traceFlags) keep(ctx context.Context, stdout io.Writer, c imageSnapshot
 	if err != nil {
 		return err
 	}
-	if _, err := c.PutAccessList(ctx, &controlv1.PutAccessListRequest{NameOrId: disk.snapshot, List: data}); err != nil {
+	if _, err := c.PutAccessList(ctx, &imagesnapshotv1.PutAccessListRequest{NameOrId: disk.snapshot, List: data}); err != nil {
 		return err
 	}
 	return f.summary(stdout, res, "image snapshot "+disk.snapshot)
@@ -290,7 +291,7 @@ func (f *traceFlags) keep(ctx context.Context, stdout io.Writer, c imageSnapshot
 
 // keptList is what the image snapshot has of the image, nil if nothing.
 func keptList(ctx context.Context, c imageSnapshots, snapshot string, o trialrun.Options) (*accesslist.List, error) {
-	resp, err := c.ListAccessLists(ctx, &controlv1.ListAccessListsRequest{NameOrId: snapshot, Image: o.Image})
+	resp, err := c.ListAccessLists(ctx, &imagesnapshotv1.ListAccessListsRequest{NameOrId: snapshot, Image: o.Image})
 	if err != nil {
 		return nil, err
 	}

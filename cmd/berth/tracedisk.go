@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // releaseTimeout bounds the detaching of a disk that was attached for a trace.
@@ -40,7 +41,7 @@ func (d diskSource) find(ctx context.Context, snapshot, image string) (_ foundDi
 		found, err := d.attachedWith(ctx, attached.GetDisks(), image)
 		return found, nothing, err
 	}
-	resp, err := d.snapshots.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: snapshot})
+	resp, err := d.snapshots.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: snapshot})
 	if err != nil {
 		return foundDisk{}, nil, err
 	}
@@ -57,10 +58,10 @@ func (d diskSource) find(ctx context.Context, snapshot, image string) (_ foundDi
 }
 
 // attach has the image snapshot's disk attached.
-func (d diskSource) attach(ctx context.Context, s *controlv1.ImageSnapshot) (foundDisk, func(context.Context) error, error) {
+func (d diskSource) attach(ctx context.Context, s *imagesnapshotv1.ImageSnapshot) (foundDisk, func(context.Context) error, error) {
 	name := "trace-" + uuid.NewString()[:8]
 	resp, err := d.control.AttachDisk(ctx, &controlv1.AttachDiskRequest{
-		Name: name, Driver: s.GetStatus().GetDriver(), SnapshotId: s.GetStatus().GetVolumeSnapshotId(), ExpectIndexDigest: s.GetStatus().GetIndexDigest(), Keep: true,
+		Name: name, Driver: s.GetStatus().GetDriver(), VolumeSnapshotId: s.GetStatus().GetVolumeSnapshotId(), ExpectIndexDigest: s.GetStatus().GetIndexDigest(), Keep: true,
 	})
 	if err != nil {
 		return foundDisk{}, nil, fmt.Errorf("attach the disk of image snapshot %s: %w", s.GetName(), err)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // A client that has only the socket learns the whole API from it: docs/api.md calls it with grpcurl in that way.
@@ -32,7 +33,10 @@ func TestAPIDescribesItself(t *testing.T) {
 	}).GetListServicesResponse().GetService() {
 		names = append(names, s.GetName())
 	}
-	for _, service := range []string{controlv1.ControlService_ServiceDesc.ServiceName, controlv1.ImageSnapshotService_ServiceDesc.ServiceName} {
+	for service, pkg := range map[string]string{
+		controlv1.ControlService_ServiceDesc.ServiceName:             "berth.control.v1",
+		imagesnapshotv1.ImageSnapshotService_ServiceDesc.ServiceName: "berth.imagesnapshot.v1",
+	} {
 		require.Contains(t, names, service)
 		files := ask(&reflectionv1.ServerReflectionRequest{
 			MessageRequest: &reflectionv1.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: service},
@@ -40,7 +44,7 @@ func TestAPIDescribesItself(t *testing.T) {
 		require.NotEmpty(t, files)
 		var file descriptorpb.FileDescriptorProto
 		require.NoError(t, proto.Unmarshal(files[0], &file))
-		require.Equal(t, "berth.control.v1", file.GetPackage())
+		require.Equal(t, pkg, file.GetPackage())
 	}
 	require.NoError(t, stream.CloseSend())
 	p.stop()

@@ -87,7 +87,7 @@ func TestAttachVolumeSnapshotByHand(t *testing.T) {
 	p.configure(fmt.Sprintf("[drivers.csi.cloud]\nnode = %q\n", p.path("csi")))
 	p.start()
 
-	req := &controlv1.AttachDiskRequest{Driver: "cloud", SnapshotId: snapshot.ID, ExpectIndexDigest: digest.FromString("another").String(), Keep: true}
+	req := &controlv1.AttachDiskRequest{Driver: "cloud", VolumeSnapshotId: snapshot.ID, ExpectIndexDigest: digest.FromString("another").String(), Keep: true}
 	_, err := p.control().AttachDisk(t.Context(), req)
 	require.ErrorContains(t, err, "another layer disk than expected")
 	require.Empty(t, volumes(), "the volume of a disk that was refused")
@@ -95,7 +95,7 @@ func TestAttachVolumeSnapshotByHand(t *testing.T) {
 	resp, err := p.control().AttachDisk(t.Context(), req)
 	require.NoError(t, err)
 	require.Equal(t, "app", resp.GetDisk().GetName(), "after the volume snapshot")
-	require.Equal(t, snapshot.ID, resp.GetDisk().GetSnapshotId())
+	require.Equal(t, snapshot.ID, resp.GetDisk().GetVolumeSnapshotId())
 	require.Len(t, volumes(), 1)
 	require.Equal(t, resp.GetDisk().GetVolumeId(), volumes()[0].ID)
 	require.Equal(t, snapshot.ID, volumes()[0].SourceVolumeSnapshotID)

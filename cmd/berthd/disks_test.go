@@ -177,7 +177,7 @@ func TestServeFromDisk(t *testing.T) {
 	hit, miss := explained.GetLayers()[0], explained.GetLayers()[1]
 	require.True(t, hit.GetHit())
 	require.Equal(t, "disk", hit.GetDisk())
-	require.Equal(t, "chain-id", hit.GetMatchedBy())
+	require.Equal(t, controlv1.LayerMatch_LAYER_MATCH_CHAIN_ID, hit.GetMatchedBy())
 	require.Equal(t, "app:1.0", hit.GetLast().GetImageRef())
 	require.False(t, miss.GetHit())
 	require.NotEmpty(t, miss.GetReason())
@@ -185,8 +185,12 @@ func TestServeFromDisk(t *testing.T) {
 
 	st, err := p.control().Status(t.Context(), &controlv1.StatusRequest{})
 	require.NoError(t, err)
-	require.Equal(t, map[string]uint64{"chain-id": 2}, st.GetHits())
-	require.Equal(t, map[string]uint64{"not-on-disk": 1}, st.GetMisses())
+	require.Len(t, st.GetHits(), 1)
+	require.Equal(t, controlv1.LayerMatch_LAYER_MATCH_CHAIN_ID, st.GetHits()[0].GetMatchedBy())
+	require.EqualValues(t, 2, st.GetHits()[0].GetCount())
+	require.Len(t, st.GetMisses(), 1)
+	require.Equal(t, controlv1.MissReason_MISS_REASON_NOT_ON_DISK, st.GetMisses()[0].GetReason())
+	require.EqualValues(t, 1, st.GetMisses()[0].GetCount())
 	require.EqualValues(t, 2, st.GetAdoptedSnapshots())
 	require.Equal(t, st.GetBytesNotPulled(), uint64(1000+len("base")+1000+len("app")))
 

@@ -11,7 +11,7 @@ import (
 
 	"berth.dev/berth/imagesnapshot/imagesnapshottest"
 	"berth.dev/berth/internal/config"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // TestDamagedStore: whatever happened to the image snapshots, the node starts containers.
@@ -22,7 +22,7 @@ func TestDamagedStore(t *testing.T) {
 	require.NoError(t, os.WriteFile(store, []byte("no database at all"), 0o600))
 	p.start()
 	p.healthy()
-	_, err := controlv1.NewImageSnapshotServiceClient(p.dial()).ListImageSnapshots(t.Context(), &controlv1.ListImageSnapshotsRequest{})
+	_, err := imagesnapshotv1.NewImageSnapshotServiceClient(p.dial()).ListImageSnapshots(t.Context(), &imagesnapshotv1.ListImageSnapshotsRequest{})
 	require.Equal(t, codes.Unimplemented, status.Code(err))
 	p.stop()
 	left, err := os.ReadFile(store)

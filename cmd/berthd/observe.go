@@ -29,7 +29,7 @@ var (
 func (o observer) Hit(ctx context.Context, h snapshotter.Hit) {
 	o.metrics.Hit(string(h.MatchedBy), h.BlobSize)
 	o.ledger.Record(events.Event{Kind: events.Hit, ChainID: h.Layer.ChainID, ImageRef: h.Layer.ImageRef, Disk: h.DiskUUID,
-		MatchedBy: string(h.MatchedBy), Bytes: h.BlobSize})
+		MatchedBy: h.MatchedBy, Bytes: h.BlobSize})
 	log.G(ctx).WithFields(log.Fields{"chain_id": h.Layer.ChainID, "disk": h.DiskUUID, "layer": h.LayerNumber,
 		"matched_by": h.MatchedBy, "image": h.Layer.ImageRef}).Debug("layer served from a disk")
 }
@@ -40,7 +40,7 @@ func (o observer) Miss(ctx context.Context, m snapshotter.Miss) {
 	e := events.Event{Kind: events.Miss, ChainID: m.Layer.ChainID, ImageRef: m.Layer.ImageRef, Reason: reason, Detail: m.Err.Error()}
 	entry := log.G(ctx).WithFields(log.Fields{"chain_id": m.Layer.ChainID, "image": m.Layer.ImageRef, "reason": reason}).WithError(m.Err)
 	switch reason {
-	case reasonError:
+	case events.ReasonError:
 		e.Kind = events.Failure
 		entry.Warn("layer could not be looked for, it is pulled")
 	case string(stage.MissFailed), string(stage.MissContradiction):
@@ -54,11 +54,6 @@ func (o observer) Miss(ctx context.Context, m snapshotter.Miss) {
 // Start implements snapshotter.Observer; hydration is what wants to know.
 func (o observer) Start(context.Context, snapshotter.Start) {}
 
-const (
-	reasonError    = "error"
-	reasonProtocol = "protocol"
-)
-
 // missReason is one of metrics.MissReasons.
 func missReason(err error) string {
 	var miss *stage.MissError
@@ -66,11 +61,11 @@ func missReason(err error) string {
 	case errors.As(err, &miss):
 		return string(miss.Reason)
 	case errdefs.IsFailedPrecondition(err):
-		return reasonProtocol
+		return events.ReasonProtocol
 	case errdefs.IsNotFound(err):
 		return string(stage.MissNotOnDisk)
 	}
-	return reasonError
+	return events.ReasonError
 }
 
 func (o observer) StepDone(step stage.Step, took time.Duration, err error) {

@@ -25,11 +25,11 @@ func TestMissReasons(t *testing.T) {
 		require.Contains(t, reasons, string(r), "a reason of the stage is no label")
 		require.Equal(t, string(r), missReason(fmt.Errorf("acquire: %w", &stage.MissError{Reason: r})))
 	}
-	require.Equal(t, reasonProtocol, missReason(fmt.Errorf("parent unknown: %w", errdefs.ErrFailedPrecondition)))
+	require.Equal(t, events.ReasonProtocol, missReason(fmt.Errorf("parent unknown: %w", errdefs.ErrFailedPrecondition)))
 	require.Equal(t, string(stage.MissNotOnDisk), missReason(errdefs.ErrNotFound))
-	require.Equal(t, reasonError, missReason(errors.New("disk on fire")))
-	require.Contains(t, reasons, reasonProtocol)
-	require.Contains(t, reasons, reasonError)
+	require.Equal(t, events.ReasonError, missReason(errors.New("disk on fire")))
+	require.Contains(t, reasons, events.ReasonProtocol)
+	require.Contains(t, reasons, events.ReasonError)
 }
 
 func TestObserverTellsLedgerAndMetrics(t *testing.T) {
@@ -40,7 +40,7 @@ func TestObserverTellsLedgerAndMetrics(t *testing.T) {
 	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{LayerName: layerdisk.LayerName{ChainID: b}}, Err: &stage.MissError{Reason: stage.MissFailed}})
 	o.Miss(t.Context(), snapshotter.Miss{Layer: snapshotter.LayerRequest{LayerName: layerdisk.LayerName{ChainID: c}}, Err: errors.New("disk on fire")})
 	o.StepDone(stage.StepMount, time.Second, nil)
-	require.Equal(t, events.Counts{Hits: map[string]uint64{"diff-id": 1}, Misses: map[string]uint64{"disk-failed": 1, "error": 1}, BytesNotPulled: 7}, ledger.Counts())
+	require.Equal(t, events.Counts{Hits: map[layerdisk.Match]uint64{layerdisk.MatchDiffID: 1}, Misses: map[string]uint64{"disk-failed": 1, "error": 1}, BytesNotPulled: 7}, ledger.Counts())
 	require.Equal(t, "r", ledger.Last(a).ImageRef)
 	require.Equal(t, events.Failure, ledger.Last(c).Kind)
 	require.Equal(t, "disk on fire", ledger.Last(c).Detail)

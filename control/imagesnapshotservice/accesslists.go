@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"berth.dev/berth/imagesnapshot"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 	"berth.dev/berth/readahead/accesslist"
 )
 
@@ -61,7 +61,7 @@ func (s *Service) AccessLists(ctx context.Context, nameOrID, image string) ([]*a
 }
 
 // PutAccessList keeps one.
-func (s *server) PutAccessList(ctx context.Context, req *controlv1.PutAccessListRequest) (*controlv1.PutAccessListResponse, error) {
+func (s *server) PutAccessList(ctx context.Context, req *imagesnapshotv1.PutAccessListRequest) (*imagesnapshotv1.PutAccessListResponse, error) {
 	list, err := accesslist.Decode(req.GetList())
 	if err != nil {
 		return nil, statusOf(&imagesnapshot.FieldError{Field: "list", Detail: err.Error()})
@@ -70,16 +70,16 @@ func (s *server) PutAccessList(ctx context.Context, req *controlv1.PutAccessList
 		return nil, statusOf(err)
 	}
 	m, err := accessListMessage(list, true)
-	return &controlv1.PutAccessListResponse{AccessList: m}, statusOf(err)
+	return &imagesnapshotv1.PutAccessListResponse{AccessList: m}, statusOf(err)
 }
 
 // ListAccessLists gives those of one image snapshot.
-func (s *server) ListAccessLists(ctx context.Context, req *controlv1.ListAccessListsRequest) (*controlv1.ListAccessListsResponse, error) {
+func (s *server) ListAccessLists(ctx context.Context, req *imagesnapshotv1.ListAccessListsRequest) (*imagesnapshotv1.ListAccessListsResponse, error) {
 	lists, err := s.service.AccessLists(ctx, req.GetNameOrId(), req.GetImage())
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	resp := &controlv1.ListAccessListsResponse{}
+	resp := &imagesnapshotv1.ListAccessListsResponse{}
 	for _, l := range lists {
 		m, err := accessListMessage(l, req.GetSummary())
 		if err != nil {
@@ -90,8 +90,8 @@ func (s *server) ListAccessLists(ctx context.Context, req *controlv1.ListAccessL
 	return resp, nil
 }
 
-func accessListMessage(l *accesslist.List, summary bool) (*controlv1.AccessList, error) {
-	m := &controlv1.AccessList{
+func accessListMessage(l *accesslist.List, summary bool) (*imagesnapshotv1.AccessList, error) {
+	m := &imagesnapshotv1.AccessList{
 		Image: l.Image, Platform: l.Platform, Recorded: timestamppb.New(l.Recorded), Files: int64(l.FileCount()), IndexDigest: l.Disk.String(),
 	}
 	m.MetadataBytes, m.FileBytes = l.Size()

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"berth.dev/berth/imagesnapshot"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 	"berth.dev/berth/readahead/accesslist"
 )
 
@@ -25,7 +25,7 @@ func TestAccessListsOfImageSnapshots(t *testing.T) {
 	encoded, err := list.Encode()
 	require.NoError(t, err)
 	put := func(name string, data []byte) error {
-		_, err := w.PutAccessList(t.Context(), &controlv1.PutAccessListRequest{NameOrId: name, List: data})
+		_, err := w.PutAccessList(t.Context(), &imagesnapshotv1.PutAccessListRequest{NameOrId: name, List: data})
 		return err
 	}
 	require.Equal(t, codes.FailedPrecondition, status.Code(put("nightly", encoded)), "there is no content yet")
@@ -43,20 +43,20 @@ func TestAccessListsOfImageSnapshots(t *testing.T) {
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	require.Contains(t, violations(t, err), "list")
 
-	get := func(req *controlv1.ListAccessListsRequest) []*controlv1.AccessList {
+	get := func(req *imagesnapshotv1.ListAccessListsRequest) []*imagesnapshotv1.AccessList {
 		resp, err := w.ListAccessLists(t.Context(), req)
 		require.NoError(t, err)
 		return resp.GetAccessLists()
 	}
-	got := get(&controlv1.ListAccessListsRequest{NameOrId: "nightly", Image: list.Image})
+	got := get(&imagesnapshotv1.ListAccessListsRequest{NameOrId: "nightly", Image: list.Image})
 	require.Len(t, got, 1)
 	require.Equal(t, encoded, got[0].GetList())
 	require.EqualValues(t, 2, got[0].GetFiles())
 	require.EqualValues(t, 30, got[0].GetFileBytes())
 	require.EqualValues(t, 4096, got[0].GetMetadataBytes())
 	require.Equal(t, list.Disk.String(), got[0].GetIndexDigest())
-	require.Empty(t, get(&controlv1.ListAccessListsRequest{NameOrId: "nightly", Image: "other"}))
-	require.Empty(t, get(&controlv1.ListAccessListsRequest{NameOrId: "nightly", Summary: true})[0].GetList())
-	_, err = w.ListAccessLists(t.Context(), &controlv1.ListAccessListsRequest{NameOrId: "none"})
+	require.Empty(t, get(&imagesnapshotv1.ListAccessListsRequest{NameOrId: "nightly", Image: "other"}))
+	require.Empty(t, get(&imagesnapshotv1.ListAccessListsRequest{NameOrId: "nightly", Summary: true})[0].GetList())
+	_, err = w.ListAccessLists(t.Context(), &imagesnapshotv1.ListAccessListsRequest{NameOrId: "none"})
 	require.Equal(t, codes.NotFound, status.Code(err))
 }

@@ -9,18 +9,16 @@ import (
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/matcher"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
-func matchRequestOf(m *controlv1.MatchImagesRequest) (MatchRequest, error) {
+func matchRequestOf(m *imagesnapshotv1.MatchImagesRequest) (MatchRequest, error) {
 	r := MatchRequest{Annotations: m.GetAnnotations(), Labels: m.GetLabels(), AutoMatch: m.GetAutoMatch(), Explain: int(m.GetExplain())}
-	if text := m.GetOrder(); text != "" {
-		order, err := matcher.ParseOrder(text)
-		if err != nil {
-			return r, &imagesnapshot.FieldError{Field: "order", Detail: err.Error()}
-		}
-		r.Order = &order
+	order, err := orderOf(m.GetOrder())
+	if err != nil {
+		return r, err
 	}
+	r.Order = order
 	for i, img := range m.GetImages() {
 		out := matcher.Image{Reference: img.GetReference(), ManifestDigest: digest.Digest(img.GetManifestDigest())}
 		if text := img.GetPlatform(); text != "" {
@@ -43,22 +41,22 @@ func matchRequestOf(m *controlv1.MatchImagesRequest) (MatchRequest, error) {
 	return r, nil
 }
 
-func matchMessage(a MatchAnswer) *controlv1.MatchImagesResponse {
-	outcomes := map[matcher.Outcome]controlv1.MatchOutcome{
-		matcher.OutcomePull:   controlv1.MatchOutcome_MATCH_OUTCOME_PULL,
-		matcher.OutcomeUse:    controlv1.MatchOutcome_MATCH_OUTCOME_USE,
-		matcher.OutcomeReject: controlv1.MatchOutcome_MATCH_OUTCOME_REJECT,
+func matchMessage(a MatchAnswer) *imagesnapshotv1.MatchImagesResponse {
+	outcomes := map[matcher.Outcome]imagesnapshotv1.MatchOutcome{
+		matcher.OutcomePull:   imagesnapshotv1.MatchOutcome_MATCH_OUTCOME_PULL,
+		matcher.OutcomeUse:    imagesnapshotv1.MatchOutcome_MATCH_OUTCOME_USE,
+		matcher.OutcomeReject: imagesnapshotv1.MatchOutcome_MATCH_OUTCOME_REJECT,
 	}
-	m := &controlv1.MatchImagesResponse{
+	m := &imagesnapshotv1.MatchImagesResponse{
 		Outcome: outcomes[a.Outcome], Reason: a.Reason, Warnings: a.Warnings, NothingMatched: a.NothingMatched,
 		CreateIfMissing: a.Asked.CreateIfMissing, SavedDownloadBytes: a.Saved.DownloadBytes, SavedUnpackBytes: a.Saved.UnpackBytes,
-		Considered: int32(a.Considered), Dialects: a.Asked.Dialects, Order: a.Asked.Rules.Order.String(),
+		Considered: int32(a.Considered), Dialects: a.Asked.Dialects, Order: orderMessage(a.Asked.Rules.Order),
 	}
 	if a.Rejection != nil {
 		m.RejectCode = string(a.Rejection.Code)
 	}
 	for _, c := range a.Chosen {
-		m.Chosen = append(m.Chosen, &controlv1.MatchChoice{Name: c.Name, Id: c.ID, Attached: c.Attached, Pinned: c.Pinned})
+		m.Chosen = append(m.Chosen, &imagesnapshotv1.MatchChoice{Name: c.Name, Id: c.ID, Attached: c.Attached, Pinned: c.Pinned})
 	}
 	for i := range a.Candidates {
 		m.Candidates = append(m.Candidates, candidateMessage(&a.Candidates[i]))
@@ -66,19 +64,92 @@ func matchMessage(a MatchAnswer) *controlv1.MatchImagesResponse {
 	return m
 }
 
-func candidateMessage(c *matcher.Explanation) *controlv1.MatchCandidate {
-	m := &controlv1.MatchCandidate{
-		Name: c.Name, Id: c.ID, Attached: c.Attached, Pinned: c.Pinned, Verdict: string(c.Verdict), Why: c.Why,
+func candidateMessage(c *matcher.Explanation) *imagesnapshotv1.MatchCandidate {
+	m := &imagesnapshotv1.MatchCandidate{
+		Name: c.Name, Id: c.ID, Attached: c.Attached, Pinned: c.Pinned, Verdict: Verdict(c.Verdict), Why: c.Why,
 		SavedDownloadBytes: c.Saved.DownloadBytes, SavedUnpackBytes: c.Saved.UnpackBytes,
 	}
 	for _, k := range c.Score {
-		m.Score = append(m.Score, &controlv1.MatchKey{Name: string(k.Name), Value: k.Value})
+		m.Score = append(m.Score, &imagesnapshotv1.MatchKey{Name: string(k.Name), Value: k.Value})
 	}
 	for _, img := range c.Images {
-		m.Images = append(m.Images, &controlv1.MatchedImage{
-			Reference: img.Reference, MatchedBy: string(img.By), MovedTagDigest: img.MovedTag.String(),
+		m.Images = append(m.Images, &imagesnapshotv1.MatchedImage{
+			Reference: img.Reference, MatchedBy: imageMatchMessage(img.By), MovedTagDigest: img.MovedTag.String(),
 			Layers: int32(img.Layers), Hits: int32(img.Hits), Run: int32(img.Run),
 		})
 	}
 	return m
+}
+
+// orders in both languages.
+func orders() map[imagesnapshotv1.MatchOrder]matcher.Order {
+	return map[imagesnapshotv1.MatchOrder]matcher.Order{
+		imagesnapshotv1.MatchOrder_MATCH_ORDER_SAVED:    matcher.OrderSaved,
+		imagesnapshotv1.MatchOrder_MATCH_ORDER_SIZE:     matcher.OrderSize,
+		imagesnapshotv1.MatchOrder_MATCH_ORDER_QUANTITY: matcher.OrderQuantity,
+		imagesnapshotv1.MatchOrder_MATCH_ORDER_DEGREE:   matcher.OrderDegree,
+	}
+}
+
+// orderOf is nil for a request that leaves the order to the annotations.
+func orderOf(m imagesnapshotv1.MatchOrder) (*matcher.Order, error) {
+	if m == imagesnapshotv1.MatchOrder_MATCH_ORDER_UNSPECIFIED {
+		return nil, nil
+	}
+	order, ok := orders()[m]
+	if !ok {
+		return nil, &imagesnapshot.FieldError{Field: "order", Detail: fmt.Sprintf("%d is unknown here; allowed are 0 to %d", m, len(orders()))}
+	}
+	return &order, nil
+}
+
+func orderMessage(order matcher.Order) imagesnapshotv1.MatchOrder {
+	for m, o := range orders() {
+		if o == order {
+			return m
+		}
+	}
+	return imagesnapshotv1.MatchOrder_MATCH_ORDER_UNSPECIFIED
+}
+
+// Verdict is the matcher's on one image snapshot, as the APIs spell it.
+func Verdict(v matcher.Verdict) imagesnapshotv1.MatchVerdict {
+	switch v {
+	case matcher.VerdictChosen:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_CHOSEN
+	case matcher.VerdictLost:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_LOST
+	case matcher.VerdictNotNeeded:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_NOT_NEEDED
+	case matcher.VerdictNotWorthwhile:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_NOT_WORTHWHILE
+	case matcher.VerdictGate:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_GATE_NOT_MET
+	case matcher.VerdictNotReady:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_NOT_READY
+	case matcher.VerdictExpired:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_EXPIRED
+	case matcher.VerdictPlatform:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_OTHER_PLATFORM
+	case matcher.VerdictUnreachable:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_UNREACHABLE
+	case matcher.VerdictNoMatch:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_NO_MATCH
+	case matcher.VerdictSetAside:
+		return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_SET_ASIDE
+	}
+	return imagesnapshotv1.MatchVerdict_MATCH_VERDICT_UNSPECIFIED
+}
+
+func imageMatchMessage(by matcher.MatchedBy) imagesnapshotv1.ImageMatch {
+	switch by {
+	case matcher.MatchedByDigest:
+		return imagesnapshotv1.ImageMatch_IMAGE_MATCH_DIGEST
+	case matcher.MatchedByName:
+		return imagesnapshotv1.ImageMatch_IMAGE_MATCH_NAME
+	case matcher.MatchedByLayers:
+		return imagesnapshotv1.ImageMatch_IMAGE_MATCH_LAYERS
+	case matcher.MatchedByNone:
+	}
+	return imagesnapshotv1.ImageMatch_IMAGE_MATCH_UNSPECIFIED
 }

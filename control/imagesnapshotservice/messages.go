@@ -9,10 +9,10 @@ import (
 
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/lifecycle"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
-func filterOf(m *controlv1.ImageSnapshotFilter) Filter {
+func filterOf(m *imagesnapshotv1.ImageSnapshotFilter) Filter {
 	f := Filter{NameOrID: m.GetNameOrId(), Labels: m.GetLabels()}
 	if m != nil {
 		f.Owner = m.Owner
@@ -20,12 +20,12 @@ func filterOf(m *controlv1.ImageSnapshotFilter) Filter {
 	return f
 }
 
-func preconditionsOf(m *controlv1.Preconditions) lifecycle.Preconditions {
+func preconditionsOf(m *imagesnapshotv1.Preconditions) lifecycle.Preconditions {
 	return lifecycle.Preconditions{ID: m.GetId(), ResourceVersion: m.GetResourceVersion()}
 }
 
 // mapOf gives nil only for a map that is absent.
-func mapOf(m *controlv1.StringMap) map[string]string {
+func mapOf(m *imagesnapshotv1.StringMap) map[string]string {
 	if m == nil {
 		return nil
 	}
@@ -37,7 +37,7 @@ func mapOf(m *controlv1.StringMap) map[string]string {
 }
 
 // specOf refuses only what the resource cannot express; it checks the rest itself.
-func specOf(m *controlv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
+func specOf(m *imagesnapshotv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
 	sp := imagesnapshot.Spec{
 		Images: m.GetImages(), Platforms: m.GetPlatforms(),
 		Size:          imagesnapshot.Size{GiB: int(m.GetSizeGib()), AsNeeded: m.GetSizeAsNeeded()},
@@ -51,8 +51,8 @@ func specOf(m *controlv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
 	}
 	sp.Registries = registriesOf(m.GetRegistries())
 	switch m.GetElimination() {
-	case controlv1.EliminationStrategy_ELIMINATION_STRATEGY_UNSPECIFIED:
-	case controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU:
+	case imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_UNSPECIFIED:
+	case imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU:
 		sp.Elimination = imagesnapshot.EliminationLRU
 	default:
 		return sp, &imagesnapshot.FieldError{Field: "spec.elimination", Detail: fmt.Sprintf("%d is unknown here; allowed are 0 (none) and 1 (LRU)", m.GetElimination())}
@@ -60,7 +60,7 @@ func specOf(m *controlv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
 	return sp, nil
 }
 
-func registriesOf(list []*controlv1.RegistryAccess) []imagesnapshot.Registry {
+func registriesOf(list []*imagesnapshotv1.RegistryAccess) []imagesnapshot.Registry {
 	var registries []imagesnapshot.Registry
 	for _, r := range list {
 		registries = append(registries, imagesnapshot.Registry{
@@ -71,17 +71,17 @@ func registriesOf(list []*controlv1.RegistryAccess) []imagesnapshot.Registry {
 }
 
 // imageSnapshotMessage shares the maps and lists of o, which is the caller's.
-func imageSnapshotMessage(o *imagesnapshot.ImageSnapshot, events bool) *controlv1.ImageSnapshot {
-	m := &controlv1.ImageSnapshot{
+func imageSnapshotMessage(o *imagesnapshot.ImageSnapshot, events bool) *imagesnapshotv1.ImageSnapshot {
+	m := &imagesnapshotv1.ImageSnapshot{
 		Name: o.Name, Id: o.ID, ResourceVersion: o.ResourceVersion, Generation: o.Generation,
 		Created: timestamp(o.Created), DeletionRequested: timestamp(o.DeletionRequested), Owner: o.Owner, ClientToken: o.ClientToken,
 		Labels: o.Labels, Annotations: o.Annotations, Spec: specMessage(&o.Spec), Status: statusMessage(&o.Status),
 	}
 	switch o.Origin {
 	case imagesnapshot.OriginManual:
-		m.Origin = controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL
+		m.Origin = imagesnapshotv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL
 	case imagesnapshot.OriginAutomatic:
-		m.Origin = controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_AUTOMATIC
+		m.Origin = imagesnapshotv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_AUTOMATIC
 	}
 	if events {
 		for _, e := range o.Status.Events {
@@ -91,29 +91,29 @@ func imageSnapshotMessage(o *imagesnapshot.ImageSnapshot, events bool) *controlv
 	return m
 }
 
-func specMessage(sp *imagesnapshot.Spec) *controlv1.ImageSnapshotSpec {
-	m := &controlv1.ImageSnapshotSpec{
+func specMessage(sp *imagesnapshot.Spec) *imagesnapshotv1.ImageSnapshotSpec {
+	m := &imagesnapshotv1.ImageSnapshotSpec{
 		Images: sp.Images, Platforms: sp.Platforms, SizeGib: int32(sp.Size.GiB), SizeAsNeeded: sp.Size.AsNeeded,
 		RetentionDays: int32(sp.RetentionDays),
-		Build: &controlv1.BuildSpec{
+		Build: &imagesnapshotv1.BuildSpec{
 			TimeoutMinutes: int32(sp.Build.TimeoutMinutes), DnsServers: sp.Build.DNSServers, Parameters: sp.Build.Parameters,
 		},
 		ReuseLayers: sp.ReuseLayers, Flash: sp.Flash,
 		StandardCopies: int32(sp.Copies.Standard), FlashCopies: int32(sp.Copies.Flash),
 	}
 	for _, r := range sp.Registries {
-		m.Registries = append(m.Registries, &controlv1.RegistryAccess{
+		m.Registries = append(m.Registries, &imagesnapshotv1.RegistryAccess{
 			Server: r.Server, Secret: r.Secret, PlainHttp: r.PlainHTTP, InsecureSkipVerify: r.InsecureSkipVerify,
 		})
 	}
 	if sp.Elimination == imagesnapshot.EliminationLRU {
-		m.Elimination = controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU
+		m.Elimination = imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU
 	}
 	return m
 }
 
-func statusMessage(st *imagesnapshot.Status) *controlv1.ImageSnapshotStatus {
-	m := &controlv1.ImageSnapshotStatus{
+func statusMessage(st *imagesnapshot.Status) *imagesnapshotv1.ImageSnapshotStatus {
+	m := &imagesnapshotv1.ImageSnapshotStatus{
 		Phase: phaseMessage(st.Phase), Reason: string(st.Reason), Message: st.Message, Progress: int32(st.Progress),
 		ObservedGeneration: st.ObservedGeneration, Driver: st.Driver,
 		VolumeSnapshotId: st.VolumeSnapshotID, VolumeSnapshotName: st.VolumeSnapshotName, IndexDigest: st.Identity.IndexDigest.String(),
@@ -122,46 +122,46 @@ func statusMessage(st *imagesnapshot.Status) *controlv1.ImageSnapshotStatus {
 		VolumeId: st.VolumeID, LastUpdated: timestamp(st.LastUpdated), LastMatched: timestamp(st.LastMatched), MatchCount: st.MatchCount,
 	}
 	for _, img := range st.Images {
-		m.Images = append(m.Images, &controlv1.SnapshottedImage{
+		m.Images = append(m.Images, &imagesnapshotv1.SnapshottedImage{
 			Reference: img.Reference, Platform: img.Platform, Digest: img.Digest.String(), SizeBytes: img.SizeBytes, Layers: int32(img.Layers),
 		})
 	}
 	for _, v := range st.VolumeSnapshots {
-		m.VolumeSnapshots = append(m.VolumeSnapshots, &controlv1.VolumeSnapshot{
+		m.VolumeSnapshots = append(m.VolumeSnapshots, &imagesnapshotv1.VolumeSnapshot{
 			Id: v.ID, Name: v.Name, Flash: v.Kind == imagesnapshot.VolumeSnapshotFlash, SizeBytes: v.SizeBytes, Ready: v.Ready,
 		})
 	}
 	return m
 }
 
-func phaseMessage(p imagesnapshot.Phase) controlv1.ImageSnapshotPhase {
+func phaseMessage(p imagesnapshot.Phase) imagesnapshotv1.ImageSnapshotPhase {
 	switch p {
 	case imagesnapshot.PhasePending:
-		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING
+		return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING
 	case imagesnapshot.PhaseCreating:
-		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_CREATING
+		return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_CREATING
 	case imagesnapshot.PhaseAvailable:
-		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE
+		return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE
 	case imagesnapshot.PhaseUpdating:
-		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATING
+		return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATING
 	case imagesnapshot.PhaseUpdateFailed:
-		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATE_FAILED
+		return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATE_FAILED
 	case imagesnapshot.PhaseFailed:
-		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED
+		return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED
 	case imagesnapshot.PhaseUnavailable:
-		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNAVAILABLE
+		return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNAVAILABLE
 	case imagesnapshot.PhaseDeleting:
-		return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING
+		return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING
 	}
-	return controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNSPECIFIED
+	return imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNSPECIFIED
 }
 
-func eventMessage(e Event) *controlv1.ImageSnapshotEvent {
-	kinds := map[imagesnapshot.EventType]controlv1.ImageSnapshotEventType{
-		imagesnapshot.EventNormal:  controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_NORMAL,
-		imagesnapshot.EventWarning: controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_WARNING,
+func eventMessage(e Event) *imagesnapshotv1.ImageSnapshotEvent {
+	kinds := map[imagesnapshot.EventType]imagesnapshotv1.ImageSnapshotEventType{
+		imagesnapshot.EventNormal:  imagesnapshotv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_NORMAL,
+		imagesnapshot.EventWarning: imagesnapshotv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_WARNING,
 	}
-	return &controlv1.ImageSnapshotEvent{
+	return &imagesnapshotv1.ImageSnapshotEvent{
 		ImageSnapshotName: e.Name, ImageSnapshotId: e.ID, Type: kinds[e.Type], Reason: string(e.Reason), Message: e.Message,
 		Count: e.Count, First: timestamp(e.First), Last: timestamp(e.Last),
 	}

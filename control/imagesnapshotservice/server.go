@@ -16,24 +16,24 @@ import (
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/imagesnapshot/store"
 	"berth.dev/berth/matcher/dialect"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // Register serves the use cases on a gRPC server.
 func Register(registrar grpc.ServiceRegistrar, s *Service) {
-	controlv1.RegisterImageSnapshotServiceServer(registrar, &server{service: s})
+	imagesnapshotv1.RegisterImageSnapshotServiceServer(registrar, &server{service: s})
 }
 
 // server translates between messages and use cases.
 type server struct {
-	controlv1.UnimplementedImageSnapshotServiceServer
+	imagesnapshotv1.UnimplementedImageSnapshotServiceServer
 	service *Service
 }
 
-var _ controlv1.ImageSnapshotServiceServer = (*server)(nil)
+var _ imagesnapshotv1.ImageSnapshotServiceServer = (*server)(nil)
 
 // CreateImageSnapshot accepts one.
-func (s *server) CreateImageSnapshot(ctx context.Context, req *controlv1.CreateImageSnapshotRequest) (*controlv1.CreateImageSnapshotResponse, error) {
+func (s *server) CreateImageSnapshot(ctx context.Context, req *imagesnapshotv1.CreateImageSnapshotRequest) (*imagesnapshotv1.CreateImageSnapshotResponse, error) {
 	spec, err := specOf(req.GetSpec())
 	if err != nil {
 		return nil, statusOf(err)
@@ -45,11 +45,11 @@ func (s *server) CreateImageSnapshot(ctx context.Context, req *controlv1.CreateI
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.CreateImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
+	return &imagesnapshotv1.CreateImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
 }
 
 // EnsureAutomaticImageSnapshot finds or accepts one.
-func (s *server) EnsureAutomaticImageSnapshot(ctx context.Context, req *controlv1.EnsureAutomaticImageSnapshotRequest) (*controlv1.EnsureAutomaticImageSnapshotResponse, error) {
+func (s *server) EnsureAutomaticImageSnapshot(ctx context.Context, req *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) (*imagesnapshotv1.EnsureAutomaticImageSnapshotResponse, error) {
 	r, err := s.service.engine.EnsureAutomatic(ctx, lifecycle.AutomaticRequest{
 		Owner: req.GetOwner(), Images: req.GetImages(), Platforms: req.GetPlatforms(), Registries: registriesOf(req.GetRegistries()),
 		Labels: req.GetLabels(), Annotations: req.GetAnnotations(), DryRun: req.GetDryRun(),
@@ -57,25 +57,25 @@ func (s *server) EnsureAutomaticImageSnapshot(ctx context.Context, req *controlv
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.EnsureAutomaticImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
+	return &imagesnapshotv1.EnsureAutomaticImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
 }
 
 // GetImageSnapshot gives one.
-func (s *server) GetImageSnapshot(ctx context.Context, req *controlv1.GetImageSnapshotRequest) (*controlv1.GetImageSnapshotResponse, error) {
+func (s *server) GetImageSnapshot(ctx context.Context, req *imagesnapshotv1.GetImageSnapshotRequest) (*imagesnapshotv1.GetImageSnapshotResponse, error) {
 	o, err := s.service.Get(ctx, req.GetNameOrId())
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.GetImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(o, true)}, nil
+	return &imagesnapshotv1.GetImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(o, true)}, nil
 }
 
 // ListImageSnapshots gives a page.
-func (s *server) ListImageSnapshots(ctx context.Context, req *controlv1.ListImageSnapshotsRequest) (*controlv1.ListImageSnapshotsResponse, error) {
+func (s *server) ListImageSnapshots(ctx context.Context, req *imagesnapshotv1.ListImageSnapshotsRequest) (*imagesnapshotv1.ListImageSnapshotsResponse, error) {
 	list, next, err := s.service.List(ctx, filterOf(req.GetFilter()), int(req.GetPageSize()), req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	resp := &controlv1.ListImageSnapshotsResponse{NextPageToken: next}
+	resp := &imagesnapshotv1.ListImageSnapshotsResponse{NextPageToken: next}
 	for _, o := range list {
 		resp.ImageSnapshots = append(resp.ImageSnapshots, imageSnapshotMessage(o, false))
 	}
@@ -83,7 +83,7 @@ func (s *server) ListImageSnapshots(ctx context.Context, req *controlv1.ListImag
 }
 
 // UpdateImageSnapshot takes a new spec.
-func (s *server) UpdateImageSnapshot(ctx context.Context, req *controlv1.UpdateImageSnapshotRequest) (*controlv1.UpdateImageSnapshotResponse, error) {
+func (s *server) UpdateImageSnapshot(ctx context.Context, req *imagesnapshotv1.UpdateImageSnapshotRequest) (*imagesnapshotv1.UpdateImageSnapshotResponse, error) {
 	spec, err := specOf(req.GetSpec())
 	if err != nil {
 		return nil, statusOf(err)
@@ -98,11 +98,11 @@ func (s *server) UpdateImageSnapshot(ctx context.Context, req *controlv1.UpdateI
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.UpdateImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Warnings: r.Warnings}, nil
+	return &imagesnapshotv1.UpdateImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Warnings: r.Warnings}, nil
 }
 
 // DeleteImageSnapshot marks one for being taken down.
-func (s *server) DeleteImageSnapshot(ctx context.Context, req *controlv1.DeleteImageSnapshotRequest) (*controlv1.DeleteImageSnapshotResponse, error) {
+func (s *server) DeleteImageSnapshot(ctx context.Context, req *imagesnapshotv1.DeleteImageSnapshotRequest) (*imagesnapshotv1.DeleteImageSnapshotResponse, error) {
 	if _, err := s.service.Get(ctx, req.GetNameOrId()); err != nil {
 		return nil, statusOf(err)
 	}
@@ -112,16 +112,16 @@ func (s *server) DeleteImageSnapshot(ctx context.Context, req *controlv1.DeleteI
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &controlv1.DeleteImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(o, true)}, nil
+	return &imagesnapshotv1.DeleteImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(o, true)}, nil
 }
 
 // ListImageSnapshotEvents gives what happened.
-func (s *server) ListImageSnapshotEvents(ctx context.Context, req *controlv1.ListImageSnapshotEventsRequest) (*controlv1.ListImageSnapshotEventsResponse, error) {
+func (s *server) ListImageSnapshotEvents(ctx context.Context, req *imagesnapshotv1.ListImageSnapshotEventsRequest) (*imagesnapshotv1.ListImageSnapshotEventsResponse, error) {
 	events, err := s.service.Events(ctx, filterOf(req.GetFilter()))
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	resp := &controlv1.ListImageSnapshotEventsResponse{}
+	resp := &imagesnapshotv1.ListImageSnapshotEventsResponse{}
 	for _, e := range events {
 		resp.Events = append(resp.Events, eventMessage(e))
 	}
@@ -129,21 +129,21 @@ func (s *server) ListImageSnapshotEvents(ctx context.Context, req *controlv1.Lis
 }
 
 // WatchImageSnapshots streams objects.
-func (s *server) WatchImageSnapshots(req *controlv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotsResponse]) error {
+func (s *server) WatchImageSnapshots(req *imagesnapshotv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[imagesnapshotv1.WatchImageSnapshotsResponse]) error {
 	return statusOf(s.service.Watch(stream.Context(), filterOf(req.GetFilter()), func(c store.Change) error {
-		return stream.Send(&controlv1.WatchImageSnapshotsResponse{ImageSnapshot: imageSnapshotMessage(c.Object, true), Deleted: c.Deleted})
+		return stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: imageSnapshotMessage(c.Object, true), Deleted: c.Deleted})
 	}))
 }
 
 // WatchImageSnapshotEvents streams events.
-func (s *server) WatchImageSnapshotEvents(req *controlv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchImageSnapshotEventsResponse]) error {
+func (s *server) WatchImageSnapshotEvents(req *imagesnapshotv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[imagesnapshotv1.WatchImageSnapshotEventsResponse]) error {
 	return statusOf(s.service.WatchEvents(stream.Context(), filterOf(req.GetFilter()), func(e Event) error {
-		return stream.Send(&controlv1.WatchImageSnapshotEventsResponse{Event: eventMessage(e)})
+		return stream.Send(&imagesnapshotv1.WatchImageSnapshotEventsResponse{Event: eventMessage(e)})
 	}))
 }
 
 // MatchImages explains a choice.
-func (s *server) MatchImages(ctx context.Context, req *controlv1.MatchImagesRequest) (*controlv1.MatchImagesResponse, error) {
+func (s *server) MatchImages(ctx context.Context, req *imagesnapshotv1.MatchImagesRequest) (*imagesnapshotv1.MatchImagesResponse, error) {
 	r, err := matchRequestOf(req)
 	if err != nil {
 		return nil, statusOf(err)

@@ -22,14 +22,14 @@ import (
 	"berth.dev/berth/imagesnapshot/store/boltstore"
 	"berth.dev/berth/matcher"
 	"berth.dev/berth/matcher/dialect"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 	"berth.dev/berth/test/harness/protofields"
 )
 
 // world is the service over a real store and a real engine that does not run: image snapshots stay as they are
 // put.
 type world struct {
-	controlv1.ImageSnapshotServiceClient
+	imagesnapshotv1.ImageSnapshotServiceClient
 	t     *testing.T
 	store *boltstore.Store
 	fleet *matcher.Index
@@ -54,7 +54,7 @@ func newWorld(t *testing.T) *world {
 	go func() { done <- server.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
-	w.ImageSnapshotServiceClient = controlv1.NewImageSnapshotServiceClient(conn)
+	w.ImageSnapshotServiceClient = imagesnapshotv1.NewImageSnapshotServiceClient(conn)
 	t.Cleanup(func() {
 		require.NoError(t, conn.Close())
 		server.Stop()
@@ -64,9 +64,9 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) create(name string, change ...func(*controlv1.CreateImageSnapshotRequest)) *controlv1.ImageSnapshot {
+func (w *world) create(name string, change ...func(*imagesnapshotv1.CreateImageSnapshotRequest)) *imagesnapshotv1.ImageSnapshot {
 	w.t.Helper()
-	req := &controlv1.CreateImageSnapshotRequest{Name: name, Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}}
+	req := &imagesnapshotv1.CreateImageSnapshotRequest{Name: name, Spec: &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"nginx"}}}
 	for _, c := range change {
 		c(req)
 	}
@@ -86,14 +86,14 @@ func (w *world) put(name string, change func(*imagesnapshot.ImageSnapshot)) *ima
 	return o
 }
 
-func fullSpec() *controlv1.ImageSnapshotSpec {
-	return &controlv1.ImageSnapshotSpec{
+func fullSpec() *imagesnapshotv1.ImageSnapshotSpec {
+	return &imagesnapshotv1.ImageSnapshotSpec{
 		Images: []string{"docker.io/library/nginx:1.27", "registry.example:5000/app:1"}, Platforms: []string{"linux/arm64"},
 		SizeGib: 40, RetentionDays: 7,
-		Registries: []*controlv1.RegistryAccess{{Server: "registry.example:5000", Secret: "team:pull", PlainHttp: true},
+		Registries: []*imagesnapshotv1.RegistryAccess{{Server: "registry.example:5000", Secret: "team:pull", PlainHttp: true},
 			{Server: "other.example", InsecureSkipVerify: true}},
-		Build:       &controlv1.BuildSpec{TimeoutMinutes: 60, DnsServers: []string{"10.0.0.1"}, Parameters: map[string]string{"subnet": "s-1"}},
-		ReuseLayers: true, Flash: true, Elimination: controlv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU,
+		Build:       &imagesnapshotv1.BuildSpec{TimeoutMinutes: 60, DnsServers: []string{"10.0.0.1"}, Parameters: map[string]string{"subnet": "s-1"}},
+		ReuseLayers: true, Flash: true, Elimination: imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU,
 		StandardCopies: 3, FlashCopies: 2,
 	}
 }
@@ -104,12 +104,12 @@ func TestImageSnapshotOverTheWire(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	spec := fullSpec()
-	created := w.create("nightly", func(r *controlv1.CreateImageSnapshotRequest) {
+	created := w.create("nightly", func(r *imagesnapshotv1.CreateImageSnapshotRequest) {
 		r.Owner, r.ClientToken, r.Spec = "team-a", "token-1", spec
 		r.Labels, r.Annotations = map[string]string{"env": "prod"}, map[string]string{"note": "n"}
 	})
-	require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING, created.GetStatus().GetPhase())
-	require.Equal(t, controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL, created.GetOrigin())
+	require.Equal(t, imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_PENDING, created.GetStatus().GetPhase())
+	require.Equal(t, imagesnapshotv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_MANUAL, created.GetOrigin())
 	require.Equal(t, spec.String(), created.GetSpec().String(), "every field of the spec comes back")
 	require.Equal(t, "Accepted", created.GetStatus().GetEvents()[0].GetReason())
 
@@ -127,10 +127,10 @@ func TestImageSnapshotOverTheWire(t *testing.T) {
 		o.Status.Expires, o.Status.LastMatched = now.Add(time.Hour), now
 	})
 	for _, nameOrID := range []string{"nightly", created.GetId()} {
-		got, err := w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: nameOrID})
+		got, err := w.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: nameOrID})
 		require.NoError(t, err)
 		st := got.GetImageSnapshot().GetStatus()
-		require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, st.GetPhase())
+		require.Equal(t, imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, st.GetPhase())
 		require.Equal(t, digest.FromString("m").String(), st.GetImages()[0].GetDigest())
 		require.EqualValues(t, 9, st.GetImages()[0].GetSizeBytes())
 		require.Equal(t, "snap-1", st.GetVolumeSnapshotId())
@@ -150,32 +150,32 @@ func TestEnsureAutomaticOverTheWire(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	for annotation, want := range map[string]bool{"k8s.aliyun.com/eci-auto-imc": true, "berth.dev/create-if-missing": true, "cci.io/image-snapshot-auto-match": false} {
-		m, err := w.MatchImages(ctx, &controlv1.MatchImagesRequest{
-			AutoMatch: true, Images: []*controlv1.MatchImage{{Reference: "nginx"}, {Reference: "redis"}},
+		m, err := w.MatchImages(ctx, &imagesnapshotv1.MatchImagesRequest{
+			AutoMatch: true, Images: []*imagesnapshotv1.MatchImage{{Reference: "nginx"}, {Reference: "redis"}},
 			Annotations: map[string]string{annotation: "true"},
 		})
 		require.NoError(t, err)
 		require.True(t, m.GetNothingMatched())
 		require.Equal(t, want, m.GetCreateIfMissing(), annotation)
 	}
-	ensure := func(change func(*controlv1.EnsureAutomaticImageSnapshotRequest)) (*controlv1.EnsureAutomaticImageSnapshotResponse, error) {
-		req := &controlv1.EnsureAutomaticImageSnapshotRequest{
+	ensure := func(change func(*imagesnapshotv1.EnsureAutomaticImageSnapshotRequest)) (*imagesnapshotv1.EnsureAutomaticImageSnapshotResponse, error) {
+		req := &imagesnapshotv1.EnsureAutomaticImageSnapshotRequest{
 			Owner: "team-a", Images: []string{"nginx", "redis"}, Platforms: []string{"linux/arm64"}, Labels: map[string]string{"a": "1"},
-			Annotations: map[string]string{"note": "n"}, Registries: []*controlv1.RegistryAccess{{Server: "registry.example", Secret: "pull"}},
+			Annotations: map[string]string{"note": "n"}, Registries: []*imagesnapshotv1.RegistryAccess{{Server: "registry.example", Secret: "pull"}},
 		}
 		change(req)
 		return w.EnsureAutomaticImageSnapshot(ctx, req)
 	}
-	dry, err := ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) { r.DryRun = true })
+	dry, err := ensure(func(r *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) { r.DryRun = true })
 	require.NoError(t, err)
-	_, err = w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: dry.GetImageSnapshot().GetName()})
+	_, err = w.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: dry.GetImageSnapshot().GetName()})
 	require.Equal(t, codes.NotFound, status.Code(err))
 
-	first, err := ensure(func(*controlv1.EnsureAutomaticImageSnapshotRequest) {})
+	first, err := ensure(func(*imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) {})
 	require.NoError(t, err)
 	require.False(t, first.GetExisting())
 	s := first.GetImageSnapshot()
-	require.Equal(t, controlv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_AUTOMATIC, s.GetOrigin())
+	require.Equal(t, imagesnapshotv1.ImageSnapshotOrigin_IMAGE_SNAPSHOT_ORIGIN_AUTOMATIC, s.GetOrigin())
 	require.Equal(t, "team-a", s.GetOwner())
 	require.Equal(t, map[string]string{"a": "1"}, s.GetLabels())
 	require.Equal(t, map[string]string{"note": "n"}, s.GetAnnotations())
@@ -184,19 +184,19 @@ func TestEnsureAutomaticOverTheWire(t *testing.T) {
 	require.True(t, s.GetSpec().GetSizeAsNeeded(), "Q15")
 	require.True(t, s.GetSpec().GetReuseLayers())
 
-	again, err := ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) {
+	again, err := ensure(func(r *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) {
 		r.Images = []string{"docker.io/library/redis:latest", "docker.io/library/nginx"}
 	})
 	require.NoError(t, err)
 	require.True(t, again.GetExisting())
 	require.Equal(t, s.GetId(), again.GetImageSnapshot().GetId())
-	other, err := ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) { r.Owner = "team-b" })
+	other, err := ensure(func(r *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) { r.Owner = "team-b" })
 	require.NoError(t, err)
 	require.False(t, other.GetExisting(), "owners share nothing")
 
-	_, err = ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) { r.Images = []string{"UPPER"} })
+	_, err = ensure(func(r *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) { r.Images = []string{"UPPER"} })
 	require.Contains(t, violations(t, err), "spec.images[0]")
-	_, err = ensure(func(r *controlv1.EnsureAutomaticImageSnapshotRequest) { r.Images = nil })
+	_, err = ensure(func(r *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) { r.Images = nil })
 	require.Contains(t, violations(t, err), "spec.images")
 }
 
@@ -204,29 +204,31 @@ func TestEnsureAutomaticOverTheWire(t *testing.T) {
 func TestChangeImageSnapshot(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	created := w.create("nightly", func(r *controlv1.CreateImageSnapshotRequest) { r.Labels = map[string]string{"a": "1"} })
-	update := func(change func(*controlv1.UpdateImageSnapshotRequest)) (*controlv1.UpdateImageSnapshotResponse, error) {
+	created := w.create("nightly", func(r *imagesnapshotv1.CreateImageSnapshotRequest) { r.Labels = map[string]string{"a": "1"} })
+	update := func(change func(*imagesnapshotv1.UpdateImageSnapshotRequest)) (*imagesnapshotv1.UpdateImageSnapshotResponse, error) {
 		spec := created.GetSpec()
 		spec.RetentionDays = 30
-		req := &controlv1.UpdateImageSnapshotRequest{NameOrId: "nightly", Spec: spec}
+		req := &imagesnapshotv1.UpdateImageSnapshotRequest{NameOrId: "nightly", Spec: spec}
 		change(req)
 		return w.UpdateImageSnapshot(ctx, req)
 	}
-	nothing := func(*controlv1.UpdateImageSnapshotRequest) {}
+	nothing := func(*imagesnapshotv1.UpdateImageSnapshotRequest) {}
 	_, err := update(nothing)
 	require.Equal(t, codes.FailedPrecondition, status.Code(err))
 	require.ErrorContains(t, err, "it is Pending")
 
 	w.put("nightly", func(o *imagesnapshot.ImageSnapshot) { o.Status.Phase = imagesnapshot.PhaseAvailable })
-	_, err = update(func(r *controlv1.UpdateImageSnapshotRequest) {
-		r.Preconditions = &controlv1.Preconditions{ResourceVersion: created.GetResourceVersion()}
+	_, err = update(func(r *imagesnapshotv1.UpdateImageSnapshotRequest) {
+		r.Preconditions = &imagesnapshotv1.Preconditions{ResourceVersion: created.GetResourceVersion()}
 	})
 	require.Equal(t, codes.Aborted, status.Code(err), "%v", err)
-	dry, err := update(func(r *controlv1.UpdateImageSnapshotRequest) { r.DryRun, r.Labels = true, &controlv1.StringMap{} })
+	dry, err := update(func(r *imagesnapshotv1.UpdateImageSnapshotRequest) {
+		r.DryRun, r.Labels = true, &imagesnapshotv1.StringMap{}
+	})
 	require.NoError(t, err)
 	require.EqualValues(t, 30, dry.GetImageSnapshot().GetSpec().GetRetentionDays())
 	require.Empty(t, dry.GetImageSnapshot().GetLabels())
-	still, err := w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: "nightly"})
+	still, err := w.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: "nightly"})
 	require.NoError(t, err)
 	require.Zero(t, still.GetImageSnapshot().GetSpec().GetRetentionDays(), "a dry run changes nothing")
 
@@ -234,17 +236,17 @@ func TestChangeImageSnapshot(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, map[string]string{"a": "1"}, done.GetImageSnapshot().GetLabels(), "labels that are not given stay")
 	require.EqualValues(t, 2, done.GetImageSnapshot().GetGeneration())
-	require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, done.GetImageSnapshot().GetStatus().GetPhase())
-	rebuilt, err := update(func(r *controlv1.UpdateImageSnapshotRequest) { r.Rebuild = true })
+	require.Equal(t, imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE, done.GetImageSnapshot().GetStatus().GetPhase())
+	rebuilt, err := update(func(r *imagesnapshotv1.UpdateImageSnapshotRequest) { r.Rebuild = true })
 	require.NoError(t, err)
-	require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATING, rebuilt.GetImageSnapshot().GetStatus().GetPhase())
+	require.Equal(t, imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UPDATING, rebuilt.GetImageSnapshot().GetStatus().GetPhase())
 
-	_, err = w.DeleteImageSnapshot(ctx, &controlv1.DeleteImageSnapshotRequest{NameOrId: "nightly", Preconditions: &controlv1.Preconditions{Id: "another"}})
+	_, err = w.DeleteImageSnapshot(ctx, &imagesnapshotv1.DeleteImageSnapshotRequest{NameOrId: "nightly", Preconditions: &imagesnapshotv1.Preconditions{Id: "another"}})
 	require.Equal(t, codes.Aborted, status.Code(err))
 	for i := range 2 {
-		gone, err := w.DeleteImageSnapshot(ctx, &controlv1.DeleteImageSnapshotRequest{NameOrId: "nightly", Preconditions: &controlv1.Preconditions{Id: created.GetId()}})
+		gone, err := w.DeleteImageSnapshot(ctx, &imagesnapshotv1.DeleteImageSnapshotRequest{NameOrId: "nightly", Preconditions: &imagesnapshotv1.Preconditions{Id: created.GetId()}})
 		require.NoError(t, err, i)
-		require.Equal(t, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING, gone.GetImageSnapshot().GetStatus().GetPhase())
+		require.Equal(t, imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_DELETING, gone.GetImageSnapshot().GetStatus().GetPhase())
 		require.NotNil(t, gone.GetImageSnapshot().GetDeletionRequested())
 	}
 }
@@ -253,9 +255,9 @@ func TestChangeImageSnapshot(t *testing.T) {
 func TestImageSnapshotRefusals(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	bad := &controlv1.ImageSnapshotSpec{Images: []string{"UPPER"}, SizeGib: 19, RetentionDays: 10001,
-		Build: &controlv1.BuildSpec{TimeoutMinutes: 29}, Registries: []*controlv1.RegistryAccess{{Server: "https://x"}}}
-	_, err := w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "Nightly", Spec: bad})
+	bad := &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"UPPER"}, SizeGib: 19, RetentionDays: 10001,
+		Build: &imagesnapshotv1.BuildSpec{TimeoutMinutes: 29}, Registries: []*imagesnapshotv1.RegistryAccess{{Server: "https://x"}}}
+	_, err := w.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{Name: "Nightly", Spec: bad})
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	fields := violations(t, err)
 	for _, want := range []string{"name", "spec.images[0]", "spec.size.gib", "spec.retentionDays", "spec.build.timeoutMinutes", "spec.registries[0].server"} {
@@ -265,34 +267,34 @@ func TestImageSnapshotRefusals(t *testing.T) {
 	require.Contains(t, fields["spec.size.gib"], "20 to 400")
 	require.NotContains(t, status.Convert(err).Message(), "\n")
 
-	_, err = w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "a", Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}, Elimination: 9}})
+	_, err = w.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{Name: "a", Spec: &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"nginx"}, Elimination: 9}})
 	require.Contains(t, violations(t, err), "spec.elimination")
-	w.create("a", func(r *controlv1.CreateImageSnapshotRequest) { r.ClientToken = "t" })
-	_, err = w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "a", Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
+	w.create("a", func(r *imagesnapshotv1.CreateImageSnapshotRequest) { r.ClientToken = "t" })
+	_, err = w.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{Name: "a", Spec: &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
 	require.Equal(t, codes.AlreadyExists, status.Code(err))
-	_, err = w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "b", ClientToken: "t", Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
+	_, err = w.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{Name: "b", ClientToken: "t", Spec: &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
 	require.Equal(t, codes.Aborted, status.Code(err))
 	for i := range 4 {
 		w.create(fmt.Sprintf("more-%d", i))
 	}
-	_, err = w.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{Name: "sixth", Spec: &controlv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
+	_, err = w.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{Name: "sixth", Spec: &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
 	require.Equal(t, codes.ResourceExhausted, status.Code(err)) // A-3
 
 	for _, call := range []func() error{
 		func() error {
-			_, err := w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{NameOrId: "none"})
+			_, err := w.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: "none"})
 			return err
 		},
 		func() error {
-			_, err := w.UpdateImageSnapshot(ctx, &controlv1.UpdateImageSnapshotRequest{NameOrId: "none"})
+			_, err := w.UpdateImageSnapshot(ctx, &imagesnapshotv1.UpdateImageSnapshotRequest{NameOrId: "none"})
 			return err
 		},
 		func() error {
-			_, err := w.DeleteImageSnapshot(ctx, &controlv1.DeleteImageSnapshotRequest{NameOrId: "none"})
+			_, err := w.DeleteImageSnapshot(ctx, &imagesnapshotv1.DeleteImageSnapshotRequest{NameOrId: "none"})
 			return err
 		},
 		func() error {
-			s, err := w.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "none"}})
+			s, err := w.WatchImageSnapshots(ctx, &imagesnapshotv1.WatchImageSnapshotsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: "none"}})
 			if err == nil {
 				_, err = s.Recv()
 			}
@@ -303,9 +305,9 @@ func TestImageSnapshotRefusals(t *testing.T) {
 		require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
 		require.ErrorContains(t, err, `no image snapshot "none"`)
 	}
-	_, err = w.GetImageSnapshot(ctx, &controlv1.GetImageSnapshotRequest{})
+	_, err = w.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{})
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
-	_, err = w.ListImageSnapshots(ctx, &controlv1.ListImageSnapshotsRequest{PageSize: 1001})
+	_, err = w.ListImageSnapshots(ctx, &imagesnapshotv1.ListImageSnapshotsRequest{PageSize: 1001})
 	require.Contains(t, violations(t, err), "pageSize")
 }
 
@@ -327,14 +329,14 @@ func TestListImageSnapshots(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	for i := range 5 {
-		w.create(fmt.Sprintf("s-%d", i), func(r *controlv1.CreateImageSnapshotRequest) {
+		w.create(fmt.Sprintf("s-%d", i), func(r *imagesnapshotv1.CreateImageSnapshotRequest) {
 			r.Labels = map[string]string{"odd": fmt.Sprint(i%2 == 1)}
 		})
 	}
-	w.create("other", func(r *controlv1.CreateImageSnapshotRequest) { r.Owner = "team-b" })
-	names := func(f *controlv1.ImageSnapshotFilter, size int32) (all []string) {
+	w.create("other", func(r *imagesnapshotv1.CreateImageSnapshotRequest) { r.Owner = "team-b" })
+	names := func(f *imagesnapshotv1.ImageSnapshotFilter, size int32) (all []string) {
 		for token := ""; ; {
-			resp, err := w.ListImageSnapshots(ctx, &controlv1.ListImageSnapshotsRequest{Filter: f, PageSize: size, PageToken: token})
+			resp, err := w.ListImageSnapshots(ctx, &imagesnapshotv1.ListImageSnapshotsRequest{Filter: f, PageSize: size, PageToken: token})
 			require.NoError(t, err)
 			for _, o := range resp.GetImageSnapshots() {
 				require.Empty(t, o.GetStatus().GetEvents())
@@ -353,8 +355,8 @@ func TestListImageSnapshots(t *testing.T) {
 		require.Equal(t, everything, names(nil, size), size)
 	}
 	nobody := ""
-	require.Equal(t, everything[1:], names(&controlv1.ImageSnapshotFilter{Owner: &nobody}, 2))
-	require.Equal(t, []string{"s-1", "s-3"}, names(&controlv1.ImageSnapshotFilter{Labels: map[string]string{"odd": "true"}}, 1))
-	require.Equal(t, []string{"s-1"}, names(&controlv1.ImageSnapshotFilter{NameOrId: "s-1"}, 1))
-	require.Empty(t, names(&controlv1.ImageSnapshotFilter{NameOrId: "s-1", Labels: map[string]string{"odd": "false"}}, 1))
+	require.Equal(t, everything[1:], names(&imagesnapshotv1.ImageSnapshotFilter{Owner: &nobody}, 2))
+	require.Equal(t, []string{"s-1", "s-3"}, names(&imagesnapshotv1.ImageSnapshotFilter{Labels: map[string]string{"odd": "true"}}, 1))
+	require.Equal(t, []string{"s-1"}, names(&imagesnapshotv1.ImageSnapshotFilter{NameOrId: "s-1"}, 1))
+	require.Empty(t, names(&imagesnapshotv1.ImageSnapshotFilter{NameOrId: "s-1", Labels: map[string]string{"odd": "false"}}, 1))
 }

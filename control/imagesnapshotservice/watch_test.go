@@ -11,14 +11,14 @@ import (
 	"google.golang.org/grpc/status"
 
 	"berth.dev/berth/imagesnapshot"
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 func TestWatchImageSnapshots(t *testing.T) {
 	w := newWorld(t)
 	w.create("other")
 	created := w.create("nightly")
-	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: created.GetId()}})
+	stream, err := w.WatchImageSnapshots(t.Context(), &imagesnapshotv1.WatchImageSnapshotsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: created.GetId()}})
 	require.NoError(t, err)
 	m, err := stream.Recv()
 	require.NoError(t, err)
@@ -36,7 +36,7 @@ func TestWatchImageSnapshots(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF, "the deletion of what was named ends the stream")
 
 	ctx, cancel := context.WithCancel(t.Context())
-	stream, err = w.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{})
+	stream, err = w.WatchImageSnapshots(ctx, &imagesnapshotv1.WatchImageSnapshotsRequest{})
 	require.NoError(t, err)
 	_, err = stream.Recv()
 	require.NoError(t, err)
@@ -49,7 +49,7 @@ func TestWatchImageSnapshots(t *testing.T) {
 func TestWatchSeesReplacement(t *testing.T) {
 	w := newWorld(t)
 	first := w.create("nightly")
-	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "nightly"}})
+	stream, err := w.WatchImageSnapshots(t.Context(), &imagesnapshotv1.WatchImageSnapshotsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: "nightly"}})
 	require.NoError(t, err)
 	_, err = stream.Recv()
 	require.NoError(t, err)
@@ -68,9 +68,9 @@ func TestImageSnapshotEvents(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	w.create("nightly")
-	stream, err := w.WatchImageSnapshotEvents(ctx, &controlv1.WatchImageSnapshotEventsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "nightly"}})
+	stream, err := w.WatchImageSnapshotEvents(ctx, &imagesnapshotv1.WatchImageSnapshotEventsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: "nightly"}})
 	require.NoError(t, err)
-	next := func() *controlv1.ImageSnapshotEvent {
+	next := func() *imagesnapshotv1.ImageSnapshotEvent {
 		m, err := stream.Recv()
 		require.NoError(t, err)
 		return m.GetEvent()
@@ -85,7 +85,7 @@ func TestImageSnapshotEvents(t *testing.T) {
 	warn(later)
 	e := next()
 	require.Equal(t, "nightly", e.GetImageSnapshotName())
-	require.Equal(t, controlv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_WARNING, e.GetType())
+	require.Equal(t, imagesnapshotv1.ImageSnapshotEventType_IMAGE_SNAPSHOT_EVENT_TYPE_WARNING, e.GetType())
 	require.EqualValues(t, 1, e.GetCount())
 	w.put("nightly", func(o *imagesnapshot.ImageSnapshot) { o.Status.Progress++ }) // no event
 	warn(later.Add(time.Second))
@@ -94,19 +94,19 @@ func TestImageSnapshotEvents(t *testing.T) {
 	require.Equal(t, later, e.GetFirst().AsTime())
 
 	w.create("other")
-	list, err := w.ListImageSnapshotEvents(ctx, &controlv1.ListImageSnapshotEventsRequest{})
+	list, err := w.ListImageSnapshotEvents(ctx, &imagesnapshotv1.ListImageSnapshotEventsRequest{})
 	require.NoError(t, err)
 	require.Len(t, list.GetEvents(), 3)
 	require.Equal(t, "other", list.GetEvents()[1].GetImageSnapshotName(), "by time, not by name")
 	require.Equal(t, "Retrying", list.GetEvents()[2].GetReason())
-	_, err = w.ListImageSnapshotEvents(ctx, &controlv1.ListImageSnapshotEventsRequest{Filter: &controlv1.ImageSnapshotFilter{NameOrId: "none"}})
+	_, err = w.ListImageSnapshotEvents(ctx, &imagesnapshotv1.ListImageSnapshotEventsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: "none"}})
 	require.Equal(t, codes.NotFound, status.Code(err))
 }
 
 func TestWatchNeedsTheStore(t *testing.T) {
 	w := newWorld(t)
 	require.NoError(t, w.store.Close())
-	stream, err := w.WatchImageSnapshots(t.Context(), &controlv1.WatchImageSnapshotsRequest{})
+	stream, err := w.WatchImageSnapshots(t.Context(), &imagesnapshotv1.WatchImageSnapshotsRequest{})
 	require.NoError(t, err)
 	_, err = stream.Recv()
 	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)

@@ -13,6 +13,7 @@ import (
 	"berth.dev/berth/matcher"
 	"berth.dev/berth/node/ondemand"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
 )
 
 type lastChoices map[string]ondemand.Record
@@ -58,6 +59,6 @@ func TestLastChoice(t *testing.T) {
 	require.Equal(t, c.Time, m.GetTime().AsTime())
 	require.Equal(t, []string{chain.String(), "r", "1s"}, []string{m.GetChainId(), m.GetReason(), m.GetWaited().AsDuration().String()})
 	disk, candidate := m.GetDisks()[0], m.GetCandidates()[0]
-	require.Equal(t, []string{"s", "d", "failed", "e"}, []string{disk.GetImageSnapshot(), disk.GetDisk(), disk.GetResult(), disk.GetError()})
-	require.Equal(t, []string{"s", "i", "lost", "w"}, []string{candidate.GetName(), candidate.GetId(), candidate.GetVerdict(), candidate.GetWhy()})
+	require.Equal(t, []string{"s", "d", "failed", "e"}, []string{disk.GetImageSnapshot(), disk.GetDisk(), enumword.Of(disk.GetResult()), disk.GetError()})
+	require.Equal(t, []string{"s", "i", "lost", "w"}, []string{candidate.GetName(), candidate.GetId(), enumword.Of(candidate.GetVerdict()), candidate.GetWhy()})
 }

@@ -8,6 +8,7 @@ import (
 
 	"berth.dev/berth/control/nodeservice"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
 	"berth.dev/berth/readahead"
 )
 
@@ -19,7 +20,7 @@ func TestReadAheadOverTheWire(t *testing.T) {
 	s, _, _ := newService(t)
 	st, err := serve(t, s).Status(t.Context(), &controlv1.StatusRequest{})
 	require.NoError(t, err)
-	require.Empty(t, st.GetHydrations(), "nothing reads ahead")
+	require.Empty(t, st.GetReadAhead(), "nothing reads ahead")
 
 	wanted := time.Unix(1_700_000_000, 0).UTC()
 	s, _, _ = newService(t, func(c *nodeservice.Config) {
@@ -30,11 +31,11 @@ func TestReadAheadOverTheWire(t *testing.T) {
 	})
 	st, err = serve(t, s).Status(t.Context(), &controlv1.StatusRequest{})
 	require.NoError(t, err)
-	require.Len(t, st.GetHydrations(), 1)
-	h := st.GetHydrations()[0]
+	require.Len(t, st.GetReadAhead(), 1)
+	h := st.GetReadAhead()[0]
 	require.Equal(t, "docker.io/library/app:1 base u failed input/output error",
-		h.GetImage()+" "+h.GetDisk()+" "+h.GetDiskUuid()+" "+h.GetState()+" "+h.GetReason())
-	require.True(t, h.GetListed())
+		h.GetImage()+" "+h.GetDisk()+" "+h.GetDiskUuid()+" "+enumword.Of(h.GetState())+" "+h.GetReason())
+	require.True(t, h.GetHasAccessList())
 	require.Equal(t, []int64{9, 8, 7, 6, 4}, []int64{h.GetTotalBytes(), h.GetBytes(), h.GetReads(), h.GetSkipped(), h.GetBytesPerSecond()})
 	require.Equal(t, wanted, h.GetWanted().AsTime())
 	require.Equal(t, 2*time.Second, h.GetTook().AsDuration())

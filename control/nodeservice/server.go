@@ -33,9 +33,9 @@ func (s *server) Status(_ context.Context, _ *controlv1.StatusRequest) (*control
 	st := s.service.Status()
 	return &controlv1.StatusResponse{
 		Version: st.Version, Pid: int64(st.PID), Started: timestamppb.New(st.Started), Root: st.Root,
-		Hits: st.Hits, Misses: st.Misses, BytesNotPulled: st.BytesNotPulled,
+		Hits: hitMessages(st.Hits), Misses: missMessages(st.Misses), BytesNotPulled: st.BytesNotPulled,
 		AdoptedSnapshots: uint64(st.AdoptedSnapshots), Disks: diskMessages(st.Disks),
-		Hydrations: readAheadMessages(st.ReadAhead),
+		ReadAhead: readAheadMessages(st.ReadAhead),
 	}, nil
 }
 
@@ -47,7 +47,7 @@ func (s *server) ListDisks(_ context.Context, _ *controlv1.ListDisksRequest) (*c
 // AttachDisk attaches a disk.
 func (s *server) AttachDisk(ctx context.Context, req *controlv1.AttachDiskRequest) (*controlv1.AttachDiskResponse, error) {
 	disk, err := s.service.AttachDisk(ctx, stage.Spec{
-		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(), VolumeSnapshotID: req.GetSnapshotId(),
+		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(), VolumeSnapshotID: req.GetVolumeSnapshotId(),
 		Keep: req.GetKeep(), Expect: layerdisk.Identity{IndexDigest: digest.Digest(req.GetExpectIndexDigest())},
 	})
 	if err != nil {
@@ -99,7 +99,7 @@ func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayers
 	for _, a := range answers {
 		m := &controlv1.LayerAnswer{Reason: a.Reason}
 		if h := a.Held; h != nil {
-			m.Hit, m.Disk, m.LayerNumber, m.MatchedBy = true, h.DiskName, int64(h.LayerNumber), string(h.MatchedBy)
+			m.Hit, m.Disk, m.LayerNumber, m.MatchedBy = true, h.DiskName, int64(h.LayerNumber), layerMatchMessage(h.MatchedBy)
 		}
 		if a.Last != nil {
 			m.Last = eventMessage(*a.Last)

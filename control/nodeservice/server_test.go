@@ -19,6 +19,7 @@ import (
 	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/stage"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
 )
 
 func serve(t *testing.T, s *nodeservice.Service) controlv1.ControlServiceClient {
@@ -60,7 +61,7 @@ func TestOverTheWire(t *testing.T) {
 	require.Equal(t, "containerd is away", list.GetDisks()[0].GetImportError())
 	imported := list.GetDisks()[0].GetImports()[0]
 	require.Equal(t, []string{"r", "n", "left", "why"},
-		[]string{imported.GetReference(), imported.GetNamespace(), imported.GetResult(), imported.GetReason()})
+		[]string{imported.GetReference(), imported.GetNamespace(), enumword.Of(imported.GetResult()), imported.GetReason()})
 
 	chain := digest.FromString("chain")
 	f.layers[chain] = stage.Held{DiskName: "base", LayerNumber: 2, MatchedBy: layerdisk.MatchDiffID}
@@ -69,7 +70,7 @@ func TestOverTheWire(t *testing.T) {
 	require.NoError(t, err)
 	hit := explained.GetLayers()[0]
 	require.True(t, hit.GetHit())
-	require.Equal(t, "diff-id", hit.GetMatchedBy())
+	require.Equal(t, controlv1.LayerMatch_LAYER_MATCH_DIFF_ID, hit.GetMatchedBy())
 	require.EqualValues(t, 2, hit.GetLayerNumber())
 	require.Equal(t, controlv1.EventKind_EVENT_KIND_HIT, hit.GetLast().GetKind())
 	require.EqualValues(t, 5, hit.GetLast().GetTime().GetSeconds())
@@ -79,7 +80,9 @@ func TestOverTheWire(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 42, st.GetPid())
 	require.EqualValues(t, 9, st.GetBytesNotPulled())
-	require.EqualValues(t, 1, st.GetHits()["diff-id"])
+	require.Len(t, st.GetHits(), 1)
+	require.Equal(t, controlv1.LayerMatch_LAYER_MATCH_DIFF_ID, st.GetHits()[0].GetMatchedBy())
+	require.EqualValues(t, 1, st.GetHits()[0].GetCount())
 
 	f.images["docker.io/library/a:1"] = []stage.FoundImage{image(t, "base", "linux/arm64")}
 	img, err := c.FindImage(ctx, &controlv1.FindImageRequest{Reference: "docker.io/library/a:1", Platform: "linux/arm64"})

@@ -74,7 +74,7 @@ func TestStatusCountsWhatIsInUse(t *testing.T) {
 	require.Equal(t, "v1.2.3", st.Version)
 	require.Equal(t, 5, st.AdoptedSnapshots)
 	require.Equal(t, []string{"a", "b"}, []string{st.Disks[0].Name, st.Disks[1].Name})
-	require.Equal(t, map[string]uint64{"chain-id": 2}, st.Hits)
+	require.Equal(t, map[layerdisk.Match]uint64{layerdisk.MatchChainID: 2}, st.Hits)
 	require.Equal(t, map[string]uint64{"no-disk": 1, "error": 1}, st.Misses)
 	require.EqualValues(t, 100, st.BytesNotPulled)
 }

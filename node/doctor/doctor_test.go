@@ -151,7 +151,7 @@ func TestSickNodes(t *testing.T) {
 		"other root": {func(_ *testing.T, _ node, b *fakeBerthd, _ *health.Server) { b.root = "/elsewhere" },
 			doctor.Fail, "berthd root", "/elsewhere"},
 		"sick disk": {func(_ *testing.T, _ node, b *fakeBerthd, _ *health.Server) {
-			b.disks = []*controlv1.Disk{{Name: "base", State: "failed", LastError: "input/output error"}}
+			b.disks = []*controlv1.Disk{{Name: "base", State: controlv1.DiskState_DISK_STATE_FAILED, LastError: "input/output error"}}
 		}, doctor.Warn, "disk base", "failed: input/output error"},
 		"containerd stopped": {func(_ *testing.T, n node, _ *fakeBerthd, _ *health.Server) { n.ContainerdAddress += "x" },
 			doctor.Warn, "containerd", "does not answer"},

@@ -16,6 +16,7 @@ import (
 
 	"berth.dev/berth/node/containerdconfig"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
 )
 
 // answerTimeout is for one request to a daemon on this machine.
@@ -48,7 +49,7 @@ func checkBerthd(ctx context.Context, n Node) []Result {
 	}
 	for _, d := range status.GetDisks() {
 		if e := d.GetLastError(); e != "" {
-			results = append(results, Result{"disk " + d.GetName(), Warn, d.GetState() + ": " + e, "see docs/operations.md, or detach it: berth detach " + d.GetName()})
+			results = append(results, Result{"disk " + d.GetName(), Warn, enumword.Of(d.GetState()) + ": " + e, "see docs/operations.md, or detach it: berth detach " + d.GetName()})
 		}
 	}
 	return results

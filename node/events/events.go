@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/layerdisk"
 )
 
 const (
@@ -47,6 +49,14 @@ const (
 	ImageNotImported
 )
 
+// Reasons of misses beside those of package stage.
+const (
+	// ReasonProtocol is a question of containerd's that a disk cannot answer.
+	ReasonProtocol = "protocol"
+	// ReasonError is a look-up that failed.
+	ReasonError = "error"
+)
+
 // Event is something that happened.
 type Event struct {
 	Time     time.Time
@@ -58,7 +68,7 @@ type Event struct {
 	// ImageSnapshot is the name of that whose disk failed, empty if it is not known.
 	ImageSnapshot string
 	// MatchedBy of a Hit.
-	MatchedBy string
+	MatchedBy layerdisk.Match
 	// Reason of a Miss, one of few; Detail says more, also of a Failure.
 	Reason, Detail string
 	// Bytes not pulled, of a Hit; 0 if unknown.
@@ -67,8 +77,10 @@ type Event struct {
 
 // Counts since the start.
 type Counts struct {
-	// Hits by how the layer was recognised, Misses by reason.
-	Hits, Misses   map[string]uint64
+	// Hits by how the layer was recognised.
+	Hits map[layerdisk.Match]uint64
+	// Misses by reason.
+	Misses         map[string]uint64
 	BytesNotPulled uint64
 }
 
@@ -87,7 +99,7 @@ type Ledger struct {
 // NewLedger returns an empty one.
 func NewLedger() *Ledger {
 	return &Ledger{
-		counts:   Counts{Hits: map[string]uint64{}, Misses: map[string]uint64{}},
+		counts:   Counts{Hits: map[layerdisk.Match]uint64{}, Misses: map[string]uint64{}},
 		order:    list.New(),
 		last:     map[digest.Digest]*list.Element{},
 		watchers: map[*Watcher]struct{}{},
@@ -116,7 +128,7 @@ func (l *Ledger) Record(e Event) {
 		count(l.counts.Misses, e.Reason)
 		l.remember(e)
 	case Failure:
-		count(l.counts.Misses, "error")
+		count(l.counts.Misses, ReasonError)
 		l.remember(e)
 	case DiskAttached, DiskDetached, DiskFailed, ImageImported, ImageWithdrawn, ImageNotImported:
 		// only watchers want to know
@@ -126,7 +138,7 @@ func (l *Ledger) Record(e Event) {
 	}
 }
 
-func count(m map[string]uint64, key string) {
+func count[K ~string](m map[K]uint64, key K) {
 	if _, known := m[key]; !known && len(m) >= maxReasons {
 		key = "other"
 	}

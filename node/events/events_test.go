@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
+	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/node/events"
 )
 
@@ -15,7 +16,7 @@ func TestLedgerForgetsTheOldest(t *testing.T) {
 	l := events.NewLedger()
 	first := digest.FromString("first")
 	l.Record(events.Event{Kind: events.Hit, ChainID: first, MatchedBy: "blob"})
-	require.Equal(t, "blob", l.Last(first).MatchedBy)
+	require.Equal(t, layerdisk.MatchBlob, l.Last(first).MatchedBy)
 	for i := range 5000 {
 		l.Record(events.Event{Kind: events.Miss, ChainID: digest.FromBytes([]byte{byte(i), byte(i >> 8)}), Reason: "no-disk"})
 	}

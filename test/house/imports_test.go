@@ -76,7 +76,7 @@ func areas() map[string]area {
 		"node/containerdconfig": {},
 		"node/disks":            {own: []string{"internal/backoff", "layerdisk", "node/events", "node/stage"}},
 		"node/doctor":           {own: []string{"blockdev/attached", "blockdev/sysblock", "node/containerdconfig", "proto/..."}},
-		"node/events":           {},
+		"node/events":           {own: []string{"layerdisk"}},
 		"node/imageimport":      {own: []string{"internal/backoff", "internal/durable", "layerdisk"}},
 		"node/ondemand":         {own: []string{"imagesnapshot/catalog", "internal/backoff", "layerdisk", "matcher", "node/stage"}},
 		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}, foreign: append(format,
@@ -85,7 +85,7 @@ func areas() map[string]area {
 		// The image snapshots' service is served where there is no node too.
 		"control/imagesnapshotservice": {own: []string{"imagesnapshot/...", "layerdisk", "matcher/...", "proto/...", "readahead/accesslist"}},
 		"control/nodeservice": {own: []string{
-			"blockdev/loopdev", "layerdisk", "node/disks", "node/events", "node/imageimport", "node/ondemand", "node/stage", "proto/...", "readahead",
+			"blockdev/loopdev", "control/imagesnapshotservice", "layerdisk", "node/disks", "node/events", "node/imageimport", "node/ondemand", "node/stage", "proto/...", "readahead",
 		}},
 
 		// Commands join everything; tests use what they like.

@@ -166,17 +166,17 @@ func (n *node) cachedPages(offset, length int64) int {
 }
 
 // hydrated waits for a replay of the image that has ended, and gives all there were.
-func (n *node) hydrated(p pushed, count int) (all []berth.Hydration) {
+func (n *node) hydrated(p pushed, count int) (all []berth.ReadAhead) {
 	n.Helper()
 	n.eventually("the image to be read ahead", func() error {
 		all = nil
-		for _, h := range n.status().Hydrations {
+		for _, h := range n.status().ReadAhead {
 			if h.Image == p.ref && h.State != "running" && h.State != "waiting" {
 				all = append(all, h)
 			}
 		}
 		if len(all) < count {
-			return fmt.Errorf("it is not: %+v", n.status().Hydrations)
+			return fmt.Errorf("it is not: %+v", n.status().ReadAhead)
 		}
 		return nil
 	})
@@ -195,14 +195,14 @@ func TestStartIsReadAhead(t *testing.T) {
 	require.Zero(t, n.cachedPages(0, largeBytes))
 	n.pull(p)
 	got := n.hydrated(p, 1)
-	require.Equal(t, []berth.Hydration{{Image: p.ref, Disk: "d", Listed: true, State: "done", TotalBytes: 3<<20 + 8192, Bytes: 3<<20 + 8192, Rate: got[0].Rate}}, got)
+	require.Equal(t, []berth.ReadAhead{{Image: p.ref, Disk: "d", Listed: true, State: "done", TotalBytes: 3<<20 + 8192, Bytes: 3<<20 + 8192, Rate: got[0].Rate}}, got)
 	require.Positive(t, got[0].Rate)
 	require.Equal(t, 3<<20/4096, n.cachedPages(9<<20, 3<<20))
 	require.Equal(t, 3<<20/4096+1, n.cachedPages(0, largeBytes), "nothing else of the file")
 
 	require.NoError(t, n.berthd.Kill())
 	n.startBerthd()
-	require.Empty(t, n.status().Hydrations)
+	require.Empty(t, n.status().ReadAhead)
 	n.run(p, "c", "true")
 	require.Equal(t, "done", n.hydrated(p, 1)[0].State)
 }
@@ -235,7 +235,7 @@ func TestDetachWhileReadingAhead(t *testing.T) {
 	n.start()
 	n.pull(p)
 	n.eventually("reading ahead", func() error {
-		if h := n.status().Hydrations; len(h) != 1 || h[0].State != "running" || h[0].Bytes == 0 {
+		if h := n.status().ReadAhead; len(h) != 1 || h[0].State != "running" || h[0].Bytes == 0 {
 			return fmt.Errorf("%+v", h)
 		}
 		return nil

@@ -50,7 +50,7 @@ func (v matchView) chosen() []string {
 func (v matchView) verdicts() map[string]string {
 	all := map[string]string{}
 	for _, c := range v.Candidates {
-		all[c.Name] = c.Verdict
+		all[c.Name] = berth.Word("MATCH_VERDICT", c.Verdict)
 	}
 	return all
 }

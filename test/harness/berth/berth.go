@@ -277,19 +277,26 @@ func (d *Daemon) Snippet(ctx context.Context, containerdVersion string) ([]byte,
 
 // Status as "berth status --json" prints it, as far as tests look at it.
 type Status struct {
-	Hits           map[string]Count `json:"hits"`
-	Misses         map[string]Count `json:"misses"`
-	BytesNotPulled Count            `json:"bytes_not_pulled"`
-	Adopted        Count            `json:"adopted_snapshots"`
-	Disks          []DiskStatus     `json:"disks"`
-	Hydrations     []Hydration      `json:"hydrations"`
+	Hits           []Tally      `json:"hits"`
+	Misses         []Tally      `json:"misses"`
+	BytesNotPulled Count        `json:"bytes_not_pulled"`
+	Adopted        Count        `json:"adopted_snapshots"`
+	Disks          []DiskStatus `json:"disks"`
+	ReadAhead      []ReadAhead  `json:"read_ahead"`
 }
 
-// Hydration of one start.
-type Hydration struct {
+// Tally of the layers that were recognised in one way, or missed for one reason.
+type Tally struct {
+	MatchedBy string `json:"matched_by"`
+	Reason    string `json:"reason"`
+	Count     Count  `json:"count"`
+}
+
+// ReadAhead is what was read ahead for one start.
+type ReadAhead struct {
 	Image      string `json:"image"`
 	Disk       string `json:"disk"`
-	Listed     bool   `json:"listed"`
+	Listed     bool   `json:"has_access_list"`
 	State      string `json:"state"`
 	Reason     string `json:"reason"`
 	TotalBytes Count  `json:"total_bytes"`
@@ -337,10 +344,10 @@ func (c *Count) UnmarshalJSON(b []byte) error {
 }
 
 // Sum of all kinds.
-func Sum(counts map[string]Count) int {
+func Sum(tallies []Tally) int {
 	var sum Count
-	for _, n := range counts {
-		sum += n
+	for _, t := range tallies {
+		sum += t.Count
 	}
 	return int(sum)
 }
@@ -355,7 +362,21 @@ func (d *Daemon) Status(ctx context.Context) (Status, error) {
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		return s, fmt.Errorf("decode status: %w\n%s", err, out)
 	}
+	for i := range s.Disks {
+		s.Disks[i].State = Word("DISK_STATE", s.Disks[i].State)
+		for j := range s.Disks[i].Imports {
+			s.Disks[i].Imports[j].Result = Word("IMPORT_RESULT", s.Disks[i].Imports[j].Result)
+		}
+	}
+	for i := range s.ReadAhead {
+		s.ReadAhead[i].State = Word("READ_AHEAD_STATE", s.ReadAhead[i].State)
+	}
 	return s, nil
+}
+
+// Word for a value of an enum of the API: "in-use" for DISK_STATE_IN_USE.
+func Word(enum, value string) string {
+	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(value, enum+"_"), "_", "-"))
 }
 
 // Disk named in the status; an error if there is none.

@@ -1,13 +1,13 @@
-// The image snapshot service of berthd: what users, and the front ends of clouds and of Kubernetes, do with image
-// snapshots.
+// The image snapshots' service: what users, and the front ends of clouds and of Kubernetes, do with image snapshots.
 //
-// It is served beside the control service, under the same rules: fields, methods and enum values are only ever added
-// within v1, and a client ignores what it does not know. Nothing in it names a vendor; what only one backend
-// understands travels in BuildSpec.parameters as it is.
+// berthd serves it beside its control service; it can also be served where there is no node. Within v1, fields, methods
+// and enum values are only ever added: a client ignores what it does not know, and an enum value that it does not know
+// means "other". Nothing in it names a vendor; what only one backend understands travels in BuildSpec.parameters as it
+// is.
 //
 // Errors are gRPC codes:
-//   INVALID_ARGUMENT     an illegal value. The message names each field and what is allowed; so does a google.rpc.BadRequest
-//                        among the details, for machines
+//   INVALID_ARGUMENT     an illegal value. The message names each field and what is allowed; so does a
+//                        google.rpc.BadRequest among the details, for machines
 //   NOT_FOUND            there is no such image snapshot
 //   ALREADY_EXISTS       the name is taken
 //   ABORTED              a precondition does not hold, or a client token came with another request
@@ -19,9 +19,9 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.2
 // - protoc             (unknown)
-// source: berth/control/v1/imagesnapshot.proto
+// source: berth/imagesnapshot/v1/imagesnapshot.proto
 
-package controlv1
+package imagesnapshotv1
 
 import (
 	context "context"
@@ -36,18 +36,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ImageSnapshotService_CreateImageSnapshot_FullMethodName          = "/berth.control.v1.ImageSnapshotService/CreateImageSnapshot"
-	ImageSnapshotService_GetImageSnapshot_FullMethodName             = "/berth.control.v1.ImageSnapshotService/GetImageSnapshot"
-	ImageSnapshotService_ListImageSnapshots_FullMethodName           = "/berth.control.v1.ImageSnapshotService/ListImageSnapshots"
-	ImageSnapshotService_UpdateImageSnapshot_FullMethodName          = "/berth.control.v1.ImageSnapshotService/UpdateImageSnapshot"
-	ImageSnapshotService_DeleteImageSnapshot_FullMethodName          = "/berth.control.v1.ImageSnapshotService/DeleteImageSnapshot"
-	ImageSnapshotService_ListImageSnapshotEvents_FullMethodName      = "/berth.control.v1.ImageSnapshotService/ListImageSnapshotEvents"
-	ImageSnapshotService_WatchImageSnapshots_FullMethodName          = "/berth.control.v1.ImageSnapshotService/WatchImageSnapshots"
-	ImageSnapshotService_WatchImageSnapshotEvents_FullMethodName     = "/berth.control.v1.ImageSnapshotService/WatchImageSnapshotEvents"
-	ImageSnapshotService_MatchImages_FullMethodName                  = "/berth.control.v1.ImageSnapshotService/MatchImages"
-	ImageSnapshotService_PutAccessList_FullMethodName                = "/berth.control.v1.ImageSnapshotService/PutAccessList"
-	ImageSnapshotService_ListAccessLists_FullMethodName              = "/berth.control.v1.ImageSnapshotService/ListAccessLists"
-	ImageSnapshotService_EnsureAutomaticImageSnapshot_FullMethodName = "/berth.control.v1.ImageSnapshotService/EnsureAutomaticImageSnapshot"
+	ImageSnapshotService_CreateImageSnapshot_FullMethodName          = "/berth.imagesnapshot.v1.ImageSnapshotService/CreateImageSnapshot"
+	ImageSnapshotService_GetImageSnapshot_FullMethodName             = "/berth.imagesnapshot.v1.ImageSnapshotService/GetImageSnapshot"
+	ImageSnapshotService_ListImageSnapshots_FullMethodName           = "/berth.imagesnapshot.v1.ImageSnapshotService/ListImageSnapshots"
+	ImageSnapshotService_UpdateImageSnapshot_FullMethodName          = "/berth.imagesnapshot.v1.ImageSnapshotService/UpdateImageSnapshot"
+	ImageSnapshotService_DeleteImageSnapshot_FullMethodName          = "/berth.imagesnapshot.v1.ImageSnapshotService/DeleteImageSnapshot"
+	ImageSnapshotService_ListImageSnapshotEvents_FullMethodName      = "/berth.imagesnapshot.v1.ImageSnapshotService/ListImageSnapshotEvents"
+	ImageSnapshotService_WatchImageSnapshots_FullMethodName          = "/berth.imagesnapshot.v1.ImageSnapshotService/WatchImageSnapshots"
+	ImageSnapshotService_WatchImageSnapshotEvents_FullMethodName     = "/berth.imagesnapshot.v1.ImageSnapshotService/WatchImageSnapshotEvents"
+	ImageSnapshotService_MatchImages_FullMethodName                  = "/berth.imagesnapshot.v1.ImageSnapshotService/MatchImages"
+	ImageSnapshotService_PutAccessList_FullMethodName                = "/berth.imagesnapshot.v1.ImageSnapshotService/PutAccessList"
+	ImageSnapshotService_ListAccessLists_FullMethodName              = "/berth.imagesnapshot.v1.ImageSnapshotService/ListAccessLists"
+	ImageSnapshotService_EnsureAutomaticImageSnapshot_FullMethodName = "/berth.imagesnapshot.v1.ImageSnapshotService/EnsureAutomaticImageSnapshot"
 )
 
 // ImageSnapshotServiceClient is the client API for ImageSnapshotService service.
@@ -78,7 +78,7 @@ type ImageSnapshotServiceClient interface {
 	WatchImageSnapshots(ctx context.Context, in *WatchImageSnapshotsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchImageSnapshotsResponse], error)
 	// WatchImageSnapshotEvents streams what happened to image snapshots so far, then each event as it happens.
 	WatchImageSnapshotEvents(ctx context.Context, in *WatchImageSnapshotEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchImageSnapshotEventsResponse], error)
-	// MatchImages tells which image snapshots would be chosen for a set of images, and why, candidate by candidate. It
+	// MatchImages says which image snapshots would be chosen for a set of images, and why, candidate by candidate. It
 	// changes nothing.
 	MatchImages(ctx context.Context, in *MatchImagesRequest, opts ...grpc.CallOption) (*MatchImagesResponse, error)
 	// PutAccessList keeps with an image snapshot what the start of one of its images reads from the disk, in place of
@@ -269,7 +269,7 @@ type ImageSnapshotServiceServer interface {
 	WatchImageSnapshots(*WatchImageSnapshotsRequest, grpc.ServerStreamingServer[WatchImageSnapshotsResponse]) error
 	// WatchImageSnapshotEvents streams what happened to image snapshots so far, then each event as it happens.
 	WatchImageSnapshotEvents(*WatchImageSnapshotEventsRequest, grpc.ServerStreamingServer[WatchImageSnapshotEventsResponse]) error
-	// MatchImages tells which image snapshots would be chosen for a set of images, and why, candidate by candidate. It
+	// MatchImages says which image snapshots would be chosen for a set of images, and why, candidate by candidate. It
 	// changes nothing.
 	MatchImages(context.Context, *MatchImagesRequest) (*MatchImagesResponse, error)
 	// PutAccessList keeps with an image snapshot what the start of one of its images reads from the disk, in place of
@@ -557,7 +557,7 @@ func _ImageSnapshotService_EnsureAutomaticImageSnapshot_Handler(srv interface{},
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var ImageSnapshotService_ServiceDesc = grpc.ServiceDesc{
-	ServiceName: "berth.control.v1.ImageSnapshotService",
+	ServiceName: "berth.imagesnapshot.v1.ImageSnapshotService",
 	HandlerType: (*ImageSnapshotServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
@@ -613,5 +613,5 @@ var ImageSnapshotService_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 	},
-	Metadata: "berth/control/v1/imagesnapshot.proto",
+	Metadata: "berth/imagesnapshot/v1/imagesnapshot.proto",
 }

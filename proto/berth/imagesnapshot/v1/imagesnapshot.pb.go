@@ -1,13 +1,13 @@
-// The image snapshot service of berthd: what users, and the front ends of clouds and of Kubernetes, do with image
-// snapshots.
+// The image snapshots' service: what users, and the front ends of clouds and of Kubernetes, do with image snapshots.
 //
-// It is served beside the control service, under the same rules: fields, methods and enum values are only ever added
-// within v1, and a client ignores what it does not know. Nothing in it names a vendor; what only one backend
-// understands travels in BuildSpec.parameters as it is.
+// berthd serves it beside its control service; it can also be served where there is no node. Within v1, fields, methods
+// and enum values are only ever added: a client ignores what it does not know, and an enum value that it does not know
+// means "other". Nothing in it names a vendor; what only one backend understands travels in BuildSpec.parameters as it
+// is.
 //
 // Errors are gRPC codes:
-//   INVALID_ARGUMENT     an illegal value. The message names each field and what is allowed; so does a google.rpc.BadRequest
-//                        among the details, for machines
+//   INVALID_ARGUMENT     an illegal value. The message names each field and what is allowed; so does a
+//                        google.rpc.BadRequest among the details, for machines
 //   NOT_FOUND            there is no such image snapshot
 //   ALREADY_EXISTS       the name is taken
 //   ABORTED              a precondition does not hold, or a client token came with another request
@@ -19,9 +19,9 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        (unknown)
-// source: berth/control/v1/imagesnapshot.proto
+// source: berth/imagesnapshot/v1/imagesnapshot.proto
 
-package controlv1
+package imagesnapshotv1
 
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
@@ -76,11 +76,11 @@ func (x ImageSnapshotOrigin) String() string {
 }
 
 func (ImageSnapshotOrigin) Descriptor() protoreflect.EnumDescriptor {
-	return file_berth_control_v1_imagesnapshot_proto_enumTypes[0].Descriptor()
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[0].Descriptor()
 }
 
 func (ImageSnapshotOrigin) Type() protoreflect.EnumType {
-	return &file_berth_control_v1_imagesnapshot_proto_enumTypes[0]
+	return &file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[0]
 }
 
 func (x ImageSnapshotOrigin) Number() protoreflect.EnumNumber {
@@ -89,7 +89,7 @@ func (x ImageSnapshotOrigin) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ImageSnapshotOrigin.Descriptor instead.
 func (ImageSnapshotOrigin) EnumDescriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{0}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{0}
 }
 
 // EliminationStrategy says what may happen to an image snapshot when its owner's quota is used up.
@@ -125,11 +125,11 @@ func (x EliminationStrategy) String() string {
 }
 
 func (EliminationStrategy) Descriptor() protoreflect.EnumDescriptor {
-	return file_berth_control_v1_imagesnapshot_proto_enumTypes[1].Descriptor()
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[1].Descriptor()
 }
 
 func (EliminationStrategy) Type() protoreflect.EnumType {
-	return &file_berth_control_v1_imagesnapshot_proto_enumTypes[1]
+	return &file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[1]
 }
 
 func (x EliminationStrategy) Number() protoreflect.EnumNumber {
@@ -138,7 +138,7 @@ func (x EliminationStrategy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EliminationStrategy.Descriptor instead.
 func (EliminationStrategy) EnumDescriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{1}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{1}
 }
 
 // ImageSnapshotPhase is where an image snapshot is in its life.
@@ -202,11 +202,11 @@ func (x ImageSnapshotPhase) String() string {
 }
 
 func (ImageSnapshotPhase) Descriptor() protoreflect.EnumDescriptor {
-	return file_berth_control_v1_imagesnapshot_proto_enumTypes[2].Descriptor()
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[2].Descriptor()
 }
 
 func (ImageSnapshotPhase) Type() protoreflect.EnumType {
-	return &file_berth_control_v1_imagesnapshot_proto_enumTypes[2]
+	return &file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[2]
 }
 
 func (x ImageSnapshotPhase) Number() protoreflect.EnumNumber {
@@ -215,10 +215,10 @@ func (x ImageSnapshotPhase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ImageSnapshotPhase.Descriptor instead.
 func (ImageSnapshotPhase) EnumDescriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{2}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{2}
 }
 
-// ImageSnapshotEventType tells news from trouble.
+// ImageSnapshotEventType separates news from trouble.
 type ImageSnapshotEventType int32
 
 const (
@@ -255,11 +255,11 @@ func (x ImageSnapshotEventType) String() string {
 }
 
 func (ImageSnapshotEventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_berth_control_v1_imagesnapshot_proto_enumTypes[3].Descriptor()
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[3].Descriptor()
 }
 
 func (ImageSnapshotEventType) Type() protoreflect.EnumType {
-	return &file_berth_control_v1_imagesnapshot_proto_enumTypes[3]
+	return &file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[3]
 }
 
 func (x ImageSnapshotEventType) Number() protoreflect.EnumNumber {
@@ -268,7 +268,68 @@ func (x ImageSnapshotEventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ImageSnapshotEventType.Descriptor instead.
 func (ImageSnapshotEventType) EnumDescriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{3}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{3}
+}
+
+// MatchOrder is the order in which image snapshots that may be used are preferred.
+type MatchOrder int32
+
+const (
+	// Not known to this client; in a request, the order that the annotations ask for.
+	MatchOrder_MATCH_ORDER_UNSPECIFIED MatchOrder = 0
+	// By the bytes that need not be downloaded, less what attaching costs. This order alone may choose several together.
+	MatchOrder_MATCH_ORDER_SAVED MatchOrder = 1
+	// By the bytes of the matched images, then the time of creation.
+	MatchOrder_MATCH_ORDER_SIZE MatchOrder = 2
+	// By the number of images matched exactly, then the time of creation.
+	MatchOrder_MATCH_ORDER_QUANTITY MatchOrder = 3
+	// By the share of images matched exactly, then the bytes of the matched images, then the time of creation.
+	MatchOrder_MATCH_ORDER_DEGREE MatchOrder = 4
+)
+
+// Enum value maps for MatchOrder.
+var (
+	MatchOrder_name = map[int32]string{
+		0: "MATCH_ORDER_UNSPECIFIED",
+		1: "MATCH_ORDER_SAVED",
+		2: "MATCH_ORDER_SIZE",
+		3: "MATCH_ORDER_QUANTITY",
+		4: "MATCH_ORDER_DEGREE",
+	}
+	MatchOrder_value = map[string]int32{
+		"MATCH_ORDER_UNSPECIFIED": 0,
+		"MATCH_ORDER_SAVED":       1,
+		"MATCH_ORDER_SIZE":        2,
+		"MATCH_ORDER_QUANTITY":    3,
+		"MATCH_ORDER_DEGREE":      4,
+	}
+)
+
+func (x MatchOrder) Enum() *MatchOrder {
+	p := new(MatchOrder)
+	*p = x
+	return p
+}
+
+func (x MatchOrder) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MatchOrder) Descriptor() protoreflect.EnumDescriptor {
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[4].Descriptor()
+}
+
+func (MatchOrder) Type() protoreflect.EnumType {
+	return &file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[4]
+}
+
+func (x MatchOrder) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MatchOrder.Descriptor instead.
+func (MatchOrder) EnumDescriptor() ([]byte, []int) {
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{4}
 }
 
 // MatchOutcome is what becomes of the images.
@@ -312,11 +373,11 @@ func (x MatchOutcome) String() string {
 }
 
 func (MatchOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_berth_control_v1_imagesnapshot_proto_enumTypes[4].Descriptor()
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[5].Descriptor()
 }
 
 func (MatchOutcome) Type() protoreflect.EnumType {
-	return &file_berth_control_v1_imagesnapshot_proto_enumTypes[4]
+	return &file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[5]
 }
 
 func (x MatchOutcome) Number() protoreflect.EnumNumber {
@@ -325,7 +386,153 @@ func (x MatchOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MatchOutcome.Descriptor instead.
 func (MatchOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{4}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{5}
+}
+
+// MatchVerdict is what was decided about one image snapshot.
+type MatchVerdict int32
+
+const (
+	// Not known to this client.
+	MatchVerdict_MATCH_VERDICT_UNSPECIFIED MatchVerdict = 0
+	// It is used.
+	MatchVerdict_MATCH_VERDICT_CHOSEN MatchVerdict = 1
+	// Another one is better.
+	MatchVerdict_MATCH_VERDICT_LOST MatchVerdict = 2
+	// The chosen ones have everything that it has.
+	MatchVerdict_MATCH_VERDICT_NOT_NEEDED MatchVerdict = 3
+	// Attaching its disk costs more than it saves.
+	MatchVerdict_MATCH_VERDICT_NOT_WORTHWHILE MatchVerdict = 4
+	// The rules ask for a perfect match, or for more matches than it has.
+	MatchVerdict_MATCH_VERDICT_GATE_NOT_MET MatchVerdict = 5
+	// It is in no phase in which it can be used.
+	MatchVerdict_MATCH_VERDICT_NOT_READY MatchVerdict = 6
+	// It has expired.
+	MatchVerdict_MATCH_VERDICT_EXPIRED MatchVerdict = 7
+	// It has no image for a platform that is wanted.
+	MatchVerdict_MATCH_VERDICT_OTHER_PLATFORM MatchVerdict = 8
+	// Its disk cannot be attached to the node.
+	MatchVerdict_MATCH_VERDICT_UNREACHABLE MatchVerdict = 9
+	// It was asked for by name or ID, and shares nothing with the images.
+	MatchVerdict_MATCH_VERDICT_NO_MATCH MatchVerdict = 10
+	// It could be used, but the rules did not come to it.
+	MatchVerdict_MATCH_VERDICT_SET_ASIDE MatchVerdict = 11
+)
+
+// Enum value maps for MatchVerdict.
+var (
+	MatchVerdict_name = map[int32]string{
+		0:  "MATCH_VERDICT_UNSPECIFIED",
+		1:  "MATCH_VERDICT_CHOSEN",
+		2:  "MATCH_VERDICT_LOST",
+		3:  "MATCH_VERDICT_NOT_NEEDED",
+		4:  "MATCH_VERDICT_NOT_WORTHWHILE",
+		5:  "MATCH_VERDICT_GATE_NOT_MET",
+		6:  "MATCH_VERDICT_NOT_READY",
+		7:  "MATCH_VERDICT_EXPIRED",
+		8:  "MATCH_VERDICT_OTHER_PLATFORM",
+		9:  "MATCH_VERDICT_UNREACHABLE",
+		10: "MATCH_VERDICT_NO_MATCH",
+		11: "MATCH_VERDICT_SET_ASIDE",
+	}
+	MatchVerdict_value = map[string]int32{
+		"MATCH_VERDICT_UNSPECIFIED":    0,
+		"MATCH_VERDICT_CHOSEN":         1,
+		"MATCH_VERDICT_LOST":           2,
+		"MATCH_VERDICT_NOT_NEEDED":     3,
+		"MATCH_VERDICT_NOT_WORTHWHILE": 4,
+		"MATCH_VERDICT_GATE_NOT_MET":   5,
+		"MATCH_VERDICT_NOT_READY":      6,
+		"MATCH_VERDICT_EXPIRED":        7,
+		"MATCH_VERDICT_OTHER_PLATFORM": 8,
+		"MATCH_VERDICT_UNREACHABLE":    9,
+		"MATCH_VERDICT_NO_MATCH":       10,
+		"MATCH_VERDICT_SET_ASIDE":      11,
+	}
+)
+
+func (x MatchVerdict) Enum() *MatchVerdict {
+	p := new(MatchVerdict)
+	*p = x
+	return p
+}
+
+func (x MatchVerdict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MatchVerdict) Descriptor() protoreflect.EnumDescriptor {
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[6].Descriptor()
+}
+
+func (MatchVerdict) Type() protoreflect.EnumType {
+	return &file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[6]
+}
+
+func (x MatchVerdict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MatchVerdict.Descriptor instead.
+func (MatchVerdict) EnumDescriptor() ([]byte, []int) {
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{6}
+}
+
+// ImageMatch says how an image snapshot matches an image.
+type ImageMatch int32
+
+const (
+	// It has nothing of the image, or the value is not known to this client.
+	ImageMatch_IMAGE_MATCH_UNSPECIFIED ImageMatch = 0
+	// It has the whole image, by the digest of the manifest.
+	ImageMatch_IMAGE_MATCH_DIGEST ImageMatch = 1
+	// It has the whole image, by its name.
+	ImageMatch_IMAGE_MATCH_NAME ImageMatch = 2
+	// It has some of the image's layers.
+	ImageMatch_IMAGE_MATCH_LAYERS ImageMatch = 3
+)
+
+// Enum value maps for ImageMatch.
+var (
+	ImageMatch_name = map[int32]string{
+		0: "IMAGE_MATCH_UNSPECIFIED",
+		1: "IMAGE_MATCH_DIGEST",
+		2: "IMAGE_MATCH_NAME",
+		3: "IMAGE_MATCH_LAYERS",
+	}
+	ImageMatch_value = map[string]int32{
+		"IMAGE_MATCH_UNSPECIFIED": 0,
+		"IMAGE_MATCH_DIGEST":      1,
+		"IMAGE_MATCH_NAME":        2,
+		"IMAGE_MATCH_LAYERS":      3,
+	}
+)
+
+func (x ImageMatch) Enum() *ImageMatch {
+	p := new(ImageMatch)
+	*p = x
+	return p
+}
+
+func (x ImageMatch) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ImageMatch) Descriptor() protoreflect.EnumDescriptor {
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[7].Descriptor()
+}
+
+func (ImageMatch) Type() protoreflect.EnumType {
+	return &file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes[7]
+}
+
+func (x ImageMatch) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ImageMatch.Descriptor instead.
+func (ImageMatch) EnumDescriptor() ([]byte, []int) {
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{7}
 }
 
 // ImageSnapshot is one image snapshot: what is wanted and what there is.
@@ -346,7 +553,7 @@ type ImageSnapshot struct {
 	// Tenant that it belongs to; quotas count per owner. Empty is a tenant like any other.
 	Owner string `protobuf:"bytes,7,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Who wanted it.
-	Origin ImageSnapshotOrigin `protobuf:"varint,8,opt,name=origin,proto3,enum=berth.control.v1.ImageSnapshotOrigin" json:"origin,omitempty"`
+	Origin ImageSnapshotOrigin `protobuf:"varint,8,opt,name=origin,proto3,enum=berth.imagesnapshot.v1.ImageSnapshotOrigin" json:"origin,omitempty"`
 	// Client token that it was created with.
 	ClientToken string `protobuf:"bytes,9,opt,name=client_token,json=clientToken,proto3" json:"client_token,omitempty"`
 	// Tags to list by, at most 20.
@@ -363,7 +570,7 @@ type ImageSnapshot struct {
 
 func (x *ImageSnapshot) Reset() {
 	*x = ImageSnapshot{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[0]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +582,7 @@ func (x *ImageSnapshot) String() string {
 func (*ImageSnapshot) ProtoMessage() {}
 
 func (x *ImageSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[0]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +595,7 @@ func (x *ImageSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageSnapshot.ProtoReflect.Descriptor instead.
 func (*ImageSnapshot) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{0}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *ImageSnapshot) GetName() string {
@@ -487,7 +694,7 @@ type ImageSnapshotSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Image references, 1 to 10. They are normalised: nginx becomes docker.io/library/nginx:latest.
 	Images []string `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
-	// Platforms of each image, such as linux/arm64; none is that of the building machine.
+	// Platforms of each image, such as linux/arm64; empty means the platform of the building machine.
 	Platforms []string `protobuf:"bytes,2,rep,name=platforms,proto3" json:"platforms,omitempty"`
 	// Size of the volume in GiB, 20 to 400; 0 is the default of 20 unless size_as_needed is set.
 	SizeGib int32 `protobuf:"varint,3,opt,name=size_gib,json=sizeGib,proto3" json:"size_gib,omitempty"`
@@ -505,10 +712,10 @@ type ImageSnapshotSpec struct {
 	// Make it usable as soon as the layers are unpacked, before the volume snapshot is complete.
 	Flash bool `protobuf:"varint,9,opt,name=flash,proto3" json:"flash,omitempty"`
 	// What may happen to it when its owner's quota is used up.
-	Elimination EliminationStrategy `protobuf:"varint,10,opt,name=elimination,proto3,enum=berth.control.v1.EliminationStrategy" json:"elimination,omitempty"`
+	Elimination EliminationStrategy `protobuf:"varint,10,opt,name=elimination,proto3,enum=berth.imagesnapshot.v1.EliminationStrategy" json:"elimination,omitempty"`
 	// Volume snapshots made of the disk, 1 to 10, for storage that limits how often one can be read at once; 0 is 1.
 	StandardCopies int32 `protobuf:"varint,11,opt,name=standard_copies,json=standardCopies,proto3" json:"standard_copies,omitempty"`
-	// The same for the temporary ones of flash; 0 is 1.
+	// The same for the temporary volume snapshots of flash; 0 is 1.
 	FlashCopies   int32 `protobuf:"varint,12,opt,name=flash_copies,json=flashCopies,proto3" json:"flash_copies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -516,7 +723,7 @@ type ImageSnapshotSpec struct {
 
 func (x *ImageSnapshotSpec) Reset() {
 	*x = ImageSnapshotSpec{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[1]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +735,7 @@ func (x *ImageSnapshotSpec) String() string {
 func (*ImageSnapshotSpec) ProtoMessage() {}
 
 func (x *ImageSnapshotSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[1]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +748,7 @@ func (x *ImageSnapshotSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageSnapshotSpec.ProtoReflect.Descriptor instead.
 func (*ImageSnapshotSpec) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{1}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *ImageSnapshotSpec) GetImages() []string {
@@ -645,7 +852,7 @@ type RegistryAccess struct {
 
 func (x *RegistryAccess) Reset() {
 	*x = RegistryAccess{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[2]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +864,7 @@ func (x *RegistryAccess) String() string {
 func (*RegistryAccess) ProtoMessage() {}
 
 func (x *RegistryAccess) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[2]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +877,7 @@ func (x *RegistryAccess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryAccess.ProtoReflect.Descriptor instead.
 func (*RegistryAccess) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{2}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RegistryAccess) GetServer() string {
@@ -716,7 +923,7 @@ type BuildSpec struct {
 
 func (x *BuildSpec) Reset() {
 	*x = BuildSpec{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[3]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +935,7 @@ func (x *BuildSpec) String() string {
 func (*BuildSpec) ProtoMessage() {}
 
 func (x *BuildSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[3]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +948,7 @@ func (x *BuildSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildSpec.ProtoReflect.Descriptor instead.
 func (*BuildSpec) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{3}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BuildSpec) GetTimeoutMinutes() int32 {
@@ -769,7 +976,7 @@ func (x *BuildSpec) GetParameters() map[string]string {
 type ImageSnapshotStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where it is in its life.
-	Phase ImageSnapshotPhase `protobuf:"varint,1,opt,name=phase,proto3,enum=berth.control.v1.ImageSnapshotPhase" json:"phase,omitempty"`
+	Phase ImageSnapshotPhase `protobuf:"varint,1,opt,name=phase,proto3,enum=berth.imagesnapshot.v1.ImageSnapshotPhase" json:"phase,omitempty"`
 	// Why, in one word in CamelCase for machines.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Why, for people.
@@ -824,7 +1031,7 @@ type ImageSnapshotStatus struct {
 
 func (x *ImageSnapshotStatus) Reset() {
 	*x = ImageSnapshotStatus{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[4]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +1043,7 @@ func (x *ImageSnapshotStatus) String() string {
 func (*ImageSnapshotStatus) ProtoMessage() {}
 
 func (x *ImageSnapshotStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[4]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +1056,7 @@ func (x *ImageSnapshotStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageSnapshotStatus.ProtoReflect.Descriptor instead.
 func (*ImageSnapshotStatus) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{4}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ImageSnapshotStatus) GetPhase() ImageSnapshotPhase {
@@ -1046,7 +1253,7 @@ type SnapshottedImage struct {
 
 func (x *SnapshottedImage) Reset() {
 	*x = SnapshottedImage{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[5]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1265,7 @@ func (x *SnapshottedImage) String() string {
 func (*SnapshottedImage) ProtoMessage() {}
 
 func (x *SnapshottedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[5]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1278,7 @@ func (x *SnapshottedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshottedImage.ProtoReflect.Descriptor instead.
 func (*SnapshottedImage) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{5}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SnapshottedImage) GetReference() string {
@@ -1109,7 +1316,7 @@ func (x *SnapshottedImage) GetLayers() int32 {
 	return 0
 }
 
-// VolumeSnapshot is one snapshot in the storage.
+// VolumeSnapshot is one volume snapshot in the storage.
 type VolumeSnapshot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The storage's ID.
@@ -1128,7 +1335,7 @@ type VolumeSnapshot struct {
 
 func (x *VolumeSnapshot) Reset() {
 	*x = VolumeSnapshot{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[6]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1347,7 @@ func (x *VolumeSnapshot) String() string {
 func (*VolumeSnapshot) ProtoMessage() {}
 
 func (x *VolumeSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[6]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1360,7 @@ func (x *VolumeSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSnapshot.ProtoReflect.Descriptor instead.
 func (*VolumeSnapshot) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{6}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VolumeSnapshot) GetId() string {
@@ -1199,7 +1406,7 @@ type ImageSnapshotEvent struct {
 	// ID of the image snapshot.
 	ImageSnapshotId string `protobuf:"bytes,2,opt,name=image_snapshot_id,json=imageSnapshotId,proto3" json:"image_snapshot_id,omitempty"`
 	// News or trouble.
-	Type ImageSnapshotEventType `protobuf:"varint,3,opt,name=type,proto3,enum=berth.control.v1.ImageSnapshotEventType" json:"type,omitempty"`
+	Type ImageSnapshotEventType `protobuf:"varint,3,opt,name=type,proto3,enum=berth.imagesnapshot.v1.ImageSnapshotEventType" json:"type,omitempty"`
 	// What, in one word in CamelCase for machines.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What, for people.
@@ -1216,7 +1423,7 @@ type ImageSnapshotEvent struct {
 
 func (x *ImageSnapshotEvent) Reset() {
 	*x = ImageSnapshotEvent{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[7]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1435,7 @@ func (x *ImageSnapshotEvent) String() string {
 func (*ImageSnapshotEvent) ProtoMessage() {}
 
 func (x *ImageSnapshotEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[7]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1448,7 @@ func (x *ImageSnapshotEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageSnapshotEvent.ProtoReflect.Descriptor instead.
 func (*ImageSnapshotEvent) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{7}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ImageSnapshotEvent) GetImageSnapshotName() string {
@@ -1313,7 +1520,7 @@ type Preconditions struct {
 
 func (x *Preconditions) Reset() {
 	*x = Preconditions{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[8]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1532,7 @@ func (x *Preconditions) String() string {
 func (*Preconditions) ProtoMessage() {}
 
 func (x *Preconditions) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[8]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1545,7 @@ func (x *Preconditions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preconditions.ProtoReflect.Descriptor instead.
 func (*Preconditions) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{8}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Preconditions) GetId() string {
@@ -1355,7 +1562,7 @@ func (x *Preconditions) GetResourceVersion() string {
 	return ""
 }
 
-// CreateImageSnapshotRequest of ImageSnapshotService.CreateImageSnapshot.
+// CreateImageSnapshotRequest is the request of ImageSnapshotService.CreateImageSnapshot.
 type CreateImageSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name, see ImageSnapshot.name.
@@ -1378,7 +1585,7 @@ type CreateImageSnapshotRequest struct {
 
 func (x *CreateImageSnapshotRequest) Reset() {
 	*x = CreateImageSnapshotRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[9]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1597,7 @@ func (x *CreateImageSnapshotRequest) String() string {
 func (*CreateImageSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateImageSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[9]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1610,7 @@ func (x *CreateImageSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateImageSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{9}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateImageSnapshotRequest) GetName() string {
@@ -1455,7 +1662,7 @@ func (x *CreateImageSnapshotRequest) GetDryRun() bool {
 	return false
 }
 
-// CreateImageSnapshotResponse of ImageSnapshotService.CreateImageSnapshot.
+// CreateImageSnapshotResponse is the response of ImageSnapshotService.CreateImageSnapshot.
 type CreateImageSnapshotResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The image snapshot; with dry_run what it would be.
@@ -1470,7 +1677,7 @@ type CreateImageSnapshotResponse struct {
 
 func (x *CreateImageSnapshotResponse) Reset() {
 	*x = CreateImageSnapshotResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[10]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1689,7 @@ func (x *CreateImageSnapshotResponse) String() string {
 func (*CreateImageSnapshotResponse) ProtoMessage() {}
 
 func (x *CreateImageSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[10]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1702,7 @@ func (x *CreateImageSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CreateImageSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{10}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateImageSnapshotResponse) GetImageSnapshot() *ImageSnapshot {
@@ -1519,7 +1726,7 @@ func (x *CreateImageSnapshotResponse) GetWarnings() []string {
 	return nil
 }
 
-// GetImageSnapshotRequest of ImageSnapshotService.GetImageSnapshot.
+// GetImageSnapshotRequest is the request of ImageSnapshotService.GetImageSnapshot.
 type GetImageSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name, or ID if nothing has that name.
@@ -1530,7 +1737,7 @@ type GetImageSnapshotRequest struct {
 
 func (x *GetImageSnapshotRequest) Reset() {
 	*x = GetImageSnapshotRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[11]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1749,7 @@ func (x *GetImageSnapshotRequest) String() string {
 func (*GetImageSnapshotRequest) ProtoMessage() {}
 
 func (x *GetImageSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[11]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1762,7 @@ func (x *GetImageSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetImageSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{11}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetImageSnapshotRequest) GetNameOrId() string {
@@ -1565,7 +1772,7 @@ func (x *GetImageSnapshotRequest) GetNameOrId() string {
 	return ""
 }
 
-// GetImageSnapshotResponse of ImageSnapshotService.GetImageSnapshot.
+// GetImageSnapshotResponse is the response of ImageSnapshotService.GetImageSnapshot.
 type GetImageSnapshotResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The image snapshot.
@@ -1576,7 +1783,7 @@ type GetImageSnapshotResponse struct {
 
 func (x *GetImageSnapshotResponse) Reset() {
 	*x = GetImageSnapshotResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[12]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1795,7 @@ func (x *GetImageSnapshotResponse) String() string {
 func (*GetImageSnapshotResponse) ProtoMessage() {}
 
 func (x *GetImageSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[12]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1808,7 @@ func (x *GetImageSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetImageSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{12}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetImageSnapshotResponse) GetImageSnapshot() *ImageSnapshot {
@@ -1626,7 +1833,7 @@ type ImageSnapshotFilter struct {
 
 func (x *ImageSnapshotFilter) Reset() {
 	*x = ImageSnapshotFilter{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[13]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1845,7 @@ func (x *ImageSnapshotFilter) String() string {
 func (*ImageSnapshotFilter) ProtoMessage() {}
 
 func (x *ImageSnapshotFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[13]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1858,7 @@ func (x *ImageSnapshotFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageSnapshotFilter.ProtoReflect.Descriptor instead.
 func (*ImageSnapshotFilter) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{13}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ImageSnapshotFilter) GetNameOrId() string {
@@ -1675,14 +1882,14 @@ func (x *ImageSnapshotFilter) GetLabels() map[string]string {
 	return nil
 }
 
-// ListImageSnapshotsRequest of ImageSnapshotService.ListImageSnapshots.
+// ListImageSnapshotsRequest is the request of ImageSnapshotService.ListImageSnapshots.
 type ListImageSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which ones.
 	Filter *ImageSnapshotFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// At most so many, up to 1000; 0 is 100.
+	// Most image snapshots in the answer, up to 1000; 0 means 100.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Where to go on: next_page_token of the page before.
+	// Where to continue: next_page_token of the page before.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1690,7 +1897,7 @@ type ListImageSnapshotsRequest struct {
 
 func (x *ListImageSnapshotsRequest) Reset() {
 	*x = ListImageSnapshotsRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[14]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +1909,7 @@ func (x *ListImageSnapshotsRequest) String() string {
 func (*ListImageSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListImageSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[14]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +1922,7 @@ func (x *ListImageSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImageSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListImageSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{14}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListImageSnapshotsRequest) GetFilter() *ImageSnapshotFilter {
@@ -1739,7 +1946,7 @@ func (x *ListImageSnapshotsRequest) GetPageToken() string {
 	return ""
 }
 
-// ListImageSnapshotsResponse of ImageSnapshotService.ListImageSnapshots.
+// ListImageSnapshotsResponse is the response of ImageSnapshotService.ListImageSnapshots.
 type ListImageSnapshotsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sorted by name, without their events.
@@ -1752,7 +1959,7 @@ type ListImageSnapshotsResponse struct {
 
 func (x *ListImageSnapshotsResponse) Reset() {
 	*x = ListImageSnapshotsResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[15]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1971,7 @@ func (x *ListImageSnapshotsResponse) String() string {
 func (*ListImageSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListImageSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[15]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1984,7 @@ func (x *ListImageSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImageSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListImageSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{15}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListImageSnapshotsResponse) GetImageSnapshots() []*ImageSnapshot {
@@ -1794,7 +2001,7 @@ func (x *ListImageSnapshotsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// UpdateImageSnapshotRequest of ImageSnapshotService.UpdateImageSnapshot.
+// UpdateImageSnapshotRequest is the request of ImageSnapshotService.UpdateImageSnapshot.
 type UpdateImageSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name, or ID if nothing has that name.
@@ -1817,7 +2024,7 @@ type UpdateImageSnapshotRequest struct {
 
 func (x *UpdateImageSnapshotRequest) Reset() {
 	*x = UpdateImageSnapshotRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[16]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +2036,7 @@ func (x *UpdateImageSnapshotRequest) String() string {
 func (*UpdateImageSnapshotRequest) ProtoMessage() {}
 
 func (x *UpdateImageSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[16]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +2049,7 @@ func (x *UpdateImageSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateImageSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*UpdateImageSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{16}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpdateImageSnapshotRequest) GetNameOrId() string {
@@ -1905,7 +2112,7 @@ type StringMap struct {
 
 func (x *StringMap) Reset() {
 	*x = StringMap{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[17]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2124,7 @@ func (x *StringMap) String() string {
 func (*StringMap) ProtoMessage() {}
 
 func (x *StringMap) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[17]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2137,7 @@ func (x *StringMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringMap.ProtoReflect.Descriptor instead.
 func (*StringMap) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{17}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StringMap) GetEntries() map[string]string {
@@ -1940,7 +2147,7 @@ func (x *StringMap) GetEntries() map[string]string {
 	return nil
 }
 
-// UpdateImageSnapshotResponse of ImageSnapshotService.UpdateImageSnapshot.
+// UpdateImageSnapshotResponse is the response of ImageSnapshotService.UpdateImageSnapshot.
 type UpdateImageSnapshotResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The image snapshot; with dry_run what it would be.
@@ -1953,7 +2160,7 @@ type UpdateImageSnapshotResponse struct {
 
 func (x *UpdateImageSnapshotResponse) Reset() {
 	*x = UpdateImageSnapshotResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[18]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2172,7 @@ func (x *UpdateImageSnapshotResponse) String() string {
 func (*UpdateImageSnapshotResponse) ProtoMessage() {}
 
 func (x *UpdateImageSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[18]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2185,7 @@ func (x *UpdateImageSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateImageSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*UpdateImageSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{18}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateImageSnapshotResponse) GetImageSnapshot() *ImageSnapshot {
@@ -1995,7 +2202,7 @@ func (x *UpdateImageSnapshotResponse) GetWarnings() []string {
 	return nil
 }
 
-// DeleteImageSnapshotRequest of ImageSnapshotService.DeleteImageSnapshot.
+// DeleteImageSnapshotRequest is the request of ImageSnapshotService.DeleteImageSnapshot.
 type DeleteImageSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name, or ID if nothing has that name.
@@ -2010,7 +2217,7 @@ type DeleteImageSnapshotRequest struct {
 
 func (x *DeleteImageSnapshotRequest) Reset() {
 	*x = DeleteImageSnapshotRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[19]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2229,7 @@ func (x *DeleteImageSnapshotRequest) String() string {
 func (*DeleteImageSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteImageSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[19]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2242,7 @@ func (x *DeleteImageSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{19}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteImageSnapshotRequest) GetNameOrId() string {
@@ -2059,7 +2266,7 @@ func (x *DeleteImageSnapshotRequest) GetDryRun() bool {
 	return false
 }
 
-// DeleteImageSnapshotResponse of ImageSnapshotService.DeleteImageSnapshot.
+// DeleteImageSnapshotResponse is the response of ImageSnapshotService.DeleteImageSnapshot.
 type DeleteImageSnapshotResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The image snapshot, in phase DELETING.
@@ -2070,7 +2277,7 @@ type DeleteImageSnapshotResponse struct {
 
 func (x *DeleteImageSnapshotResponse) Reset() {
 	*x = DeleteImageSnapshotResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[20]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2289,7 @@ func (x *DeleteImageSnapshotResponse) String() string {
 func (*DeleteImageSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteImageSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[20]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2302,7 @@ func (x *DeleteImageSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{20}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteImageSnapshotResponse) GetImageSnapshot() *ImageSnapshot {
@@ -2105,10 +2312,10 @@ func (x *DeleteImageSnapshotResponse) GetImageSnapshot() *ImageSnapshot {
 	return nil
 }
 
-// ListImageSnapshotEventsRequest of ImageSnapshotService.ListImageSnapshotEvents.
+// ListImageSnapshotEventsRequest is the request of ImageSnapshotService.ListImageSnapshotEvents.
 type ListImageSnapshotEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of which ones.
+	// Whose events.
 	Filter        *ImageSnapshotFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2116,7 +2323,7 @@ type ListImageSnapshotEventsRequest struct {
 
 func (x *ListImageSnapshotEventsRequest) Reset() {
 	*x = ListImageSnapshotEventsRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[21]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2128,7 +2335,7 @@ func (x *ListImageSnapshotEventsRequest) String() string {
 func (*ListImageSnapshotEventsRequest) ProtoMessage() {}
 
 func (x *ListImageSnapshotEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[21]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2348,7 @@ func (x *ListImageSnapshotEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImageSnapshotEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListImageSnapshotEventsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{21}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListImageSnapshotEventsRequest) GetFilter() *ImageSnapshotFilter {
@@ -2151,7 +2358,7 @@ func (x *ListImageSnapshotEventsRequest) GetFilter() *ImageSnapshotFilter {
 	return nil
 }
 
-// ListImageSnapshotEventsResponse of ImageSnapshotService.ListImageSnapshotEvents.
+// ListImageSnapshotEventsResponse is the response of ImageSnapshotService.ListImageSnapshotEvents.
 type ListImageSnapshotEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// By their last time; the newest 1000.
@@ -2162,7 +2369,7 @@ type ListImageSnapshotEventsResponse struct {
 
 func (x *ListImageSnapshotEventsResponse) Reset() {
 	*x = ListImageSnapshotEventsResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[22]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2381,7 @@ func (x *ListImageSnapshotEventsResponse) String() string {
 func (*ListImageSnapshotEventsResponse) ProtoMessage() {}
 
 func (x *ListImageSnapshotEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[22]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2394,7 @@ func (x *ListImageSnapshotEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImageSnapshotEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListImageSnapshotEventsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{22}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListImageSnapshotEventsResponse) GetEvents() []*ImageSnapshotEvent {
@@ -2197,7 +2404,7 @@ func (x *ListImageSnapshotEventsResponse) GetEvents() []*ImageSnapshotEvent {
 	return nil
 }
 
-// WatchImageSnapshotsRequest of ImageSnapshotService.WatchImageSnapshots.
+// WatchImageSnapshotsRequest is the request of ImageSnapshotService.WatchImageSnapshots.
 type WatchImageSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which ones. One that is named must exist when the watch begins, and the stream ends with its deletion.
@@ -2208,7 +2415,7 @@ type WatchImageSnapshotsRequest struct {
 
 func (x *WatchImageSnapshotsRequest) Reset() {
 	*x = WatchImageSnapshotsRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[23]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2427,7 @@ func (x *WatchImageSnapshotsRequest) String() string {
 func (*WatchImageSnapshotsRequest) ProtoMessage() {}
 
 func (x *WatchImageSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[23]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2440,7 @@ func (x *WatchImageSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchImageSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*WatchImageSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{23}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchImageSnapshotsRequest) GetFilter() *ImageSnapshotFilter {
@@ -2256,7 +2463,7 @@ type WatchImageSnapshotsResponse struct {
 
 func (x *WatchImageSnapshotsResponse) Reset() {
 	*x = WatchImageSnapshotsResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[24]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2475,7 @@ func (x *WatchImageSnapshotsResponse) String() string {
 func (*WatchImageSnapshotsResponse) ProtoMessage() {}
 
 func (x *WatchImageSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[24]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2488,7 @@ func (x *WatchImageSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchImageSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*WatchImageSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{24}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchImageSnapshotsResponse) GetImageSnapshot() *ImageSnapshot {
@@ -2298,10 +2505,10 @@ func (x *WatchImageSnapshotsResponse) GetDeleted() bool {
 	return false
 }
 
-// WatchImageSnapshotEventsRequest of ImageSnapshotService.WatchImageSnapshotEvents.
+// WatchImageSnapshotEventsRequest is the request of ImageSnapshotService.WatchImageSnapshotEvents.
 type WatchImageSnapshotEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of which ones. One that is named must exist when the watch begins, and the stream ends with its deletion.
+	// Whose events. One that is named must exist when the watch begins, and the stream ends with its deletion.
 	Filter        *ImageSnapshotFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2309,7 +2516,7 @@ type WatchImageSnapshotEventsRequest struct {
 
 func (x *WatchImageSnapshotEventsRequest) Reset() {
 	*x = WatchImageSnapshotEventsRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[25]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2528,7 @@ func (x *WatchImageSnapshotEventsRequest) String() string {
 func (*WatchImageSnapshotEventsRequest) ProtoMessage() {}
 
 func (x *WatchImageSnapshotEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[25]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2541,7 @@ func (x *WatchImageSnapshotEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchImageSnapshotEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchImageSnapshotEventsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{25}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchImageSnapshotEventsRequest) GetFilter() *ImageSnapshotFilter {
@@ -2355,7 +2562,7 @@ type WatchImageSnapshotEventsResponse struct {
 
 func (x *WatchImageSnapshotEventsResponse) Reset() {
 	*x = WatchImageSnapshotEventsResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[26]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2574,7 @@ func (x *WatchImageSnapshotEventsResponse) String() string {
 func (*WatchImageSnapshotEventsResponse) ProtoMessage() {}
 
 func (x *WatchImageSnapshotEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[26]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2587,7 @@ func (x *WatchImageSnapshotEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchImageSnapshotEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchImageSnapshotEventsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{26}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchImageSnapshotEventsResponse) GetEvent() *ImageSnapshotEvent {
@@ -2390,21 +2597,20 @@ func (x *WatchImageSnapshotEventsResponse) GetEvent() *ImageSnapshotEvent {
 	return nil
 }
 
-// MatchImagesRequest of ImageSnapshotService.MatchImages.
+// MatchImagesRequest is the request of ImageSnapshotService.MatchImages.
 type MatchImagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Images of all containers of a pod, or the one of a pull; 1 to 100.
 	Images []*MatchImage `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
 	// Annotations of the pod, in any dialect that berthd knows.
 	Annotations map[string]string `protobuf:"bytes,2,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Labels of the pod, by which some dialects are switched on.
+	// Labels of the pod, which switch some dialects on.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Ask for automatic matching where the annotations say nothing about it.
 	AutoMatch bool `protobuf:"varint,4,opt,name=auto_match,json=autoMatch,proto3" json:"auto_match,omitempty"`
-	// Order of automatic matching, overriding the annotations: "saved", "size", "quantity" or "degree"; empty takes
-	// theirs.
-	Order string `protobuf:"bytes,5,opt,name=order,proto3" json:"order,omitempty"`
-	// Candidates to explain at most; 0 is 20, a negative number none. Those that are chosen or pinned always are.
+	// Order of automatic matching, in place of that of the annotations.
+	Order MatchOrder `protobuf:"varint,5,opt,name=order,proto3,enum=berth.imagesnapshot.v1.MatchOrder" json:"order,omitempty"`
+	// Most candidates to explain: 0 means 20, a negative number none. Chosen and pinned ones are always explained.
 	Explain       int32 `protobuf:"varint,6,opt,name=explain,proto3" json:"explain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2412,7 +2618,7 @@ type MatchImagesRequest struct {
 
 func (x *MatchImagesRequest) Reset() {
 	*x = MatchImagesRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[27]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2630,7 @@ func (x *MatchImagesRequest) String() string {
 func (*MatchImagesRequest) ProtoMessage() {}
 
 func (x *MatchImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[27]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2643,7 @@ func (x *MatchImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchImagesRequest.ProtoReflect.Descriptor instead.
 func (*MatchImagesRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{27}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MatchImagesRequest) GetImages() []*MatchImage {
@@ -2468,11 +2674,11 @@ func (x *MatchImagesRequest) GetAutoMatch() bool {
 	return false
 }
 
-func (x *MatchImagesRequest) GetOrder() string {
+func (x *MatchImagesRequest) GetOrder() MatchOrder {
 	if x != nil {
 		return x.Order
 	}
-	return ""
+	return MatchOrder_MATCH_ORDER_UNSPECIFIED
 }
 
 func (x *MatchImagesRequest) GetExplain() int32 {
@@ -2499,7 +2705,7 @@ type MatchImage struct {
 
 func (x *MatchImage) Reset() {
 	*x = MatchImage{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[28]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2717,7 @@ func (x *MatchImage) String() string {
 func (*MatchImage) ProtoMessage() {}
 
 func (x *MatchImage) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[28]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2730,7 @@ func (x *MatchImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchImage.ProtoReflect.Descriptor instead.
 func (*MatchImage) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{28}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MatchImage) GetReference() string {
@@ -2572,7 +2778,7 @@ type MatchLayer struct {
 
 func (x *MatchLayer) Reset() {
 	*x = MatchLayer{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[29]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2790,7 @@ func (x *MatchLayer) String() string {
 func (*MatchLayer) ProtoMessage() {}
 
 func (x *MatchLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[29]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2803,7 @@ func (x *MatchLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchLayer.ProtoReflect.Descriptor instead.
 func (*MatchLayer) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{29}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MatchLayer) GetDiffId() string {
@@ -2628,7 +2834,7 @@ func (x *MatchLayer) GetPresent() bool {
 	return false
 }
 
-// EnsureAutomaticImageSnapshotRequest of ImageSnapshotService.EnsureAutomaticImageSnapshot.
+// EnsureAutomaticImageSnapshotRequest is the request of ImageSnapshotService.EnsureAutomaticImageSnapshot.
 type EnsureAutomaticImageSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Tenant that it belongs to, whose secrets the registries name. Owners share nothing.
@@ -2636,13 +2842,13 @@ type EnsureAutomaticImageSnapshotRequest struct {
 	// All images of the pod, init containers included. References with a digest make an image snapshot of just that; a
 	// moved tag is another set then.
 	Images []string `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"`
-	// Platforms of each image; none is that of the building machine.
+	// Platforms of each image; empty means the platform of the building machine.
 	Platforms []string `protobuf:"bytes,3,rep,name=platforms,proto3" json:"platforms,omitempty"`
 	// How to speak to registries.
 	Registries []*RegistryAccess `protobuf:"bytes,4,rep,name=registries,proto3" json:"registries,omitempty"`
 	// Tags of the one that is made; one that is there keeps its own.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Likewise.
+	// Annotations of the one that is made; one that is there keeps its own.
 	Annotations map[string]string `protobuf:"bytes,6,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Check everything and do nothing.
 	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
@@ -2652,7 +2858,7 @@ type EnsureAutomaticImageSnapshotRequest struct {
 
 func (x *EnsureAutomaticImageSnapshotRequest) Reset() {
 	*x = EnsureAutomaticImageSnapshotRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[30]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2870,7 @@ func (x *EnsureAutomaticImageSnapshotRequest) String() string {
 func (*EnsureAutomaticImageSnapshotRequest) ProtoMessage() {}
 
 func (x *EnsureAutomaticImageSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[30]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +2883,7 @@ func (x *EnsureAutomaticImageSnapshotRequest) ProtoReflect() protoreflect.Messag
 
 // Deprecated: Use EnsureAutomaticImageSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*EnsureAutomaticImageSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{30}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *EnsureAutomaticImageSnapshotRequest) GetOwner() string {
@@ -2729,7 +2935,7 @@ func (x *EnsureAutomaticImageSnapshotRequest) GetDryRun() bool {
 	return false
 }
 
-// EnsureAutomaticImageSnapshotResponse of ImageSnapshotService.EnsureAutomaticImageSnapshot.
+// EnsureAutomaticImageSnapshotResponse is the response of ImageSnapshotService.EnsureAutomaticImageSnapshot.
 type EnsureAutomaticImageSnapshotResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What was made or found.
@@ -2744,7 +2950,7 @@ type EnsureAutomaticImageSnapshotResponse struct {
 
 func (x *EnsureAutomaticImageSnapshotResponse) Reset() {
 	*x = EnsureAutomaticImageSnapshotResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[31]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2756,7 +2962,7 @@ func (x *EnsureAutomaticImageSnapshotResponse) String() string {
 func (*EnsureAutomaticImageSnapshotResponse) ProtoMessage() {}
 
 func (x *EnsureAutomaticImageSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[31]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2769,7 +2975,7 @@ func (x *EnsureAutomaticImageSnapshotResponse) ProtoReflect() protoreflect.Messa
 
 // Deprecated: Use EnsureAutomaticImageSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*EnsureAutomaticImageSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{31}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EnsureAutomaticImageSnapshotResponse) GetImageSnapshot() *ImageSnapshot {
@@ -2793,14 +2999,15 @@ func (x *EnsureAutomaticImageSnapshotResponse) GetWarnings() []string {
 	return nil
 }
 
-// MatchImagesResponse of ImageSnapshotService.MatchImages.
+// MatchImagesResponse is the response of ImageSnapshotService.MatchImages.
 type MatchImagesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What becomes of the images.
-	Outcome MatchOutcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=berth.control.v1.MatchOutcome" json:"outcome,omitempty"`
+	Outcome MatchOutcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=berth.imagesnapshot.v1.MatchOutcome" json:"outcome,omitempty"`
 	// Why, in a sentence.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	// "SnapshotNotFound", "SnapshotUnavailable" or "SnapshotConflict" if the outcome is REJECT.
+	// Why, in one word in CamelCase for machines, if the outcome is REJECT: "SnapshotNotFound", "SnapshotUnavailable" or
+	// "SnapshotConflict".
 	RejectCode string `protobuf:"bytes,3,opt,name=reject_code,json=rejectCode,proto3" json:"reject_code,omitempty"`
 	// Chosen image snapshots, the best first.
 	Chosen []*MatchChoice `protobuf:"bytes,4,rep,name=chosen,proto3" json:"chosen,omitempty"`
@@ -2821,14 +3028,14 @@ type MatchImagesResponse struct {
 	// Dialects of annotations that said something.
 	Dialects []string `protobuf:"bytes,12,rep,name=dialects,proto3" json:"dialects,omitempty"`
 	// Order that was used.
-	Order         string `protobuf:"bytes,13,opt,name=order,proto3" json:"order,omitempty"`
+	Order         MatchOrder `protobuf:"varint,13,opt,name=order,proto3,enum=berth.imagesnapshot.v1.MatchOrder" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MatchImagesResponse) Reset() {
 	*x = MatchImagesResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[32]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +3047,7 @@ func (x *MatchImagesResponse) String() string {
 func (*MatchImagesResponse) ProtoMessage() {}
 
 func (x *MatchImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[32]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +3060,7 @@ func (x *MatchImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchImagesResponse.ProtoReflect.Descriptor instead.
 func (*MatchImagesResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{32}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MatchImagesResponse) GetOutcome() MatchOutcome {
@@ -2940,11 +3147,11 @@ func (x *MatchImagesResponse) GetDialects() []string {
 	return nil
 }
 
-func (x *MatchImagesResponse) GetOrder() string {
+func (x *MatchImagesResponse) GetOrder() MatchOrder {
 	if x != nil {
 		return x.Order
 	}
-	return ""
+	return MatchOrder_MATCH_ORDER_UNSPECIFIED
 }
 
 // MatchChoice is one chosen image snapshot.
@@ -2964,7 +3171,7 @@ type MatchChoice struct {
 
 func (x *MatchChoice) Reset() {
 	*x = MatchChoice{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[33]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2976,7 +3183,7 @@ func (x *MatchChoice) String() string {
 func (*MatchChoice) ProtoMessage() {}
 
 func (x *MatchChoice) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[33]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2989,7 +3196,7 @@ func (x *MatchChoice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchChoice.ProtoReflect.Descriptor instead.
 func (*MatchChoice) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{33}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MatchChoice) GetName() string {
@@ -3020,7 +3227,7 @@ func (x *MatchChoice) GetPinned() bool {
 	return false
 }
 
-// MatchCandidate is what the matcher thinks of one image snapshot.
+// MatchCandidate is what was found out about one image snapshot.
 type MatchCandidate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name.
@@ -3031,9 +3238,8 @@ type MatchCandidate struct {
 	Attached bool `protobuf:"varint,3,opt,name=attached,proto3" json:"attached,omitempty"`
 	// Whether it was asked for by name or ID.
 	Pinned bool `protobuf:"varint,4,opt,name=pinned,proto3" json:"pinned,omitempty"`
-	// "chosen", "lost", "not-needed", "not-worthwhile", "gate-not-met", "not-ready", "expired", "other-platform",
-	// "unreachable", "no-match" or "set-aside".
-	Verdict string `protobuf:"bytes,5,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// What was decided about it.
+	Verdict MatchVerdict `protobuf:"varint,5,opt,name=verdict,proto3,enum=berth.imagesnapshot.v1.MatchVerdict" json:"verdict,omitempty"`
 	// The verdict as a sentence.
 	Why string `protobuf:"bytes,6,opt,name=why,proto3" json:"why,omitempty"`
 	// Keys of the order with their values, the most important first; higher values win.
@@ -3050,7 +3256,7 @@ type MatchCandidate struct {
 
 func (x *MatchCandidate) Reset() {
 	*x = MatchCandidate{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[34]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3062,7 +3268,7 @@ func (x *MatchCandidate) String() string {
 func (*MatchCandidate) ProtoMessage() {}
 
 func (x *MatchCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[34]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3075,7 +3281,7 @@ func (x *MatchCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchCandidate.ProtoReflect.Descriptor instead.
 func (*MatchCandidate) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{34}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MatchCandidate) GetName() string {
@@ -3106,11 +3312,11 @@ func (x *MatchCandidate) GetPinned() bool {
 	return false
 }
 
-func (x *MatchCandidate) GetVerdict() string {
+func (x *MatchCandidate) GetVerdict() MatchVerdict {
 	if x != nil {
 		return x.Verdict
 	}
-	return ""
+	return MatchVerdict_MATCH_VERDICT_UNSPECIFIED
 }
 
 func (x *MatchCandidate) GetWhy() string {
@@ -3161,7 +3367,7 @@ type MatchKey struct {
 
 func (x *MatchKey) Reset() {
 	*x = MatchKey{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[35]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3379,7 @@ func (x *MatchKey) String() string {
 func (*MatchKey) ProtoMessage() {}
 
 func (x *MatchKey) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[35]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3392,7 @@ func (x *MatchKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchKey.ProtoReflect.Descriptor instead.
 func (*MatchKey) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{35}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MatchKey) GetName() string {
@@ -3208,8 +3414,8 @@ type MatchedImage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Reference as wanted.
 	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
-	// "digest" or "name" if it has the whole image, "layers" if it has some of its layers, empty if nothing.
-	MatchedBy string `protobuf:"bytes,2,opt,name=matched_by,json=matchedBy,proto3" json:"matched_by,omitempty"`
+	// What it has of the image.
+	MatchedBy ImageMatch `protobuf:"varint,2,opt,name=matched_by,json=matchedBy,proto3,enum=berth.imagesnapshot.v1.ImageMatch" json:"matched_by,omitempty"`
 	// Digest that it has under the same name, if that is another than the wanted one.
 	MovedTagDigest string `protobuf:"bytes,3,opt,name=moved_tag_digest,json=movedTagDigest,proto3" json:"moved_tag_digest,omitempty"`
 	// Layers of the image; 0 if they are not known.
@@ -3224,7 +3430,7 @@ type MatchedImage struct {
 
 func (x *MatchedImage) Reset() {
 	*x = MatchedImage{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[36]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3236,7 +3442,7 @@ func (x *MatchedImage) String() string {
 func (*MatchedImage) ProtoMessage() {}
 
 func (x *MatchedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[36]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3249,7 +3455,7 @@ func (x *MatchedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchedImage.ProtoReflect.Descriptor instead.
 func (*MatchedImage) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{36}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MatchedImage) GetReference() string {
@@ -3259,11 +3465,11 @@ func (x *MatchedImage) GetReference() string {
 	return ""
 }
 
-func (x *MatchedImage) GetMatchedBy() string {
+func (x *MatchedImage) GetMatchedBy() ImageMatch {
 	if x != nil {
 		return x.MatchedBy
 	}
-	return ""
+	return ImageMatch_IMAGE_MATCH_UNSPECIFIED
 }
 
 func (x *MatchedImage) GetMovedTagDigest() string {
@@ -3294,13 +3500,13 @@ func (x *MatchedImage) GetRun() int32 {
 	return 0
 }
 
-// PutAccessListRequest of ImageSnapshotService.PutAccessList.
+// PutAccessListRequest is the request of ImageSnapshotService.PutAccessList.
 type PutAccessListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the image snapshot, or ID if nothing has that name.
 	NameOrId string `protobuf:"bytes,1,opt,name=name_or_id,json=nameOrId,proto3" json:"name_or_id,omitempty"`
-	// The list as "berth trace" encodes it: compressed lines of text that begin with "berth-accesslist 1"; at most 2 MiB.
-	// Its image has to be one of the image snapshot's.
+	// The encoded access list, compressed lines of text that begin with "berth-accesslist 1": at most 2 MiB. Its image
+	// has to be one of the image snapshot's.
 	List          []byte `protobuf:"bytes,2,opt,name=list,proto3" json:"list,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3308,7 +3514,7 @@ type PutAccessListRequest struct {
 
 func (x *PutAccessListRequest) Reset() {
 	*x = PutAccessListRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[37]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3526,7 @@ func (x *PutAccessListRequest) String() string {
 func (*PutAccessListRequest) ProtoMessage() {}
 
 func (x *PutAccessListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[37]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +3539,7 @@ func (x *PutAccessListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAccessListRequest.ProtoReflect.Descriptor instead.
 func (*PutAccessListRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{37}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PutAccessListRequest) GetNameOrId() string {
@@ -3350,7 +3556,7 @@ func (x *PutAccessListRequest) GetList() []byte {
 	return nil
 }
 
-// PutAccessListResponse of ImageSnapshotService.PutAccessList.
+// PutAccessListResponse is the response of ImageSnapshotService.PutAccessList.
 type PutAccessListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What is kept now.
@@ -3361,7 +3567,7 @@ type PutAccessListResponse struct {
 
 func (x *PutAccessListResponse) Reset() {
 	*x = PutAccessListResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[38]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3579,7 @@ func (x *PutAccessListResponse) String() string {
 func (*PutAccessListResponse) ProtoMessage() {}
 
 func (x *PutAccessListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[38]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +3592,7 @@ func (x *PutAccessListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAccessListResponse.ProtoReflect.Descriptor instead.
 func (*PutAccessListResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{38}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PutAccessListResponse) GetAccessList() *AccessList {
@@ -3396,7 +3602,7 @@ func (x *PutAccessListResponse) GetAccessList() *AccessList {
 	return nil
 }
 
-// ListAccessListsRequest of ImageSnapshotService.ListAccessLists.
+// ListAccessListsRequest is the request of ImageSnapshotService.ListAccessLists.
 type ListAccessListsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the image snapshot, or ID if nothing has that name.
@@ -3411,7 +3617,7 @@ type ListAccessListsRequest struct {
 
 func (x *ListAccessListsRequest) Reset() {
 	*x = ListAccessListsRequest{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[39]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3423,7 +3629,7 @@ func (x *ListAccessListsRequest) String() string {
 func (*ListAccessListsRequest) ProtoMessage() {}
 
 func (x *ListAccessListsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[39]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3436,7 +3642,7 @@ func (x *ListAccessListsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAccessListsRequest.ProtoReflect.Descriptor instead.
 func (*ListAccessListsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{39}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListAccessListsRequest) GetNameOrId() string {
@@ -3460,7 +3666,7 @@ func (x *ListAccessListsRequest) GetSummary() bool {
 	return false
 }
 
-// ListAccessListsResponse of ImageSnapshotService.ListAccessLists.
+// ListAccessListsResponse is the response of ImageSnapshotService.ListAccessLists.
 type ListAccessListsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// By image and platform.
@@ -3471,7 +3677,7 @@ type ListAccessListsResponse struct {
 
 func (x *ListAccessListsResponse) Reset() {
 	*x = ListAccessListsResponse{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[40]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3689,7 @@ func (x *ListAccessListsResponse) String() string {
 func (*ListAccessListsResponse) ProtoMessage() {}
 
 func (x *ListAccessListsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[40]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3702,7 @@ func (x *ListAccessListsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAccessListsResponse.ProtoReflect.Descriptor instead.
 func (*ListAccessListsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{40}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListAccessListsResponse) GetAccessLists() []*AccessList {
@@ -3519,7 +3725,7 @@ type AccessList struct {
 	Files int64 `protobuf:"varint,4,opt,name=files,proto3" json:"files,omitempty"`
 	// Bytes of files that are read.
 	FileBytes int64 `protobuf:"varint,5,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
-	// Bytes of the disk's own, inodes and directories, that are read. They are known of one disk only.
+	// Bytes of the disk's own metadata, inodes and directories, that are read. They belong to one disk only.
 	MetadataBytes int64 `protobuf:"varint,6,opt,name=metadata_bytes,json=metadataBytes,proto3" json:"metadata_bytes,omitempty"`
 	// Index digest of the disk that the metadata belongs to.
 	IndexDigest string `protobuf:"bytes,7,opt,name=index_digest,json=indexDigest,proto3" json:"index_digest,omitempty"`
@@ -3531,7 +3737,7 @@ type AccessList struct {
 
 func (x *AccessList) Reset() {
 	*x = AccessList{}
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[41]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3749,7 @@ func (x *AccessList) String() string {
 func (*AccessList) ProtoMessage() {}
 
 func (x *AccessList) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_imagesnapshot_proto_msgTypes[41]
+	mi := &file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3762,7 @@ func (x *AccessList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessList.ProtoReflect.Descriptor instead.
 func (*AccessList) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_imagesnapshot_proto_rawDescGZIP(), []int{41}
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AccessList) GetImage() string {
@@ -3615,11 +3821,11 @@ func (x *AccessList) GetList() []byte {
 	return nil
 }
 
-var File_berth_control_v1_imagesnapshot_proto protoreflect.FileDescriptor
+var File_berth_imagesnapshot_v1_imagesnapshot_proto protoreflect.FileDescriptor
 
-const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
+const file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDesc = "" +
 	"\n" +
-	"$berth/control/v1/imagesnapshot.proto\x12\x10berth.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x06\n" +
+	"*berth/imagesnapshot/v1/imagesnapshot.proto\x12\x16berth.imagesnapshot.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x06\n" +
 	"\rImageSnapshot\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12)\n" +
@@ -3629,34 +3835,34 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"generation\x124\n" +
 	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12I\n" +
 	"\x12deletion_requested\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x11deletionRequested\x12\x14\n" +
-	"\x05owner\x18\a \x01(\tR\x05owner\x12=\n" +
-	"\x06origin\x18\b \x01(\x0e2%.berth.control.v1.ImageSnapshotOriginR\x06origin\x12!\n" +
-	"\fclient_token\x18\t \x01(\tR\vclientToken\x12C\n" +
+	"\x05owner\x18\a \x01(\tR\x05owner\x12C\n" +
+	"\x06origin\x18\b \x01(\x0e2+.berth.imagesnapshot.v1.ImageSnapshotOriginR\x06origin\x12!\n" +
+	"\fclient_token\x18\t \x01(\tR\vclientToken\x12I\n" +
 	"\x06labels\x18\n" +
-	" \x03(\v2+.berth.control.v1.ImageSnapshot.LabelsEntryR\x06labels\x12R\n" +
-	"\vannotations\x18\v \x03(\v20.berth.control.v1.ImageSnapshot.AnnotationsEntryR\vannotations\x127\n" +
-	"\x04spec\x18\f \x01(\v2#.berth.control.v1.ImageSnapshotSpecR\x04spec\x12=\n" +
-	"\x06status\x18\r \x01(\v2%.berth.control.v1.ImageSnapshotStatusR\x06status\x1a9\n" +
+	" \x03(\v21.berth.imagesnapshot.v1.ImageSnapshot.LabelsEntryR\x06labels\x12X\n" +
+	"\vannotations\x18\v \x03(\v26.berth.imagesnapshot.v1.ImageSnapshot.AnnotationsEntryR\vannotations\x12=\n" +
+	"\x04spec\x18\f \x01(\v2).berth.imagesnapshot.v1.ImageSnapshotSpecR\x04spec\x12C\n" +
+	"\x06status\x18\r \x01(\v2+.berth.imagesnapshot.v1.ImageSnapshotStatusR\x06status\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf4\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x86\x04\n" +
 	"\x11ImageSnapshotSpec\x12\x16\n" +
 	"\x06images\x18\x01 \x03(\tR\x06images\x12\x1c\n" +
 	"\tplatforms\x18\x02 \x03(\tR\tplatforms\x12\x19\n" +
 	"\bsize_gib\x18\x03 \x01(\x05R\asizeGib\x12$\n" +
 	"\x0esize_as_needed\x18\x04 \x01(\bR\fsizeAsNeeded\x12%\n" +
-	"\x0eretention_days\x18\x05 \x01(\x05R\rretentionDays\x12@\n" +
+	"\x0eretention_days\x18\x05 \x01(\x05R\rretentionDays\x12F\n" +
 	"\n" +
-	"registries\x18\x06 \x03(\v2 .berth.control.v1.RegistryAccessR\n" +
-	"registries\x121\n" +
-	"\x05build\x18\a \x01(\v2\x1b.berth.control.v1.BuildSpecR\x05build\x12!\n" +
+	"registries\x18\x06 \x03(\v2&.berth.imagesnapshot.v1.RegistryAccessR\n" +
+	"registries\x127\n" +
+	"\x05build\x18\a \x01(\v2!.berth.imagesnapshot.v1.BuildSpecR\x05build\x12!\n" +
 	"\freuse_layers\x18\b \x01(\bR\vreuseLayers\x12\x14\n" +
-	"\x05flash\x18\t \x01(\bR\x05flash\x12G\n" +
+	"\x05flash\x18\t \x01(\bR\x05flash\x12M\n" +
 	"\velimination\x18\n" +
-	" \x01(\x0e2%.berth.control.v1.EliminationStrategyR\velimination\x12'\n" +
+	" \x01(\x0e2+.berth.imagesnapshot.v1.EliminationStrategyR\velimination\x12'\n" +
 	"\x0fstandard_copies\x18\v \x01(\x05R\x0estandardCopies\x12!\n" +
 	"\fflash_copies\x18\f \x01(\x05R\vflashCopies\"\x91\x01\n" +
 	"\x0eRegistryAccess\x12\x16\n" +
@@ -3664,27 +3870,27 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x1d\n" +
 	"\n" +
 	"plain_http\x18\x03 \x01(\bR\tplainHttp\x120\n" +
-	"\x14insecure_skip_verify\x18\x04 \x01(\bR\x12insecureSkipVerify\"\xe1\x01\n" +
+	"\x14insecure_skip_verify\x18\x04 \x01(\bR\x12insecureSkipVerify\"\xe7\x01\n" +
 	"\tBuildSpec\x12'\n" +
 	"\x0ftimeout_minutes\x18\x01 \x01(\x05R\x0etimeoutMinutes\x12\x1f\n" +
 	"\vdns_servers\x18\x02 \x03(\tR\n" +
-	"dnsServers\x12K\n" +
+	"dnsServers\x12Q\n" +
 	"\n" +
-	"parameters\x18\x03 \x03(\v2+.berth.control.v1.BuildSpec.ParametersEntryR\n" +
+	"parameters\x18\x03 \x03(\v21.berth.imagesnapshot.v1.BuildSpec.ParametersEntryR\n" +
 	"parameters\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\b\n" +
-	"\x13ImageSnapshotStatus\x12:\n" +
-	"\x05phase\x18\x01 \x01(\x0e2$.berth.control.v1.ImageSnapshotPhaseR\x05phase\x12\x16\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\b\n" +
+	"\x13ImageSnapshotStatus\x12@\n" +
+	"\x05phase\x18\x01 \x01(\x0e2*.berth.imagesnapshot.v1.ImageSnapshotPhaseR\x05phase\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x1a\n" +
 	"\bprogress\x18\x04 \x01(\x05R\bprogress\x12/\n" +
-	"\x13observed_generation\x18\x05 \x01(\x03R\x12observedGeneration\x12:\n" +
-	"\x06images\x18\x06 \x03(\v2\".berth.control.v1.SnapshottedImageR\x06images\x12,\n" +
+	"\x13observed_generation\x18\x05 \x01(\x03R\x12observedGeneration\x12@\n" +
+	"\x06images\x18\x06 \x03(\v2(.berth.imagesnapshot.v1.SnapshottedImageR\x06images\x12,\n" +
 	"\x12volume_snapshot_id\x18\a \x01(\tR\x10volumeSnapshotId\x120\n" +
-	"\x14volume_snapshot_name\x18\b \x01(\tR\x12volumeSnapshotName\x12K\n" +
-	"\x10volume_snapshots\x18\t \x03(\v2 .berth.control.v1.VolumeSnapshotR\x0fvolumeSnapshots\x12!\n" +
+	"\x14volume_snapshot_name\x18\b \x01(\tR\x12volumeSnapshotName\x12Q\n" +
+	"\x10volume_snapshots\x18\t \x03(\v2&.berth.imagesnapshot.v1.VolumeSnapshotR\x0fvolumeSnapshots\x12!\n" +
 	"\findex_digest\x18\n" +
 	" \x01(\tR\vindexDigest\x12\x1d\n" +
 	"\n" +
@@ -3700,8 +3906,8 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\flast_updated\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\vlastUpdated\x12=\n" +
 	"\flast_matched\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\vlastMatched\x12\x1f\n" +
 	"\vmatch_count\x18\x16 \x01(\x03R\n" +
-	"matchCount\x12<\n" +
-	"\x06events\x18\x17 \x03(\v2$.berth.control.v1.ImageSnapshotEventR\x06events\x12\x16\n" +
+	"matchCount\x12B\n" +
+	"\x06events\x18\x17 \x03(\v2*.berth.imagesnapshot.v1.ImageSnapshotEventR\x06events\x12\x16\n" +
 	"\x06driver\x18\x18 \x01(\tR\x06driver\x12\x1b\n" +
 	"\tvolume_id\x18\x19 \x01(\tR\bvolumeId\"\x9b\x01\n" +
 	"\x10SnapshottedImage\x12\x1c\n" +
@@ -3717,11 +3923,11 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x05flash\x18\x03 \x01(\bR\x05flash\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x04 \x01(\x03R\tsizeBytes\x12\x14\n" +
-	"\x05ready\x18\x05 \x01(\bR\x05ready\"\xd8\x02\n" +
+	"\x05ready\x18\x05 \x01(\bR\x05ready\"\xde\x02\n" +
 	"\x12ImageSnapshotEvent\x12.\n" +
 	"\x13image_snapshot_name\x18\x01 \x01(\tR\x11imageSnapshotName\x12*\n" +
-	"\x11image_snapshot_id\x18\x02 \x01(\tR\x0fimageSnapshotId\x12<\n" +
-	"\x04type\x18\x03 \x01(\x0e2(.berth.control.v1.ImageSnapshotEventTypeR\x04type\x12\x16\n" +
+	"\x11image_snapshot_id\x18\x02 \x01(\tR\x0fimageSnapshotId\x12B\n" +
+	"\x04type\x18\x03 \x01(\x0e2..berth.imagesnapshot.v1.ImageSnapshotEventTypeR\x04type\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x14\n" +
 	"\x05count\x18\x06 \x01(\x03R\x05count\x120\n" +
@@ -3729,104 +3935,104 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"J\n" +
 	"\rPreconditions\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
-	"\x10resource_version\x18\x02 \x01(\tR\x0fresourceVersion\"\xe9\x03\n" +
+	"\x10resource_version\x18\x02 \x01(\tR\x0fresourceVersion\"\xfb\x03\n" +
 	"\x1aCreateImageSnapshotRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12!\n" +
-	"\fclient_token\x18\x03 \x01(\tR\vclientToken\x12P\n" +
-	"\x06labels\x18\x04 \x03(\v28.berth.control.v1.CreateImageSnapshotRequest.LabelsEntryR\x06labels\x12_\n" +
-	"\vannotations\x18\x05 \x03(\v2=.berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntryR\vannotations\x127\n" +
-	"\x04spec\x18\x06 \x01(\v2#.berth.control.v1.ImageSnapshotSpecR\x04spec\x12\x17\n" +
+	"\fclient_token\x18\x03 \x01(\tR\vclientToken\x12V\n" +
+	"\x06labels\x18\x04 \x03(\v2>.berth.imagesnapshot.v1.CreateImageSnapshotRequest.LabelsEntryR\x06labels\x12e\n" +
+	"\vannotations\x18\x05 \x03(\v2C.berth.imagesnapshot.v1.CreateImageSnapshotRequest.AnnotationsEntryR\vannotations\x12=\n" +
+	"\x04spec\x18\x06 \x01(\v2).berth.imagesnapshot.v1.ImageSnapshotSpecR\x04spec\x12\x17\n" +
 	"\adry_run\x18\a \x01(\bR\x06dryRun\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x01\n" +
-	"\x1bCreateImageSnapshotResponse\x12F\n" +
-	"\x0eimage_snapshot\x18\x01 \x01(\v2\x1f.berth.control.v1.ImageSnapshotR\rimageSnapshot\x12\x1a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x01\n" +
+	"\x1bCreateImageSnapshotResponse\x12L\n" +
+	"\x0eimage_snapshot\x18\x01 \x01(\v2%.berth.imagesnapshot.v1.ImageSnapshotR\rimageSnapshot\x12\x1a\n" +
 	"\bexisting\x18\x02 \x01(\bR\bexisting\x12\x1a\n" +
 	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"7\n" +
 	"\x17GetImageSnapshotRequest\x12\x1c\n" +
 	"\n" +
-	"name_or_id\x18\x01 \x01(\tR\bnameOrId\"b\n" +
-	"\x18GetImageSnapshotResponse\x12F\n" +
-	"\x0eimage_snapshot\x18\x01 \x01(\v2\x1f.berth.control.v1.ImageSnapshotR\rimageSnapshot\"\xde\x01\n" +
+	"name_or_id\x18\x01 \x01(\tR\bnameOrId\"h\n" +
+	"\x18GetImageSnapshotResponse\x12L\n" +
+	"\x0eimage_snapshot\x18\x01 \x01(\v2%.berth.imagesnapshot.v1.ImageSnapshotR\rimageSnapshot\"\xe4\x01\n" +
 	"\x13ImageSnapshotFilter\x12\x1c\n" +
 	"\n" +
 	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x12\x19\n" +
-	"\x05owner\x18\x02 \x01(\tH\x00R\x05owner\x88\x01\x01\x12I\n" +
-	"\x06labels\x18\x03 \x03(\v21.berth.control.v1.ImageSnapshotFilter.LabelsEntryR\x06labels\x1a9\n" +
+	"\x05owner\x18\x02 \x01(\tH\x00R\x05owner\x88\x01\x01\x12O\n" +
+	"\x06labels\x18\x03 \x03(\v27.berth.imagesnapshot.v1.ImageSnapshotFilter.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_owner\"\x96\x01\n" +
-	"\x19ListImageSnapshotsRequest\x12=\n" +
-	"\x06filter\x18\x01 \x01(\v2%.berth.control.v1.ImageSnapshotFilterR\x06filter\x12\x1b\n" +
+	"\x06_owner\"\x9c\x01\n" +
+	"\x19ListImageSnapshotsRequest\x12C\n" +
+	"\x06filter\x18\x01 \x01(\v2+.berth.imagesnapshot.v1.ImageSnapshotFilterR\x06filter\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"\x8e\x01\n" +
-	"\x1aListImageSnapshotsResponse\x12H\n" +
-	"\x0fimage_snapshots\x18\x01 \x03(\v2\x1f.berth.control.v1.ImageSnapshotR\x0eimageSnapshots\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe1\x02\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"\x94\x01\n" +
+	"\x1aListImageSnapshotsResponse\x12N\n" +
+	"\x0fimage_snapshots\x18\x01 \x03(\v2%.berth.imagesnapshot.v1.ImageSnapshotR\x0eimageSnapshots\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xf9\x02\n" +
 	"\x1aUpdateImageSnapshotRequest\x12\x1c\n" +
 	"\n" +
-	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x127\n" +
-	"\x04spec\x18\x02 \x01(\v2#.berth.control.v1.ImageSnapshotSpecR\x04spec\x123\n" +
-	"\x06labels\x18\x03 \x01(\v2\x1b.berth.control.v1.StringMapR\x06labels\x12=\n" +
-	"\vannotations\x18\x04 \x01(\v2\x1b.berth.control.v1.StringMapR\vannotations\x12\x18\n" +
-	"\arebuild\x18\x05 \x01(\bR\arebuild\x12E\n" +
-	"\rpreconditions\x18\x06 \x01(\v2\x1f.berth.control.v1.PreconditionsR\rpreconditions\x12\x17\n" +
-	"\adry_run\x18\a \x01(\bR\x06dryRun\"\x8b\x01\n" +
-	"\tStringMap\x12B\n" +
-	"\aentries\x18\x01 \x03(\v2(.berth.control.v1.StringMap.EntriesEntryR\aentries\x1a:\n" +
+	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x12=\n" +
+	"\x04spec\x18\x02 \x01(\v2).berth.imagesnapshot.v1.ImageSnapshotSpecR\x04spec\x129\n" +
+	"\x06labels\x18\x03 \x01(\v2!.berth.imagesnapshot.v1.StringMapR\x06labels\x12C\n" +
+	"\vannotations\x18\x04 \x01(\v2!.berth.imagesnapshot.v1.StringMapR\vannotations\x12\x18\n" +
+	"\arebuild\x18\x05 \x01(\bR\arebuild\x12K\n" +
+	"\rpreconditions\x18\x06 \x01(\v2%.berth.imagesnapshot.v1.PreconditionsR\rpreconditions\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\"\x91\x01\n" +
+	"\tStringMap\x12H\n" +
+	"\aentries\x18\x01 \x03(\v2..berth.imagesnapshot.v1.StringMap.EntriesEntryR\aentries\x1a:\n" +
 	"\fEntriesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x01\n" +
-	"\x1bUpdateImageSnapshotResponse\x12F\n" +
-	"\x0eimage_snapshot\x18\x01 \x01(\v2\x1f.berth.control.v1.ImageSnapshotR\rimageSnapshot\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x9a\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x01\n" +
+	"\x1bUpdateImageSnapshotResponse\x12L\n" +
+	"\x0eimage_snapshot\x18\x01 \x01(\v2%.berth.imagesnapshot.v1.ImageSnapshotR\rimageSnapshot\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xa0\x01\n" +
 	"\x1aDeleteImageSnapshotRequest\x12\x1c\n" +
 	"\n" +
-	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x12E\n" +
-	"\rpreconditions\x18\x02 \x01(\v2\x1f.berth.control.v1.PreconditionsR\rpreconditions\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"e\n" +
-	"\x1bDeleteImageSnapshotResponse\x12F\n" +
-	"\x0eimage_snapshot\x18\x01 \x01(\v2\x1f.berth.control.v1.ImageSnapshotR\rimageSnapshot\"_\n" +
-	"\x1eListImageSnapshotEventsRequest\x12=\n" +
-	"\x06filter\x18\x01 \x01(\v2%.berth.control.v1.ImageSnapshotFilterR\x06filter\"_\n" +
-	"\x1fListImageSnapshotEventsResponse\x12<\n" +
-	"\x06events\x18\x01 \x03(\v2$.berth.control.v1.ImageSnapshotEventR\x06events\"[\n" +
-	"\x1aWatchImageSnapshotsRequest\x12=\n" +
-	"\x06filter\x18\x01 \x01(\v2%.berth.control.v1.ImageSnapshotFilterR\x06filter\"\x7f\n" +
-	"\x1bWatchImageSnapshotsResponse\x12F\n" +
-	"\x0eimage_snapshot\x18\x01 \x01(\v2\x1f.berth.control.v1.ImageSnapshotR\rimageSnapshot\x12\x18\n" +
-	"\adeleted\x18\x02 \x01(\bR\adeleted\"`\n" +
-	"\x1fWatchImageSnapshotEventsRequest\x12=\n" +
-	"\x06filter\x18\x01 \x01(\v2%.berth.control.v1.ImageSnapshotFilterR\x06filter\"^\n" +
-	" WatchImageSnapshotEventsResponse\x12:\n" +
-	"\x05event\x18\x01 \x01(\v2$.berth.control.v1.ImageSnapshotEventR\x05event\"\xb7\x03\n" +
-	"\x12MatchImagesRequest\x124\n" +
-	"\x06images\x18\x01 \x03(\v2\x1c.berth.control.v1.MatchImageR\x06images\x12W\n" +
-	"\vannotations\x18\x02 \x03(\v25.berth.control.v1.MatchImagesRequest.AnnotationsEntryR\vannotations\x12H\n" +
-	"\x06labels\x18\x03 \x03(\v20.berth.control.v1.MatchImagesRequest.LabelsEntryR\x06labels\x12\x1d\n" +
+	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x12K\n" +
+	"\rpreconditions\x18\x02 \x01(\v2%.berth.imagesnapshot.v1.PreconditionsR\rpreconditions\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"k\n" +
+	"\x1bDeleteImageSnapshotResponse\x12L\n" +
+	"\x0eimage_snapshot\x18\x01 \x01(\v2%.berth.imagesnapshot.v1.ImageSnapshotR\rimageSnapshot\"e\n" +
+	"\x1eListImageSnapshotEventsRequest\x12C\n" +
+	"\x06filter\x18\x01 \x01(\v2+.berth.imagesnapshot.v1.ImageSnapshotFilterR\x06filter\"e\n" +
+	"\x1fListImageSnapshotEventsResponse\x12B\n" +
+	"\x06events\x18\x01 \x03(\v2*.berth.imagesnapshot.v1.ImageSnapshotEventR\x06events\"a\n" +
+	"\x1aWatchImageSnapshotsRequest\x12C\n" +
+	"\x06filter\x18\x01 \x01(\v2+.berth.imagesnapshot.v1.ImageSnapshotFilterR\x06filter\"\x85\x01\n" +
+	"\x1bWatchImageSnapshotsResponse\x12L\n" +
+	"\x0eimage_snapshot\x18\x01 \x01(\v2%.berth.imagesnapshot.v1.ImageSnapshotR\rimageSnapshot\x12\x18\n" +
+	"\adeleted\x18\x02 \x01(\bR\adeleted\"f\n" +
+	"\x1fWatchImageSnapshotEventsRequest\x12C\n" +
+	"\x06filter\x18\x01 \x01(\v2+.berth.imagesnapshot.v1.ImageSnapshotFilterR\x06filter\"d\n" +
+	" WatchImageSnapshotEventsResponse\x12@\n" +
+	"\x05event\x18\x01 \x01(\v2*.berth.imagesnapshot.v1.ImageSnapshotEventR\x05event\"\xed\x03\n" +
+	"\x12MatchImagesRequest\x12:\n" +
+	"\x06images\x18\x01 \x03(\v2\".berth.imagesnapshot.v1.MatchImageR\x06images\x12]\n" +
+	"\vannotations\x18\x02 \x03(\v2;.berth.imagesnapshot.v1.MatchImagesRequest.AnnotationsEntryR\vannotations\x12N\n" +
+	"\x06labels\x18\x03 \x03(\v26.berth.imagesnapshot.v1.MatchImagesRequest.LabelsEntryR\x06labels\x12\x1d\n" +
 	"\n" +
-	"auto_match\x18\x04 \x01(\bR\tautoMatch\x12\x14\n" +
-	"\x05order\x18\x05 \x01(\tR\x05order\x12\x18\n" +
+	"auto_match\x18\x04 \x01(\bR\tautoMatch\x128\n" +
+	"\x05order\x18\x05 \x01(\x0e2\".berth.imagesnapshot.v1.MatchOrderR\x05order\x12\x18\n" +
 	"\aexplain\x18\x06 \x01(\x05R\aexplain\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa5\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xab\x01\n" +
 	"\n" +
 	"MatchImage\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x1a\n" +
 	"\bplatform\x18\x02 \x01(\tR\bplatform\x12'\n" +
-	"\x0fmanifest_digest\x18\x03 \x01(\tR\x0emanifestDigest\x124\n" +
-	"\x06layers\x18\x04 \x03(\v2\x1c.berth.control.v1.MatchLayerR\x06layers\"\x7f\n" +
+	"\x0fmanifest_digest\x18\x03 \x01(\tR\x0emanifestDigest\x12:\n" +
+	"\x06layers\x18\x04 \x03(\v2\".berth.imagesnapshot.v1.MatchLayerR\x06layers\"\x7f\n" +
 	"\n" +
 	"MatchLayer\x12\x17\n" +
 	"\adiff_id\x18\x01 \x01(\tR\x06diffId\x12\x1f\n" +
@@ -3834,33 +4040,33 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"blobDigest\x12\x1d\n" +
 	"\n" +
 	"blob_bytes\x18\x03 \x01(\x03R\tblobBytes\x12\x18\n" +
-	"\apresent\x18\x04 \x01(\bR\apresent\"\x8c\x04\n" +
+	"\apresent\x18\x04 \x01(\bR\apresent\"\x9e\x04\n" +
 	"#EnsureAutomaticImageSnapshotRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
 	"\x06images\x18\x02 \x03(\tR\x06images\x12\x1c\n" +
-	"\tplatforms\x18\x03 \x03(\tR\tplatforms\x12@\n" +
+	"\tplatforms\x18\x03 \x03(\tR\tplatforms\x12F\n" +
 	"\n" +
-	"registries\x18\x04 \x03(\v2 .berth.control.v1.RegistryAccessR\n" +
-	"registries\x12Y\n" +
-	"\x06labels\x18\x05 \x03(\v2A.berth.control.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntryR\x06labels\x12h\n" +
-	"\vannotations\x18\x06 \x03(\v2F.berth.control.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntryR\vannotations\x12\x17\n" +
+	"registries\x18\x04 \x03(\v2&.berth.imagesnapshot.v1.RegistryAccessR\n" +
+	"registries\x12_\n" +
+	"\x06labels\x18\x05 \x03(\v2G.berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntryR\x06labels\x12n\n" +
+	"\vannotations\x18\x06 \x03(\v2L.berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntryR\vannotations\x12\x17\n" +
 	"\adry_run\x18\a \x01(\bR\x06dryRun\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa6\x01\n" +
-	"$EnsureAutomaticImageSnapshotResponse\x12F\n" +
-	"\x0eimage_snapshot\x18\x01 \x01(\v2\x1f.berth.control.v1.ImageSnapshotR\rimageSnapshot\x12\x1a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +
+	"$EnsureAutomaticImageSnapshotResponse\x12L\n" +
+	"\x0eimage_snapshot\x18\x01 \x01(\v2%.berth.imagesnapshot.v1.ImageSnapshotR\rimageSnapshot\x12\x1a\n" +
 	"\bexisting\x18\x02 \x01(\bR\bexisting\x12\x1a\n" +
-	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\xa4\x04\n" +
-	"\x13MatchImagesResponse\x128\n" +
-	"\aoutcome\x18\x01 \x01(\x0e2\x1e.berth.control.v1.MatchOutcomeR\aoutcome\x12\x16\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\xda\x04\n" +
+	"\x13MatchImagesResponse\x12>\n" +
+	"\aoutcome\x18\x01 \x01(\x0e2$.berth.imagesnapshot.v1.MatchOutcomeR\aoutcome\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1f\n" +
 	"\vreject_code\x18\x03 \x01(\tR\n" +
-	"rejectCode\x125\n" +
-	"\x06chosen\x18\x04 \x03(\v2\x1d.berth.control.v1.MatchChoiceR\x06chosen\x12\x1a\n" +
+	"rejectCode\x12;\n" +
+	"\x06chosen\x18\x04 \x03(\v2#.berth.imagesnapshot.v1.MatchChoiceR\x06chosen\x12\x1a\n" +
 	"\bwarnings\x18\x05 \x03(\tR\bwarnings\x12'\n" +
 	"\x0fnothing_matched\x18\x06 \x01(\bR\x0enothingMatched\x12*\n" +
 	"\x11create_if_missing\x18\a \x01(\bR\x0fcreateIfMissing\x120\n" +
@@ -3869,36 +4075,36 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\n" +
 	"considered\x18\n" +
 	" \x01(\x05R\n" +
-	"considered\x12@\n" +
+	"considered\x12F\n" +
 	"\n" +
-	"candidates\x18\v \x03(\v2 .berth.control.v1.MatchCandidateR\n" +
+	"candidates\x18\v \x03(\v2&.berth.imagesnapshot.v1.MatchCandidateR\n" +
 	"candidates\x12\x1a\n" +
-	"\bdialects\x18\f \x03(\tR\bdialects\x12\x14\n" +
-	"\x05order\x18\r \x01(\tR\x05order\"e\n" +
+	"\bdialects\x18\f \x03(\tR\bdialects\x128\n" +
+	"\x05order\x18\r \x01(\x0e2\".berth.imagesnapshot.v1.MatchOrderR\x05order\"e\n" +
 	"\vMatchChoice\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
 	"\battached\x18\x03 \x01(\bR\battached\x12\x16\n" +
-	"\x06pinned\x18\x04 \x01(\bR\x06pinned\"\xde\x02\n" +
+	"\x06pinned\x18\x04 \x01(\bR\x06pinned\"\x90\x03\n" +
 	"\x0eMatchCandidate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
 	"\battached\x18\x03 \x01(\bR\battached\x12\x16\n" +
-	"\x06pinned\x18\x04 \x01(\bR\x06pinned\x12\x18\n" +
-	"\averdict\x18\x05 \x01(\tR\averdict\x12\x10\n" +
-	"\x03why\x18\x06 \x01(\tR\x03why\x120\n" +
-	"\x05score\x18\a \x03(\v2\x1a.berth.control.v1.MatchKeyR\x05score\x120\n" +
+	"\x06pinned\x18\x04 \x01(\bR\x06pinned\x12>\n" +
+	"\averdict\x18\x05 \x01(\x0e2$.berth.imagesnapshot.v1.MatchVerdictR\averdict\x12\x10\n" +
+	"\x03why\x18\x06 \x01(\tR\x03why\x126\n" +
+	"\x05score\x18\a \x03(\v2 .berth.imagesnapshot.v1.MatchKeyR\x05score\x120\n" +
 	"\x14saved_download_bytes\x18\b \x01(\x03R\x12savedDownloadBytes\x12,\n" +
-	"\x12saved_unpack_bytes\x18\t \x01(\x03R\x10savedUnpackBytes\x126\n" +
+	"\x12saved_unpack_bytes\x18\t \x01(\x03R\x10savedUnpackBytes\x12<\n" +
 	"\x06images\x18\n" +
-	" \x03(\v2\x1e.berth.control.v1.MatchedImageR\x06images\"4\n" +
+	" \x03(\v2$.berth.imagesnapshot.v1.MatchedImageR\x06images\"4\n" +
 	"\bMatchKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value\"\xb3\x01\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value\"\xd7\x01\n" +
 	"\fMatchedImage\x12\x1c\n" +
-	"\treference\x18\x01 \x01(\tR\treference\x12\x1d\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12A\n" +
 	"\n" +
-	"matched_by\x18\x02 \x01(\tR\tmatchedBy\x12(\n" +
+	"matched_by\x18\x02 \x01(\x0e2\".berth.imagesnapshot.v1.ImageMatchR\tmatchedBy\x12(\n" +
 	"\x10moved_tag_digest\x18\x03 \x01(\tR\x0emovedTagDigest\x12\x16\n" +
 	"\x06layers\x18\x04 \x01(\x05R\x06layers\x12\x12\n" +
 	"\x04hits\x18\x05 \x01(\x05R\x04hits\x12\x10\n" +
@@ -3906,17 +4112,17 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x14PutAccessListRequest\x12\x1c\n" +
 	"\n" +
 	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x12\x12\n" +
-	"\x04list\x18\x02 \x01(\fR\x04list\"V\n" +
-	"\x15PutAccessListResponse\x12=\n" +
-	"\vaccess_list\x18\x01 \x01(\v2\x1c.berth.control.v1.AccessListR\n" +
+	"\x04list\x18\x02 \x01(\fR\x04list\"\\\n" +
+	"\x15PutAccessListResponse\x12C\n" +
+	"\vaccess_list\x18\x01 \x01(\v2\".berth.imagesnapshot.v1.AccessListR\n" +
 	"accessList\"f\n" +
 	"\x16ListAccessListsRequest\x12\x1c\n" +
 	"\n" +
 	"name_or_id\x18\x01 \x01(\tR\bnameOrId\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x18\n" +
-	"\asummary\x18\x03 \x01(\bR\asummary\"Z\n" +
-	"\x17ListAccessListsResponse\x12?\n" +
-	"\faccess_lists\x18\x01 \x03(\v2\x1c.berth.control.v1.AccessListR\vaccessLists\"\x89\x02\n" +
+	"\asummary\x18\x03 \x01(\bR\asummary\"`\n" +
+	"\x17ListAccessListsResponse\x12E\n" +
+	"\faccess_lists\x18\x01 \x03(\v2\".berth.imagesnapshot.v1.AccessListR\vaccessLists\"\x89\x02\n" +
 	"\n" +
 	"AccessList\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x1a\n" +
@@ -3948,216 +4154,250 @@ const file_berth_control_v1_imagesnapshot_proto_rawDesc = "" +
 	"\x16ImageSnapshotEventType\x12)\n" +
 	"%IMAGE_SNAPSHOT_EVENT_TYPE_UNSPECIFIED\x10\x00\x12$\n" +
 	" IMAGE_SNAPSHOT_EVENT_TYPE_NORMAL\x10\x01\x12%\n" +
-	"!IMAGE_SNAPSHOT_EVENT_TYPE_WARNING\x10\x02*v\n" +
+	"!IMAGE_SNAPSHOT_EVENT_TYPE_WARNING\x10\x02*\x88\x01\n" +
+	"\n" +
+	"MatchOrder\x12\x1b\n" +
+	"\x17MATCH_ORDER_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11MATCH_ORDER_SAVED\x10\x01\x12\x14\n" +
+	"\x10MATCH_ORDER_SIZE\x10\x02\x12\x18\n" +
+	"\x14MATCH_ORDER_QUANTITY\x10\x03\x12\x16\n" +
+	"\x12MATCH_ORDER_DEGREE\x10\x04*v\n" +
 	"\fMatchOutcome\x12\x1d\n" +
 	"\x19MATCH_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12MATCH_OUTCOME_PULL\x10\x01\x12\x15\n" +
 	"\x11MATCH_OUTCOME_USE\x10\x02\x12\x18\n" +
-	"\x14MATCH_OUTCOME_REJECT\x10\x032\x80\v\n" +
-	"\x14ImageSnapshotService\x12r\n" +
-	"\x13CreateImageSnapshot\x12,.berth.control.v1.CreateImageSnapshotRequest\x1a-.berth.control.v1.CreateImageSnapshotResponse\x12i\n" +
-	"\x10GetImageSnapshot\x12).berth.control.v1.GetImageSnapshotRequest\x1a*.berth.control.v1.GetImageSnapshotResponse\x12o\n" +
-	"\x12ListImageSnapshots\x12+.berth.control.v1.ListImageSnapshotsRequest\x1a,.berth.control.v1.ListImageSnapshotsResponse\x12r\n" +
-	"\x13UpdateImageSnapshot\x12,.berth.control.v1.UpdateImageSnapshotRequest\x1a-.berth.control.v1.UpdateImageSnapshotResponse\x12r\n" +
-	"\x13DeleteImageSnapshot\x12,.berth.control.v1.DeleteImageSnapshotRequest\x1a-.berth.control.v1.DeleteImageSnapshotResponse\x12~\n" +
-	"\x17ListImageSnapshotEvents\x120.berth.control.v1.ListImageSnapshotEventsRequest\x1a1.berth.control.v1.ListImageSnapshotEventsResponse\x12t\n" +
-	"\x13WatchImageSnapshots\x12,.berth.control.v1.WatchImageSnapshotsRequest\x1a-.berth.control.v1.WatchImageSnapshotsResponse0\x01\x12\x83\x01\n" +
-	"\x18WatchImageSnapshotEvents\x121.berth.control.v1.WatchImageSnapshotEventsRequest\x1a2.berth.control.v1.WatchImageSnapshotEventsResponse0\x01\x12Z\n" +
-	"\vMatchImages\x12$.berth.control.v1.MatchImagesRequest\x1a%.berth.control.v1.MatchImagesResponse\x12`\n" +
-	"\rPutAccessList\x12&.berth.control.v1.PutAccessListRequest\x1a'.berth.control.v1.PutAccessListResponse\x12f\n" +
-	"\x0fListAccessLists\x12(.berth.control.v1.ListAccessListsRequest\x1a).berth.control.v1.ListAccessListsResponse\x12\x8d\x01\n" +
-	"\x1cEnsureAutomaticImageSnapshot\x125.berth.control.v1.EnsureAutomaticImageSnapshotRequest\x1a6.berth.control.v1.EnsureAutomaticImageSnapshotResponseB2Z0berth.dev/berth/proto/berth/control/v1;controlv1b\x06proto3"
+	"\x14MATCH_OUTCOME_REJECT\x10\x03*\xf1\x02\n" +
+	"\fMatchVerdict\x12\x1d\n" +
+	"\x19MATCH_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14MATCH_VERDICT_CHOSEN\x10\x01\x12\x16\n" +
+	"\x12MATCH_VERDICT_LOST\x10\x02\x12\x1c\n" +
+	"\x18MATCH_VERDICT_NOT_NEEDED\x10\x03\x12 \n" +
+	"\x1cMATCH_VERDICT_NOT_WORTHWHILE\x10\x04\x12\x1e\n" +
+	"\x1aMATCH_VERDICT_GATE_NOT_MET\x10\x05\x12\x1b\n" +
+	"\x17MATCH_VERDICT_NOT_READY\x10\x06\x12\x19\n" +
+	"\x15MATCH_VERDICT_EXPIRED\x10\a\x12 \n" +
+	"\x1cMATCH_VERDICT_OTHER_PLATFORM\x10\b\x12\x1d\n" +
+	"\x19MATCH_VERDICT_UNREACHABLE\x10\t\x12\x1a\n" +
+	"\x16MATCH_VERDICT_NO_MATCH\x10\n" +
+	"\x12\x1b\n" +
+	"\x17MATCH_VERDICT_SET_ASIDE\x10\v*o\n" +
+	"\n" +
+	"ImageMatch\x12\x1b\n" +
+	"\x17IMAGE_MATCH_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12IMAGE_MATCH_DIGEST\x10\x01\x12\x14\n" +
+	"\x10IMAGE_MATCH_NAME\x10\x02\x12\x16\n" +
+	"\x12IMAGE_MATCH_LAYERS\x10\x032\x92\f\n" +
+	"\x14ImageSnapshotService\x12~\n" +
+	"\x13CreateImageSnapshot\x122.berth.imagesnapshot.v1.CreateImageSnapshotRequest\x1a3.berth.imagesnapshot.v1.CreateImageSnapshotResponse\x12u\n" +
+	"\x10GetImageSnapshot\x12/.berth.imagesnapshot.v1.GetImageSnapshotRequest\x1a0.berth.imagesnapshot.v1.GetImageSnapshotResponse\x12{\n" +
+	"\x12ListImageSnapshots\x121.berth.imagesnapshot.v1.ListImageSnapshotsRequest\x1a2.berth.imagesnapshot.v1.ListImageSnapshotsResponse\x12~\n" +
+	"\x13UpdateImageSnapshot\x122.berth.imagesnapshot.v1.UpdateImageSnapshotRequest\x1a3.berth.imagesnapshot.v1.UpdateImageSnapshotResponse\x12~\n" +
+	"\x13DeleteImageSnapshot\x122.berth.imagesnapshot.v1.DeleteImageSnapshotRequest\x1a3.berth.imagesnapshot.v1.DeleteImageSnapshotResponse\x12\x8a\x01\n" +
+	"\x17ListImageSnapshotEvents\x126.berth.imagesnapshot.v1.ListImageSnapshotEventsRequest\x1a7.berth.imagesnapshot.v1.ListImageSnapshotEventsResponse\x12\x80\x01\n" +
+	"\x13WatchImageSnapshots\x122.berth.imagesnapshot.v1.WatchImageSnapshotsRequest\x1a3.berth.imagesnapshot.v1.WatchImageSnapshotsResponse0\x01\x12\x8f\x01\n" +
+	"\x18WatchImageSnapshotEvents\x127.berth.imagesnapshot.v1.WatchImageSnapshotEventsRequest\x1a8.berth.imagesnapshot.v1.WatchImageSnapshotEventsResponse0\x01\x12f\n" +
+	"\vMatchImages\x12*.berth.imagesnapshot.v1.MatchImagesRequest\x1a+.berth.imagesnapshot.v1.MatchImagesResponse\x12l\n" +
+	"\rPutAccessList\x12,.berth.imagesnapshot.v1.PutAccessListRequest\x1a-.berth.imagesnapshot.v1.PutAccessListResponse\x12r\n" +
+	"\x0fListAccessLists\x12..berth.imagesnapshot.v1.ListAccessListsRequest\x1a/.berth.imagesnapshot.v1.ListAccessListsResponse\x12\x99\x01\n" +
+	"\x1cEnsureAutomaticImageSnapshot\x12;.berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest\x1a<.berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotResponseB>Z<berth.dev/berth/proto/berth/imagesnapshot/v1;imagesnapshotv1b\x06proto3"
 
 var (
-	file_berth_control_v1_imagesnapshot_proto_rawDescOnce sync.Once
-	file_berth_control_v1_imagesnapshot_proto_rawDescData []byte
+	file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescOnce sync.Once
+	file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescData []byte
 )
 
-func file_berth_control_v1_imagesnapshot_proto_rawDescGZIP() []byte {
-	file_berth_control_v1_imagesnapshot_proto_rawDescOnce.Do(func() {
-		file_berth_control_v1_imagesnapshot_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_berth_control_v1_imagesnapshot_proto_rawDesc), len(file_berth_control_v1_imagesnapshot_proto_rawDesc)))
+func file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescGZIP() []byte {
+	file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescOnce.Do(func() {
+		file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDesc), len(file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDesc)))
 	})
-	return file_berth_control_v1_imagesnapshot_proto_rawDescData
+	return file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDescData
 }
 
-var file_berth_control_v1_imagesnapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_berth_control_v1_imagesnapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
-var file_berth_control_v1_imagesnapshot_proto_goTypes = []any{
-	(ImageSnapshotOrigin)(0),                     // 0: berth.control.v1.ImageSnapshotOrigin
-	(EliminationStrategy)(0),                     // 1: berth.control.v1.EliminationStrategy
-	(ImageSnapshotPhase)(0),                      // 2: berth.control.v1.ImageSnapshotPhase
-	(ImageSnapshotEventType)(0),                  // 3: berth.control.v1.ImageSnapshotEventType
-	(MatchOutcome)(0),                            // 4: berth.control.v1.MatchOutcome
-	(*ImageSnapshot)(nil),                        // 5: berth.control.v1.ImageSnapshot
-	(*ImageSnapshotSpec)(nil),                    // 6: berth.control.v1.ImageSnapshotSpec
-	(*RegistryAccess)(nil),                       // 7: berth.control.v1.RegistryAccess
-	(*BuildSpec)(nil),                            // 8: berth.control.v1.BuildSpec
-	(*ImageSnapshotStatus)(nil),                  // 9: berth.control.v1.ImageSnapshotStatus
-	(*SnapshottedImage)(nil),                     // 10: berth.control.v1.SnapshottedImage
-	(*VolumeSnapshot)(nil),                       // 11: berth.control.v1.VolumeSnapshot
-	(*ImageSnapshotEvent)(nil),                   // 12: berth.control.v1.ImageSnapshotEvent
-	(*Preconditions)(nil),                        // 13: berth.control.v1.Preconditions
-	(*CreateImageSnapshotRequest)(nil),           // 14: berth.control.v1.CreateImageSnapshotRequest
-	(*CreateImageSnapshotResponse)(nil),          // 15: berth.control.v1.CreateImageSnapshotResponse
-	(*GetImageSnapshotRequest)(nil),              // 16: berth.control.v1.GetImageSnapshotRequest
-	(*GetImageSnapshotResponse)(nil),             // 17: berth.control.v1.GetImageSnapshotResponse
-	(*ImageSnapshotFilter)(nil),                  // 18: berth.control.v1.ImageSnapshotFilter
-	(*ListImageSnapshotsRequest)(nil),            // 19: berth.control.v1.ListImageSnapshotsRequest
-	(*ListImageSnapshotsResponse)(nil),           // 20: berth.control.v1.ListImageSnapshotsResponse
-	(*UpdateImageSnapshotRequest)(nil),           // 21: berth.control.v1.UpdateImageSnapshotRequest
-	(*StringMap)(nil),                            // 22: berth.control.v1.StringMap
-	(*UpdateImageSnapshotResponse)(nil),          // 23: berth.control.v1.UpdateImageSnapshotResponse
-	(*DeleteImageSnapshotRequest)(nil),           // 24: berth.control.v1.DeleteImageSnapshotRequest
-	(*DeleteImageSnapshotResponse)(nil),          // 25: berth.control.v1.DeleteImageSnapshotResponse
-	(*ListImageSnapshotEventsRequest)(nil),       // 26: berth.control.v1.ListImageSnapshotEventsRequest
-	(*ListImageSnapshotEventsResponse)(nil),      // 27: berth.control.v1.ListImageSnapshotEventsResponse
-	(*WatchImageSnapshotsRequest)(nil),           // 28: berth.control.v1.WatchImageSnapshotsRequest
-	(*WatchImageSnapshotsResponse)(nil),          // 29: berth.control.v1.WatchImageSnapshotsResponse
-	(*WatchImageSnapshotEventsRequest)(nil),      // 30: berth.control.v1.WatchImageSnapshotEventsRequest
-	(*WatchImageSnapshotEventsResponse)(nil),     // 31: berth.control.v1.WatchImageSnapshotEventsResponse
-	(*MatchImagesRequest)(nil),                   // 32: berth.control.v1.MatchImagesRequest
-	(*MatchImage)(nil),                           // 33: berth.control.v1.MatchImage
-	(*MatchLayer)(nil),                           // 34: berth.control.v1.MatchLayer
-	(*EnsureAutomaticImageSnapshotRequest)(nil),  // 35: berth.control.v1.EnsureAutomaticImageSnapshotRequest
-	(*EnsureAutomaticImageSnapshotResponse)(nil), // 36: berth.control.v1.EnsureAutomaticImageSnapshotResponse
-	(*MatchImagesResponse)(nil),                  // 37: berth.control.v1.MatchImagesResponse
-	(*MatchChoice)(nil),                          // 38: berth.control.v1.MatchChoice
-	(*MatchCandidate)(nil),                       // 39: berth.control.v1.MatchCandidate
-	(*MatchKey)(nil),                             // 40: berth.control.v1.MatchKey
-	(*MatchedImage)(nil),                         // 41: berth.control.v1.MatchedImage
-	(*PutAccessListRequest)(nil),                 // 42: berth.control.v1.PutAccessListRequest
-	(*PutAccessListResponse)(nil),                // 43: berth.control.v1.PutAccessListResponse
-	(*ListAccessListsRequest)(nil),               // 44: berth.control.v1.ListAccessListsRequest
-	(*ListAccessListsResponse)(nil),              // 45: berth.control.v1.ListAccessListsResponse
-	(*AccessList)(nil),                           // 46: berth.control.v1.AccessList
-	nil,                                          // 47: berth.control.v1.ImageSnapshot.LabelsEntry
-	nil,                                          // 48: berth.control.v1.ImageSnapshot.AnnotationsEntry
-	nil,                                          // 49: berth.control.v1.BuildSpec.ParametersEntry
-	nil,                                          // 50: berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
-	nil,                                          // 51: berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
-	nil,                                          // 52: berth.control.v1.ImageSnapshotFilter.LabelsEntry
-	nil,                                          // 53: berth.control.v1.StringMap.EntriesEntry
-	nil,                                          // 54: berth.control.v1.MatchImagesRequest.AnnotationsEntry
-	nil,                                          // 55: berth.control.v1.MatchImagesRequest.LabelsEntry
-	nil,                                          // 56: berth.control.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntry
-	nil,                                          // 57: berth.control.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil),                // 58: google.protobuf.Timestamp
+var file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_berth_imagesnapshot_v1_imagesnapshot_proto_goTypes = []any{
+	(ImageSnapshotOrigin)(0),                     // 0: berth.imagesnapshot.v1.ImageSnapshotOrigin
+	(EliminationStrategy)(0),                     // 1: berth.imagesnapshot.v1.EliminationStrategy
+	(ImageSnapshotPhase)(0),                      // 2: berth.imagesnapshot.v1.ImageSnapshotPhase
+	(ImageSnapshotEventType)(0),                  // 3: berth.imagesnapshot.v1.ImageSnapshotEventType
+	(MatchOrder)(0),                              // 4: berth.imagesnapshot.v1.MatchOrder
+	(MatchOutcome)(0),                            // 5: berth.imagesnapshot.v1.MatchOutcome
+	(MatchVerdict)(0),                            // 6: berth.imagesnapshot.v1.MatchVerdict
+	(ImageMatch)(0),                              // 7: berth.imagesnapshot.v1.ImageMatch
+	(*ImageSnapshot)(nil),                        // 8: berth.imagesnapshot.v1.ImageSnapshot
+	(*ImageSnapshotSpec)(nil),                    // 9: berth.imagesnapshot.v1.ImageSnapshotSpec
+	(*RegistryAccess)(nil),                       // 10: berth.imagesnapshot.v1.RegistryAccess
+	(*BuildSpec)(nil),                            // 11: berth.imagesnapshot.v1.BuildSpec
+	(*ImageSnapshotStatus)(nil),                  // 12: berth.imagesnapshot.v1.ImageSnapshotStatus
+	(*SnapshottedImage)(nil),                     // 13: berth.imagesnapshot.v1.SnapshottedImage
+	(*VolumeSnapshot)(nil),                       // 14: berth.imagesnapshot.v1.VolumeSnapshot
+	(*ImageSnapshotEvent)(nil),                   // 15: berth.imagesnapshot.v1.ImageSnapshotEvent
+	(*Preconditions)(nil),                        // 16: berth.imagesnapshot.v1.Preconditions
+	(*CreateImageSnapshotRequest)(nil),           // 17: berth.imagesnapshot.v1.CreateImageSnapshotRequest
+	(*CreateImageSnapshotResponse)(nil),          // 18: berth.imagesnapshot.v1.CreateImageSnapshotResponse
+	(*GetImageSnapshotRequest)(nil),              // 19: berth.imagesnapshot.v1.GetImageSnapshotRequest
+	(*GetImageSnapshotResponse)(nil),             // 20: berth.imagesnapshot.v1.GetImageSnapshotResponse
+	(*ImageSnapshotFilter)(nil),                  // 21: berth.imagesnapshot.v1.ImageSnapshotFilter
+	(*ListImageSnapshotsRequest)(nil),            // 22: berth.imagesnapshot.v1.ListImageSnapshotsRequest
+	(*ListImageSnapshotsResponse)(nil),           // 23: berth.imagesnapshot.v1.ListImageSnapshotsResponse
+	(*UpdateImageSnapshotRequest)(nil),           // 24: berth.imagesnapshot.v1.UpdateImageSnapshotRequest
+	(*StringMap)(nil),                            // 25: berth.imagesnapshot.v1.StringMap
+	(*UpdateImageSnapshotResponse)(nil),          // 26: berth.imagesnapshot.v1.UpdateImageSnapshotResponse
+	(*DeleteImageSnapshotRequest)(nil),           // 27: berth.imagesnapshot.v1.DeleteImageSnapshotRequest
+	(*DeleteImageSnapshotResponse)(nil),          // 28: berth.imagesnapshot.v1.DeleteImageSnapshotResponse
+	(*ListImageSnapshotEventsRequest)(nil),       // 29: berth.imagesnapshot.v1.ListImageSnapshotEventsRequest
+	(*ListImageSnapshotEventsResponse)(nil),      // 30: berth.imagesnapshot.v1.ListImageSnapshotEventsResponse
+	(*WatchImageSnapshotsRequest)(nil),           // 31: berth.imagesnapshot.v1.WatchImageSnapshotsRequest
+	(*WatchImageSnapshotsResponse)(nil),          // 32: berth.imagesnapshot.v1.WatchImageSnapshotsResponse
+	(*WatchImageSnapshotEventsRequest)(nil),      // 33: berth.imagesnapshot.v1.WatchImageSnapshotEventsRequest
+	(*WatchImageSnapshotEventsResponse)(nil),     // 34: berth.imagesnapshot.v1.WatchImageSnapshotEventsResponse
+	(*MatchImagesRequest)(nil),                   // 35: berth.imagesnapshot.v1.MatchImagesRequest
+	(*MatchImage)(nil),                           // 36: berth.imagesnapshot.v1.MatchImage
+	(*MatchLayer)(nil),                           // 37: berth.imagesnapshot.v1.MatchLayer
+	(*EnsureAutomaticImageSnapshotRequest)(nil),  // 38: berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest
+	(*EnsureAutomaticImageSnapshotResponse)(nil), // 39: berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotResponse
+	(*MatchImagesResponse)(nil),                  // 40: berth.imagesnapshot.v1.MatchImagesResponse
+	(*MatchChoice)(nil),                          // 41: berth.imagesnapshot.v1.MatchChoice
+	(*MatchCandidate)(nil),                       // 42: berth.imagesnapshot.v1.MatchCandidate
+	(*MatchKey)(nil),                             // 43: berth.imagesnapshot.v1.MatchKey
+	(*MatchedImage)(nil),                         // 44: berth.imagesnapshot.v1.MatchedImage
+	(*PutAccessListRequest)(nil),                 // 45: berth.imagesnapshot.v1.PutAccessListRequest
+	(*PutAccessListResponse)(nil),                // 46: berth.imagesnapshot.v1.PutAccessListResponse
+	(*ListAccessListsRequest)(nil),               // 47: berth.imagesnapshot.v1.ListAccessListsRequest
+	(*ListAccessListsResponse)(nil),              // 48: berth.imagesnapshot.v1.ListAccessListsResponse
+	(*AccessList)(nil),                           // 49: berth.imagesnapshot.v1.AccessList
+	nil,                                          // 50: berth.imagesnapshot.v1.ImageSnapshot.LabelsEntry
+	nil,                                          // 51: berth.imagesnapshot.v1.ImageSnapshot.AnnotationsEntry
+	nil,                                          // 52: berth.imagesnapshot.v1.BuildSpec.ParametersEntry
+	nil,                                          // 53: berth.imagesnapshot.v1.CreateImageSnapshotRequest.LabelsEntry
+	nil,                                          // 54: berth.imagesnapshot.v1.CreateImageSnapshotRequest.AnnotationsEntry
+	nil,                                          // 55: berth.imagesnapshot.v1.ImageSnapshotFilter.LabelsEntry
+	nil,                                          // 56: berth.imagesnapshot.v1.StringMap.EntriesEntry
+	nil,                                          // 57: berth.imagesnapshot.v1.MatchImagesRequest.AnnotationsEntry
+	nil,                                          // 58: berth.imagesnapshot.v1.MatchImagesRequest.LabelsEntry
+	nil,                                          // 59: berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntry
+	nil,                                          // 60: berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil),                // 61: google.protobuf.Timestamp
 }
-var file_berth_control_v1_imagesnapshot_proto_depIdxs = []int32{
-	58, // 0: berth.control.v1.ImageSnapshot.created:type_name -> google.protobuf.Timestamp
-	58, // 1: berth.control.v1.ImageSnapshot.deletion_requested:type_name -> google.protobuf.Timestamp
-	0,  // 2: berth.control.v1.ImageSnapshot.origin:type_name -> berth.control.v1.ImageSnapshotOrigin
-	47, // 3: berth.control.v1.ImageSnapshot.labels:type_name -> berth.control.v1.ImageSnapshot.LabelsEntry
-	48, // 4: berth.control.v1.ImageSnapshot.annotations:type_name -> berth.control.v1.ImageSnapshot.AnnotationsEntry
-	6,  // 5: berth.control.v1.ImageSnapshot.spec:type_name -> berth.control.v1.ImageSnapshotSpec
-	9,  // 6: berth.control.v1.ImageSnapshot.status:type_name -> berth.control.v1.ImageSnapshotStatus
-	7,  // 7: berth.control.v1.ImageSnapshotSpec.registries:type_name -> berth.control.v1.RegistryAccess
-	8,  // 8: berth.control.v1.ImageSnapshotSpec.build:type_name -> berth.control.v1.BuildSpec
-	1,  // 9: berth.control.v1.ImageSnapshotSpec.elimination:type_name -> berth.control.v1.EliminationStrategy
-	49, // 10: berth.control.v1.BuildSpec.parameters:type_name -> berth.control.v1.BuildSpec.ParametersEntry
-	2,  // 11: berth.control.v1.ImageSnapshotStatus.phase:type_name -> berth.control.v1.ImageSnapshotPhase
-	10, // 12: berth.control.v1.ImageSnapshotStatus.images:type_name -> berth.control.v1.SnapshottedImage
-	11, // 13: berth.control.v1.ImageSnapshotStatus.volume_snapshots:type_name -> berth.control.v1.VolumeSnapshot
-	58, // 14: berth.control.v1.ImageSnapshotStatus.started:type_name -> google.protobuf.Timestamp
-	58, // 15: berth.control.v1.ImageSnapshotStatus.ready:type_name -> google.protobuf.Timestamp
-	58, // 16: berth.control.v1.ImageSnapshotStatus.expires:type_name -> google.protobuf.Timestamp
-	58, // 17: berth.control.v1.ImageSnapshotStatus.last_updated:type_name -> google.protobuf.Timestamp
-	58, // 18: berth.control.v1.ImageSnapshotStatus.last_matched:type_name -> google.protobuf.Timestamp
-	12, // 19: berth.control.v1.ImageSnapshotStatus.events:type_name -> berth.control.v1.ImageSnapshotEvent
-	3,  // 20: berth.control.v1.ImageSnapshotEvent.type:type_name -> berth.control.v1.ImageSnapshotEventType
-	58, // 21: berth.control.v1.ImageSnapshotEvent.first:type_name -> google.protobuf.Timestamp
-	58, // 22: berth.control.v1.ImageSnapshotEvent.last:type_name -> google.protobuf.Timestamp
-	50, // 23: berth.control.v1.CreateImageSnapshotRequest.labels:type_name -> berth.control.v1.CreateImageSnapshotRequest.LabelsEntry
-	51, // 24: berth.control.v1.CreateImageSnapshotRequest.annotations:type_name -> berth.control.v1.CreateImageSnapshotRequest.AnnotationsEntry
-	6,  // 25: berth.control.v1.CreateImageSnapshotRequest.spec:type_name -> berth.control.v1.ImageSnapshotSpec
-	5,  // 26: berth.control.v1.CreateImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
-	5,  // 27: berth.control.v1.GetImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
-	52, // 28: berth.control.v1.ImageSnapshotFilter.labels:type_name -> berth.control.v1.ImageSnapshotFilter.LabelsEntry
-	18, // 29: berth.control.v1.ListImageSnapshotsRequest.filter:type_name -> berth.control.v1.ImageSnapshotFilter
-	5,  // 30: berth.control.v1.ListImageSnapshotsResponse.image_snapshots:type_name -> berth.control.v1.ImageSnapshot
-	6,  // 31: berth.control.v1.UpdateImageSnapshotRequest.spec:type_name -> berth.control.v1.ImageSnapshotSpec
-	22, // 32: berth.control.v1.UpdateImageSnapshotRequest.labels:type_name -> berth.control.v1.StringMap
-	22, // 33: berth.control.v1.UpdateImageSnapshotRequest.annotations:type_name -> berth.control.v1.StringMap
-	13, // 34: berth.control.v1.UpdateImageSnapshotRequest.preconditions:type_name -> berth.control.v1.Preconditions
-	53, // 35: berth.control.v1.StringMap.entries:type_name -> berth.control.v1.StringMap.EntriesEntry
-	5,  // 36: berth.control.v1.UpdateImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
-	13, // 37: berth.control.v1.DeleteImageSnapshotRequest.preconditions:type_name -> berth.control.v1.Preconditions
-	5,  // 38: berth.control.v1.DeleteImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
-	18, // 39: berth.control.v1.ListImageSnapshotEventsRequest.filter:type_name -> berth.control.v1.ImageSnapshotFilter
-	12, // 40: berth.control.v1.ListImageSnapshotEventsResponse.events:type_name -> berth.control.v1.ImageSnapshotEvent
-	18, // 41: berth.control.v1.WatchImageSnapshotsRequest.filter:type_name -> berth.control.v1.ImageSnapshotFilter
-	5,  // 42: berth.control.v1.WatchImageSnapshotsResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
-	18, // 43: berth.control.v1.WatchImageSnapshotEventsRequest.filter:type_name -> berth.control.v1.ImageSnapshotFilter
-	12, // 44: berth.control.v1.WatchImageSnapshotEventsResponse.event:type_name -> berth.control.v1.ImageSnapshotEvent
-	33, // 45: berth.control.v1.MatchImagesRequest.images:type_name -> berth.control.v1.MatchImage
-	54, // 46: berth.control.v1.MatchImagesRequest.annotations:type_name -> berth.control.v1.MatchImagesRequest.AnnotationsEntry
-	55, // 47: berth.control.v1.MatchImagesRequest.labels:type_name -> berth.control.v1.MatchImagesRequest.LabelsEntry
-	34, // 48: berth.control.v1.MatchImage.layers:type_name -> berth.control.v1.MatchLayer
-	7,  // 49: berth.control.v1.EnsureAutomaticImageSnapshotRequest.registries:type_name -> berth.control.v1.RegistryAccess
-	56, // 50: berth.control.v1.EnsureAutomaticImageSnapshotRequest.labels:type_name -> berth.control.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntry
-	57, // 51: berth.control.v1.EnsureAutomaticImageSnapshotRequest.annotations:type_name -> berth.control.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntry
-	5,  // 52: berth.control.v1.EnsureAutomaticImageSnapshotResponse.image_snapshot:type_name -> berth.control.v1.ImageSnapshot
-	4,  // 53: berth.control.v1.MatchImagesResponse.outcome:type_name -> berth.control.v1.MatchOutcome
-	38, // 54: berth.control.v1.MatchImagesResponse.chosen:type_name -> berth.control.v1.MatchChoice
-	39, // 55: berth.control.v1.MatchImagesResponse.candidates:type_name -> berth.control.v1.MatchCandidate
-	40, // 56: berth.control.v1.MatchCandidate.score:type_name -> berth.control.v1.MatchKey
-	41, // 57: berth.control.v1.MatchCandidate.images:type_name -> berth.control.v1.MatchedImage
-	46, // 58: berth.control.v1.PutAccessListResponse.access_list:type_name -> berth.control.v1.AccessList
-	46, // 59: berth.control.v1.ListAccessListsResponse.access_lists:type_name -> berth.control.v1.AccessList
-	58, // 60: berth.control.v1.AccessList.recorded:type_name -> google.protobuf.Timestamp
-	14, // 61: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:input_type -> berth.control.v1.CreateImageSnapshotRequest
-	16, // 62: berth.control.v1.ImageSnapshotService.GetImageSnapshot:input_type -> berth.control.v1.GetImageSnapshotRequest
-	19, // 63: berth.control.v1.ImageSnapshotService.ListImageSnapshots:input_type -> berth.control.v1.ListImageSnapshotsRequest
-	21, // 64: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:input_type -> berth.control.v1.UpdateImageSnapshotRequest
-	24, // 65: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:input_type -> berth.control.v1.DeleteImageSnapshotRequest
-	26, // 66: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:input_type -> berth.control.v1.ListImageSnapshotEventsRequest
-	28, // 67: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:input_type -> berth.control.v1.WatchImageSnapshotsRequest
-	30, // 68: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:input_type -> berth.control.v1.WatchImageSnapshotEventsRequest
-	32, // 69: berth.control.v1.ImageSnapshotService.MatchImages:input_type -> berth.control.v1.MatchImagesRequest
-	42, // 70: berth.control.v1.ImageSnapshotService.PutAccessList:input_type -> berth.control.v1.PutAccessListRequest
-	44, // 71: berth.control.v1.ImageSnapshotService.ListAccessLists:input_type -> berth.control.v1.ListAccessListsRequest
-	35, // 72: berth.control.v1.ImageSnapshotService.EnsureAutomaticImageSnapshot:input_type -> berth.control.v1.EnsureAutomaticImageSnapshotRequest
-	15, // 73: berth.control.v1.ImageSnapshotService.CreateImageSnapshot:output_type -> berth.control.v1.CreateImageSnapshotResponse
-	17, // 74: berth.control.v1.ImageSnapshotService.GetImageSnapshot:output_type -> berth.control.v1.GetImageSnapshotResponse
-	20, // 75: berth.control.v1.ImageSnapshotService.ListImageSnapshots:output_type -> berth.control.v1.ListImageSnapshotsResponse
-	23, // 76: berth.control.v1.ImageSnapshotService.UpdateImageSnapshot:output_type -> berth.control.v1.UpdateImageSnapshotResponse
-	25, // 77: berth.control.v1.ImageSnapshotService.DeleteImageSnapshot:output_type -> berth.control.v1.DeleteImageSnapshotResponse
-	27, // 78: berth.control.v1.ImageSnapshotService.ListImageSnapshotEvents:output_type -> berth.control.v1.ListImageSnapshotEventsResponse
-	29, // 79: berth.control.v1.ImageSnapshotService.WatchImageSnapshots:output_type -> berth.control.v1.WatchImageSnapshotsResponse
-	31, // 80: berth.control.v1.ImageSnapshotService.WatchImageSnapshotEvents:output_type -> berth.control.v1.WatchImageSnapshotEventsResponse
-	37, // 81: berth.control.v1.ImageSnapshotService.MatchImages:output_type -> berth.control.v1.MatchImagesResponse
-	43, // 82: berth.control.v1.ImageSnapshotService.PutAccessList:output_type -> berth.control.v1.PutAccessListResponse
-	45, // 83: berth.control.v1.ImageSnapshotService.ListAccessLists:output_type -> berth.control.v1.ListAccessListsResponse
-	36, // 84: berth.control.v1.ImageSnapshotService.EnsureAutomaticImageSnapshot:output_type -> berth.control.v1.EnsureAutomaticImageSnapshotResponse
-	73, // [73:85] is the sub-list for method output_type
-	61, // [61:73] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+var file_berth_imagesnapshot_v1_imagesnapshot_proto_depIdxs = []int32{
+	61, // 0: berth.imagesnapshot.v1.ImageSnapshot.created:type_name -> google.protobuf.Timestamp
+	61, // 1: berth.imagesnapshot.v1.ImageSnapshot.deletion_requested:type_name -> google.protobuf.Timestamp
+	0,  // 2: berth.imagesnapshot.v1.ImageSnapshot.origin:type_name -> berth.imagesnapshot.v1.ImageSnapshotOrigin
+	50, // 3: berth.imagesnapshot.v1.ImageSnapshot.labels:type_name -> berth.imagesnapshot.v1.ImageSnapshot.LabelsEntry
+	51, // 4: berth.imagesnapshot.v1.ImageSnapshot.annotations:type_name -> berth.imagesnapshot.v1.ImageSnapshot.AnnotationsEntry
+	9,  // 5: berth.imagesnapshot.v1.ImageSnapshot.spec:type_name -> berth.imagesnapshot.v1.ImageSnapshotSpec
+	12, // 6: berth.imagesnapshot.v1.ImageSnapshot.status:type_name -> berth.imagesnapshot.v1.ImageSnapshotStatus
+	10, // 7: berth.imagesnapshot.v1.ImageSnapshotSpec.registries:type_name -> berth.imagesnapshot.v1.RegistryAccess
+	11, // 8: berth.imagesnapshot.v1.ImageSnapshotSpec.build:type_name -> berth.imagesnapshot.v1.BuildSpec
+	1,  // 9: berth.imagesnapshot.v1.ImageSnapshotSpec.elimination:type_name -> berth.imagesnapshot.v1.EliminationStrategy
+	52, // 10: berth.imagesnapshot.v1.BuildSpec.parameters:type_name -> berth.imagesnapshot.v1.BuildSpec.ParametersEntry
+	2,  // 11: berth.imagesnapshot.v1.ImageSnapshotStatus.phase:type_name -> berth.imagesnapshot.v1.ImageSnapshotPhase
+	13, // 12: berth.imagesnapshot.v1.ImageSnapshotStatus.images:type_name -> berth.imagesnapshot.v1.SnapshottedImage
+	14, // 13: berth.imagesnapshot.v1.ImageSnapshotStatus.volume_snapshots:type_name -> berth.imagesnapshot.v1.VolumeSnapshot
+	61, // 14: berth.imagesnapshot.v1.ImageSnapshotStatus.started:type_name -> google.protobuf.Timestamp
+	61, // 15: berth.imagesnapshot.v1.ImageSnapshotStatus.ready:type_name -> google.protobuf.Timestamp
+	61, // 16: berth.imagesnapshot.v1.ImageSnapshotStatus.expires:type_name -> google.protobuf.Timestamp
+	61, // 17: berth.imagesnapshot.v1.ImageSnapshotStatus.last_updated:type_name -> google.protobuf.Timestamp
+	61, // 18: berth.imagesnapshot.v1.ImageSnapshotStatus.last_matched:type_name -> google.protobuf.Timestamp
+	15, // 19: berth.imagesnapshot.v1.ImageSnapshotStatus.events:type_name -> berth.imagesnapshot.v1.ImageSnapshotEvent
+	3,  // 20: berth.imagesnapshot.v1.ImageSnapshotEvent.type:type_name -> berth.imagesnapshot.v1.ImageSnapshotEventType
+	61, // 21: berth.imagesnapshot.v1.ImageSnapshotEvent.first:type_name -> google.protobuf.Timestamp
+	61, // 22: berth.imagesnapshot.v1.ImageSnapshotEvent.last:type_name -> google.protobuf.Timestamp
+	53, // 23: berth.imagesnapshot.v1.CreateImageSnapshotRequest.labels:type_name -> berth.imagesnapshot.v1.CreateImageSnapshotRequest.LabelsEntry
+	54, // 24: berth.imagesnapshot.v1.CreateImageSnapshotRequest.annotations:type_name -> berth.imagesnapshot.v1.CreateImageSnapshotRequest.AnnotationsEntry
+	9,  // 25: berth.imagesnapshot.v1.CreateImageSnapshotRequest.spec:type_name -> berth.imagesnapshot.v1.ImageSnapshotSpec
+	8,  // 26: berth.imagesnapshot.v1.CreateImageSnapshotResponse.image_snapshot:type_name -> berth.imagesnapshot.v1.ImageSnapshot
+	8,  // 27: berth.imagesnapshot.v1.GetImageSnapshotResponse.image_snapshot:type_name -> berth.imagesnapshot.v1.ImageSnapshot
+	55, // 28: berth.imagesnapshot.v1.ImageSnapshotFilter.labels:type_name -> berth.imagesnapshot.v1.ImageSnapshotFilter.LabelsEntry
+	21, // 29: berth.imagesnapshot.v1.ListImageSnapshotsRequest.filter:type_name -> berth.imagesnapshot.v1.ImageSnapshotFilter
+	8,  // 30: berth.imagesnapshot.v1.ListImageSnapshotsResponse.image_snapshots:type_name -> berth.imagesnapshot.v1.ImageSnapshot
+	9,  // 31: berth.imagesnapshot.v1.UpdateImageSnapshotRequest.spec:type_name -> berth.imagesnapshot.v1.ImageSnapshotSpec
+	25, // 32: berth.imagesnapshot.v1.UpdateImageSnapshotRequest.labels:type_name -> berth.imagesnapshot.v1.StringMap
+	25, // 33: berth.imagesnapshot.v1.UpdateImageSnapshotRequest.annotations:type_name -> berth.imagesnapshot.v1.StringMap
+	16, // 34: berth.imagesnapshot.v1.UpdateImageSnapshotRequest.preconditions:type_name -> berth.imagesnapshot.v1.Preconditions
+	56, // 35: berth.imagesnapshot.v1.StringMap.entries:type_name -> berth.imagesnapshot.v1.StringMap.EntriesEntry
+	8,  // 36: berth.imagesnapshot.v1.UpdateImageSnapshotResponse.image_snapshot:type_name -> berth.imagesnapshot.v1.ImageSnapshot
+	16, // 37: berth.imagesnapshot.v1.DeleteImageSnapshotRequest.preconditions:type_name -> berth.imagesnapshot.v1.Preconditions
+	8,  // 38: berth.imagesnapshot.v1.DeleteImageSnapshotResponse.image_snapshot:type_name -> berth.imagesnapshot.v1.ImageSnapshot
+	21, // 39: berth.imagesnapshot.v1.ListImageSnapshotEventsRequest.filter:type_name -> berth.imagesnapshot.v1.ImageSnapshotFilter
+	15, // 40: berth.imagesnapshot.v1.ListImageSnapshotEventsResponse.events:type_name -> berth.imagesnapshot.v1.ImageSnapshotEvent
+	21, // 41: berth.imagesnapshot.v1.WatchImageSnapshotsRequest.filter:type_name -> berth.imagesnapshot.v1.ImageSnapshotFilter
+	8,  // 42: berth.imagesnapshot.v1.WatchImageSnapshotsResponse.image_snapshot:type_name -> berth.imagesnapshot.v1.ImageSnapshot
+	21, // 43: berth.imagesnapshot.v1.WatchImageSnapshotEventsRequest.filter:type_name -> berth.imagesnapshot.v1.ImageSnapshotFilter
+	15, // 44: berth.imagesnapshot.v1.WatchImageSnapshotEventsResponse.event:type_name -> berth.imagesnapshot.v1.ImageSnapshotEvent
+	36, // 45: berth.imagesnapshot.v1.MatchImagesRequest.images:type_name -> berth.imagesnapshot.v1.MatchImage
+	57, // 46: berth.imagesnapshot.v1.MatchImagesRequest.annotations:type_name -> berth.imagesnapshot.v1.MatchImagesRequest.AnnotationsEntry
+	58, // 47: berth.imagesnapshot.v1.MatchImagesRequest.labels:type_name -> berth.imagesnapshot.v1.MatchImagesRequest.LabelsEntry
+	4,  // 48: berth.imagesnapshot.v1.MatchImagesRequest.order:type_name -> berth.imagesnapshot.v1.MatchOrder
+	37, // 49: berth.imagesnapshot.v1.MatchImage.layers:type_name -> berth.imagesnapshot.v1.MatchLayer
+	10, // 50: berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.registries:type_name -> berth.imagesnapshot.v1.RegistryAccess
+	59, // 51: berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.labels:type_name -> berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.LabelsEntry
+	60, // 52: berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.annotations:type_name -> berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest.AnnotationsEntry
+	8,  // 53: berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotResponse.image_snapshot:type_name -> berth.imagesnapshot.v1.ImageSnapshot
+	5,  // 54: berth.imagesnapshot.v1.MatchImagesResponse.outcome:type_name -> berth.imagesnapshot.v1.MatchOutcome
+	41, // 55: berth.imagesnapshot.v1.MatchImagesResponse.chosen:type_name -> berth.imagesnapshot.v1.MatchChoice
+	42, // 56: berth.imagesnapshot.v1.MatchImagesResponse.candidates:type_name -> berth.imagesnapshot.v1.MatchCandidate
+	4,  // 57: berth.imagesnapshot.v1.MatchImagesResponse.order:type_name -> berth.imagesnapshot.v1.MatchOrder
+	6,  // 58: berth.imagesnapshot.v1.MatchCandidate.verdict:type_name -> berth.imagesnapshot.v1.MatchVerdict
+	43, // 59: berth.imagesnapshot.v1.MatchCandidate.score:type_name -> berth.imagesnapshot.v1.MatchKey
+	44, // 60: berth.imagesnapshot.v1.MatchCandidate.images:type_name -> berth.imagesnapshot.v1.MatchedImage
+	7,  // 61: berth.imagesnapshot.v1.MatchedImage.matched_by:type_name -> berth.imagesnapshot.v1.ImageMatch
+	49, // 62: berth.imagesnapshot.v1.PutAccessListResponse.access_list:type_name -> berth.imagesnapshot.v1.AccessList
+	49, // 63: berth.imagesnapshot.v1.ListAccessListsResponse.access_lists:type_name -> berth.imagesnapshot.v1.AccessList
+	61, // 64: berth.imagesnapshot.v1.AccessList.recorded:type_name -> google.protobuf.Timestamp
+	17, // 65: berth.imagesnapshot.v1.ImageSnapshotService.CreateImageSnapshot:input_type -> berth.imagesnapshot.v1.CreateImageSnapshotRequest
+	19, // 66: berth.imagesnapshot.v1.ImageSnapshotService.GetImageSnapshot:input_type -> berth.imagesnapshot.v1.GetImageSnapshotRequest
+	22, // 67: berth.imagesnapshot.v1.ImageSnapshotService.ListImageSnapshots:input_type -> berth.imagesnapshot.v1.ListImageSnapshotsRequest
+	24, // 68: berth.imagesnapshot.v1.ImageSnapshotService.UpdateImageSnapshot:input_type -> berth.imagesnapshot.v1.UpdateImageSnapshotRequest
+	27, // 69: berth.imagesnapshot.v1.ImageSnapshotService.DeleteImageSnapshot:input_type -> berth.imagesnapshot.v1.DeleteImageSnapshotRequest
+	29, // 70: berth.imagesnapshot.v1.ImageSnapshotService.ListImageSnapshotEvents:input_type -> berth.imagesnapshot.v1.ListImageSnapshotEventsRequest
+	31, // 71: berth.imagesnapshot.v1.ImageSnapshotService.WatchImageSnapshots:input_type -> berth.imagesnapshot.v1.WatchImageSnapshotsRequest
+	33, // 72: berth.imagesnapshot.v1.ImageSnapshotService.WatchImageSnapshotEvents:input_type -> berth.imagesnapshot.v1.WatchImageSnapshotEventsRequest
+	35, // 73: berth.imagesnapshot.v1.ImageSnapshotService.MatchImages:input_type -> berth.imagesnapshot.v1.MatchImagesRequest
+	45, // 74: berth.imagesnapshot.v1.ImageSnapshotService.PutAccessList:input_type -> berth.imagesnapshot.v1.PutAccessListRequest
+	47, // 75: berth.imagesnapshot.v1.ImageSnapshotService.ListAccessLists:input_type -> berth.imagesnapshot.v1.ListAccessListsRequest
+	38, // 76: berth.imagesnapshot.v1.ImageSnapshotService.EnsureAutomaticImageSnapshot:input_type -> berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotRequest
+	18, // 77: berth.imagesnapshot.v1.ImageSnapshotService.CreateImageSnapshot:output_type -> berth.imagesnapshot.v1.CreateImageSnapshotResponse
+	20, // 78: berth.imagesnapshot.v1.ImageSnapshotService.GetImageSnapshot:output_type -> berth.imagesnapshot.v1.GetImageSnapshotResponse
+	23, // 79: berth.imagesnapshot.v1.ImageSnapshotService.ListImageSnapshots:output_type -> berth.imagesnapshot.v1.ListImageSnapshotsResponse
+	26, // 80: berth.imagesnapshot.v1.ImageSnapshotService.UpdateImageSnapshot:output_type -> berth.imagesnapshot.v1.UpdateImageSnapshotResponse
+	28, // 81: berth.imagesnapshot.v1.ImageSnapshotService.DeleteImageSnapshot:output_type -> berth.imagesnapshot.v1.DeleteImageSnapshotResponse
+	30, // 82: berth.imagesnapshot.v1.ImageSnapshotService.ListImageSnapshotEvents:output_type -> berth.imagesnapshot.v1.ListImageSnapshotEventsResponse
+	32, // 83: berth.imagesnapshot.v1.ImageSnapshotService.WatchImageSnapshots:output_type -> berth.imagesnapshot.v1.WatchImageSnapshotsResponse
+	34, // 84: berth.imagesnapshot.v1.ImageSnapshotService.WatchImageSnapshotEvents:output_type -> berth.imagesnapshot.v1.WatchImageSnapshotEventsResponse
+	40, // 85: berth.imagesnapshot.v1.ImageSnapshotService.MatchImages:output_type -> berth.imagesnapshot.v1.MatchImagesResponse
+	46, // 86: berth.imagesnapshot.v1.ImageSnapshotService.PutAccessList:output_type -> berth.imagesnapshot.v1.PutAccessListResponse
+	48, // 87: berth.imagesnapshot.v1.ImageSnapshotService.ListAccessLists:output_type -> berth.imagesnapshot.v1.ListAccessListsResponse
+	39, // 88: berth.imagesnapshot.v1.ImageSnapshotService.EnsureAutomaticImageSnapshot:output_type -> berth.imagesnapshot.v1.EnsureAutomaticImageSnapshotResponse
+	77, // [77:89] is the sub-list for method output_type
+	65, // [65:77] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
-func init() { file_berth_control_v1_imagesnapshot_proto_init() }
-func file_berth_control_v1_imagesnapshot_proto_init() {
-	if File_berth_control_v1_imagesnapshot_proto != nil {
+func init() { file_berth_imagesnapshot_v1_imagesnapshot_proto_init() }
+func file_berth_imagesnapshot_v1_imagesnapshot_proto_init() {
+	if File_berth_imagesnapshot_v1_imagesnapshot_proto != nil {
 		return
 	}
-	file_berth_control_v1_imagesnapshot_proto_msgTypes[13].OneofWrappers = []any{}
+	file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_control_v1_imagesnapshot_proto_rawDesc), len(file_berth_control_v1_imagesnapshot_proto_rawDesc)),
-			NumEnums:      5,
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDesc), len(file_berth_imagesnapshot_v1_imagesnapshot_proto_rawDesc)),
+			NumEnums:      8,
 			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_berth_control_v1_imagesnapshot_proto_goTypes,
-		DependencyIndexes: file_berth_control_v1_imagesnapshot_proto_depIdxs,
-		EnumInfos:         file_berth_control_v1_imagesnapshot_proto_enumTypes,
-		MessageInfos:      file_berth_control_v1_imagesnapshot_proto_msgTypes,
+		GoTypes:           file_berth_imagesnapshot_v1_imagesnapshot_proto_goTypes,
+		DependencyIndexes: file_berth_imagesnapshot_v1_imagesnapshot_proto_depIdxs,
+		EnumInfos:         file_berth_imagesnapshot_v1_imagesnapshot_proto_enumTypes,
+		MessageInfos:      file_berth_imagesnapshot_v1_imagesnapshot_proto_msgTypes,
 	}.Build()
-	File_berth_control_v1_imagesnapshot_proto = out.File
-	file_berth_control_v1_imagesnapshot_proto_goTypes = nil
-	file_berth_control_v1_imagesnapshot_proto_depIdxs = nil
+	File_berth_imagesnapshot_v1_imagesnapshot_proto = out.File
+	file_berth_imagesnapshot_v1_imagesnapshot_proto_goTypes = nil
+	file_berth_imagesnapshot_v1_imagesnapshot_proto_depIdxs = nil
 }

@@ -1,4 +1,4 @@
-package controlv1_test
+package imagesnapshotv1_test
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
 // Create an image snapshot and wait until nodes can use it.
@@ -28,17 +28,17 @@ func create(ctx context.Context, target string) error {
 		return err
 	}
 	defer conn.Close()
-	client := controlv1.NewImageSnapshotServiceClient(conn)
-	created, err := client.CreateImageSnapshot(ctx, &controlv1.CreateImageSnapshotRequest{
+	client := imagesnapshotv1.NewImageSnapshotServiceClient(conn)
+	created, err := client.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{
 		Name:        "nightly",
 		ClientToken: "deploy-1234", // repeating the request makes no second one
-		Spec:        &controlv1.ImageSnapshotSpec{Images: []string{"nginx:1.27"}, SizeAsNeeded: true, RetentionDays: 7},
+		Spec:        &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"nginx:1.27"}, SizeAsNeeded: true, RetentionDays: 7},
 	})
 	if err != nil {
 		return explain(err)
 	}
-	watch, err := client.WatchImageSnapshots(ctx, &controlv1.WatchImageSnapshotsRequest{
-		Filter: &controlv1.ImageSnapshotFilter{NameOrId: created.GetImageSnapshot().GetId()},
+	watch, err := client.WatchImageSnapshots(ctx, &imagesnapshotv1.WatchImageSnapshotsRequest{
+		Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: created.GetImageSnapshot().GetId()},
 	})
 	if err != nil {
 		return err
@@ -52,9 +52,9 @@ func create(ctx context.Context, target string) error {
 			return err
 		}
 		switch st := change.GetImageSnapshot().GetStatus(); st.GetPhase() {
-		case controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE:
+		case imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_AVAILABLE:
 			return nil
-		case controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, controlv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNAVAILABLE:
+		case imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNAVAILABLE:
 			return fmt.Errorf("%s: %s", st.GetReason(), st.GetMessage())
 		default:
 		}
