@@ -65,7 +65,7 @@ func (c *committer) commit(ctx context.Context, name, key string, want snapshots
 		return err
 	}
 	if n.adopted != nil {
-		c.holds.release(ctx, n.adopted.Holder)
+		c.holds.releaseAll(ctx, n.adopted)
 		if n.adopted.Early != nil {
 			c.observer.Miss(ctx, Miss{Layer: *n.adopted.Early, Err: fmt.Errorf(
 				"containerd unpacked the layer although disk %s has it, as versions before 2.4 do when they unpack in parallel: %w",
@@ -78,8 +78,12 @@ func (c *committer) commit(ctx context.Context, name, key string, want snapshots
 // commitEarly commits a snapshot with early mounts that containerd left as it was, on the parent that is now known.
 func (c *committer) commitEarly(ctx context.Context, name string, n node, want snapshots.Info) error {
 	// A disk that has gone missing meanwhile fails this pull; the next one fetches the layer.
-	if _, err := c.stacks.layerDir(ctx, n.adopted); err != nil {
+	if _, err := c.stacks.layerDir(ctx, n); err != nil {
 		return fmt.Errorf("commit snapshot %s: %w", n.info.Name, err)
+	}
+	n, err := c.rows.node(ctx, n.info.Name) // the layer may have been found on another disk
+	if err != nil {
+		return err
 	}
 	r := *n.adopted
 	r.Early = nil

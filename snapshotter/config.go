@@ -107,7 +107,7 @@ type Miss struct {
 	Err error
 }
 
-// Adopted is a snapshot whose content lies on a layer disk.
+// Adopted is a snapshot whose content lies on a layer disk, and one location where it is held.
 type Adopted struct {
 	// Name is the key or name in this snapshotter's own store, not the one containerd shows.
 	Name        string

@@ -27,6 +27,15 @@ type state struct {
 	holds map[string]string
 }
 
+// copyState keeps what a crash at this step would leave.
+func copyState(t *testing.T, n *node, step string) state {
+	t.Helper()
+	at := state{step: step, root: filepath.Join(t.TempDir(), "root"), holds: n.source.holders()}
+	out, err := exec.Command("cp", "-a", n.root, at.root).CombinedOutput()
+	require.NoError(t, err, string(out))
+	return at
+}
+
 func labelsFor(l layer) snapshots.Opt {
 	labels := map[string]string{
 		"containerd.io/snapshot.ref": l.chainID.String(), "containerd.io/snapshot/diff-id": l.diffID.String(),
@@ -88,10 +97,7 @@ func TestCrash(t *testing.T) {
 	n.source.disks = []*disk{newDisk(t, t.TempDir(), 1, pick(im, 0, 1, 2)...)}
 	var states []state
 	step := func(name string) {
-		at := state{step: fmt.Sprintf("%02d %s", len(states), name), root: filepath.Join(t.TempDir(), "root"), holds: n.source.holders()}
-		out, err := exec.Command("cp", "-a", n.root, at.root).CombinedOutput()
-		require.NoError(t, err, string(out))
-		states = append(states, at)
+		states = append(states, copyState(t, n, fmt.Sprintf("%02d %s", len(states), name)))
 	}
 	s, err := snapshotter.Open(t.Context(), snapshotter.WithStep(snapshotter.Config{Root: n.root, Source: n.source}, step))
 	require.NoError(t, err)

@@ -47,7 +47,8 @@ func prove(ctx context.Context, held HeldLayer, want LayerRequest) error {
 	if err := held.DiffID.Validate(); err != nil {
 		return fmt.Errorf("layer %d of disk %s has no proved diff ID: %w", held.LayerNumber, held.DiskUUID, errdefs.ErrInternal)
 	}
-	if got := stacked(want.ParentChainID, held.DiffID); got != want.ChainID {
+	// A diff ID in the request is proved to make up the chain.
+	if got := stacked(want.ParentChainID, held.DiffID); got != want.ChainID && (want.DiffID == "" || held.DiffID != want.DiffID) {
 		return fmt.Errorf("layer %d of disk %s, found by %s, makes chain %s here and not %s: %w",
 			held.LayerNumber, held.DiskUUID, held.MatchedBy, got, want.ChainID, errdefs.ErrFailedPrecondition)
 	}
@@ -73,6 +74,13 @@ func (h *holds) release(ctx context.Context, holder string) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.due = append(h.due, holder)
+	}
+}
+
+// releaseAll gives up all that is held for an adopted snapshot.
+func (h *holds) releaseAll(ctx context.Context, r *record) {
+	for _, p := range r.locations() {
+		h.release(ctx, p.Holder)
 	}
 }
 

@@ -58,6 +58,8 @@ type record struct {
 	// Early is what was asked for, as long as early mounts are out and containerd has not committed the snapshot; nil
 	// afterwards.
 	Early *LayerRequest `json:"staged,omitempty"`
+	// Moved are the locations on other disks that the snapshot was served from when those before them did not serve.
+	Moved []location `json:"moved,omitempty"`
 }
 
 func (r record) encode() (string, error) {

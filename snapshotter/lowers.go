@@ -29,6 +29,8 @@ type stacks struct {
 	root   string
 	rows   rows
 	source LayerSource
+	holds  *holds
+	step   func(string)
 }
 
 // upperDir is where the wrapped snapshotter keeps a snapshot's own files.
@@ -50,27 +52,11 @@ func (s *stacks) below(ctx context.Context, parent string) (lowers, error) {
 			continue
 		}
 		l.adopted = true
-		if l.real[i], err = s.layerDir(ctx, n.adopted); err != nil {
+		if l.real[i], err = s.layerDir(ctx, n); err != nil {
 			return lowers{}, fmt.Errorf("find layer of snapshot %s: %w", n.info.Name, err)
 		}
 	}
 	return l, nil
-}
-
-// layerDir is the directory of an adopted layer; errdefs.ErrUnavailable if its disk is missing.
-func (s *stacks) layerDir(ctx context.Context, r *record) (string, error) {
-	dir, err := s.source.LayerDir(ctx, r.DiskUUID, r.LayerNumber)
-	if err == nil {
-		err = checkMountPath(dir)
-	}
-	if err != nil {
-		if !errdefs.IsUnavailable(err) {
-			// Whatever the source calls it: to containerd "not found" would mean the snapshot.
-			err = fmt.Errorf("%w: %v", errdefs.ErrUnavailable, err) //nolint:errorlint // its class must not show
-		}
-		return "", fmt.Errorf("layer %d of disk %s: %w", r.LayerNumber, r.DiskUUID, err)
-	}
-	return dir, nil
 }
 
 // rewrite puts the layers' real directories into mounts made by the wrapped snapshotter. It insists on the exact form
@@ -109,6 +95,12 @@ func (s *stacks) giveForm(ctx context.Context, below lowers) error {
 		return nil
 	}
 	info, err := lookAt(ctx, below.real[0])
+	if err != nil && ctx.Err() == nil {
+		// The disk has failed since the source was asked. The source notices when it is asked for the layer again.
+		if below.real[0], err = s.move(ctx, below.top, err); err == nil {
+			info, err = lookAt(ctx, below.real[0])
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("read layer %d of disk %s, see berth status: %w: %w",
 			below.top.adopted.LayerNumber, below.top.adopted.DiskUUID, errdefs.ErrUnavailable, err)

@@ -182,7 +182,7 @@ func (u *unpacker) sharable(ctx context.Context, chainID digest.Digest, parent s
 		return nil, nil, err
 	}
 	for _, n := range nodes {
-		if _, err := u.stacks.layerDir(ctx, n.adopted); err == nil {
+		if _, err := u.stacks.layerDir(ctx, n); err == nil {
 			return n.adopted, nil, nil
 		}
 		unusable = append(unusable, n.info.Name)

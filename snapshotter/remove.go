@@ -16,7 +16,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	}
 	s.step("removed")
 	if n.adopted != nil {
-		s.holds.release(ctx, n.adopted.Holder)
+		s.holds.releaseAll(ctx, n.adopted)
 	}
 	return nil
 }

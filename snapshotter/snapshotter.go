@@ -95,7 +95,7 @@ func newSnapshotter(root string, meta *storage.MetaStore, cfg Config) (*Snapshot
 		overlay: wrapped, cleaner: cleaner, rows: rows{store{meta}, newIndex()}, holds: &holds{source: cfg.Source},
 		observer: cfg.Observer, step: cfg.step,
 	}
-	s.stacks = &stacks{root: root, rows: s.rows, source: cfg.Source}
+	s.stacks = &stacks{root: root, rows: s.rows, source: cfg.Source, holds: s.holds, step: s.step}
 	s.maker = &maker{overlay: wrapped, rows: s.rows, stacks: s.stacks}
 	s.unpacker = &unpacker{rows: s.rows, stacks: s.stacks, maker: s.maker, holds: s.holds, observer: s.observer,
 		protocol: cfg.Protocol, step: s.step}
@@ -124,7 +124,8 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 }
 
 // Adopted lists the snapshots whose content lies on layer disks, and so the holds that the source should have: whatever
-// else it holds for this snapshotter is a leftover of a crash.
+// else it holds for this snapshotter is a leftover of a crash. A snapshot that was served from several disks is listed
+// once for each of them.
 func (s *Snapshotter) Adopted(ctx context.Context) ([]Adopted, error) {
 	var list []Adopted
 	err := s.rows.read(ctx, func(ctx context.Context) error {
@@ -134,9 +135,11 @@ func (s *Snapshotter) Adopted(ctx context.Context) ([]Adopted, error) {
 				return fmt.Errorf("read snapshot %s: %w", info.Name, err)
 			}
 			if r != nil {
-				list = append(list, Adopted{
-					Name: info.Name, Holder: r.Holder, DiskUUID: r.DiskUUID, LayerNumber: r.LayerNumber, ChainID: r.ChainID,
-				})
+				for _, p := range r.locations() {
+					list = append(list, Adopted{
+						Name: info.Name, Holder: p.Holder, DiskUUID: p.DiskUUID, LayerNumber: p.LayerNumber, ChainID: r.ChainID,
+					})
+				}
 			}
 			return nil
 		})

@@ -19,9 +19,9 @@ type LayerSource interface {
 	// detached.
 	Release(ctx context.Context, holder string) error
 	// LayerDir is where a layer that is held lies now: an absolute path, free of symbolic links. It is asked for each
-	// adopted layer of a container whenever that container's mounts are asked for, also after a restart, and answers
-	// from memory. A disk that is not mounted or not to be trusted is errdefs.ErrUnavailable, whose text names the disk
-	// and says what is wrong with it.
+	// adopted layer of a container whenever that container's mounts are asked for, also after a restart, and
+	// answers from memory or after a read of the disk. A disk that is not mounted or not to be trusted is
+	// errdefs.ErrUnavailable, whose text names the disk and says what is wrong with it.
 	LayerDir(ctx context.Context, diskUUID string, layerNumber int) (string, error)
 }
 

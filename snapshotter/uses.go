@@ -42,18 +42,22 @@ func (s *Snapshotter) Uses(ctx context.Context) (map[string]Use, error) {
 	uses := map[string]Use{}
 	for _, r := range rows {
 		if r.adopted != nil {
-			u := uses[r.adopted.DiskUUID]
-			if u.Chains == nil {
-				u.Chains = map[digest.Digest]bool{}
+			for _, p := range r.adopted.locations() {
+				u := uses[p.DiskUUID]
+				if u.Chains == nil {
+					u.Chains = map[digest.Digest]bool{}
+				}
+				u.Chains[r.adopted.ChainID] = true
+				uses[p.DiskUUID] = u
 			}
-			u.Chains[r.adopted.ChainID] = true
-			uses[r.adopted.DiskUUID] = u
 			continue
 		}
 		below := map[string]bool{}
 		for parent := r.parent; parent != ""; parent = rows[parent].parent {
 			if a := rows[parent].adopted; a != nil {
-				below[a.DiskUUID] = true
+				for _, p := range a.locations() {
+					below[p.DiskUUID] = true
+				}
 			}
 		}
 		for disk := range below {

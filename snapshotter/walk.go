@@ -76,7 +76,7 @@ func (s *stacks) rank(ctx context.Context, n node) int {
 	case n.adopted == nil:
 		return 1
 	}
-	if _, err := s.layerDir(ctx, n.adopted); err != nil {
+	if _, err := s.layerDir(ctx, n); err != nil {
 		return 2
 	}
 	return 0

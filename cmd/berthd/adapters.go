@@ -31,13 +31,13 @@ func (s layerSource) Release(ctx context.Context, holder string) error {
 	return s.stage.Release(ctx, holder)
 }
 
-func (s layerSource) LayerDir(_ context.Context, diskUUID string, layerNumber int) (string, error) {
-	return s.stage.LayerDir(diskUUID, layerNumber)
+func (s layerSource) LayerDir(ctx context.Context, diskUUID string, layerNumber int) (string, error) {
+	return s.stage.ServedDir(ctx, diskUUID, layerNumber)
 }
 
-// reconcile tells the stage what the adopted snapshots hold: they are the truth after a crash. Layers of disks that
-// nobody knows any more are returned.
-func reconcile(ctx context.Context, sn *snapshotter.Snapshotter, st *stage.Stager) (missing []stage.Hold, err error) {
+// reconcile tells the stage what the adopted snapshots hold: they are the truth after a crash. Snapshots none of whose
+// disks is known any more are returned, with the disk that they were adopted from.
+func reconcile(ctx context.Context, sn *snapshotter.Snapshotter, st *stage.Stager) (missing []snapshotter.Adopted, err error) {
 	adopted, err := sn.Adopted(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list adopted snapshots: %w", err)
@@ -46,5 +46,23 @@ func reconcile(ctx context.Context, sn *snapshotter.Snapshotter, st *stage.Stage
 	for i, a := range adopted {
 		holds[i] = stage.Hold{Holder: a.Holder, DiskUUID: a.DiskUUID, LayerNumber: a.LayerNumber}
 	}
-	return st.Reconcile(ctx, holds)
+	unknown, err := st.Reconcile(ctx, holds)
+	if err != nil {
+		return nil, err
+	}
+	gone := map[string]bool{}
+	for _, h := range unknown {
+		gone[h.Holder] = true
+	}
+	known := map[string]bool{}
+	for _, a := range adopted {
+		known[a.Name] = known[a.Name] || !gone[a.Holder]
+	}
+	for _, a := range adopted {
+		if !known[a.Name] {
+			known[a.Name] = true
+			missing = append(missing, a)
+		}
+	}
+	return missing, nil
 }

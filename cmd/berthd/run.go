@@ -172,9 +172,9 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	missing, err := reconcile(ctx, n.snaps, n.stage)
-	for _, h := range missing {
-		log.G(ctx).WithFields(log.Fields{"disk": h.DiskUUID, "layer": h.LayerNumber, "holder": h.Holder}).
-			Error("a snapshot needs a layer of a disk that is not known here: attach that disk, or remove the image")
+	for _, a := range missing {
+		log.G(ctx).WithFields(log.Fields{"disk": a.DiskUUID, "layer": a.LayerNumber, "chain_id": a.ChainID}).
+			Error("a snapshot needs a layer of a disk that is not known here: attach that disk or another one with the layer, or remove the image")
 	}
 	return err
 }

@@ -259,6 +259,34 @@ func (s *finder) LayerDir(diskUUID string, number int) (string, error) {
 	return s.layerDir(d, number), nil
 }
 
+// ServedDir is LayerDir after a look at the disk, as Acquire takes it: one that does not answer any more, or answers
+// otherwise than before, is taken out of service, and the error says so.
+func (s *finder) ServedDir(ctx context.Context, diskUUID string, number int) (string, error) {
+	dir, err := s.LayerDir(diskUUID, number)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	d := s.fleet.byUUID[diskUUID]
+	var since time.Time
+	if d != nil {
+		since = d.upSince
+	}
+	s.mu.Unlock()
+	if d == nil {
+		return dir, nil
+	}
+	err = s.check(ctx, d, dir)
+	if err == nil {
+		return dir, nil
+	}
+	if ctx.Err() != nil {
+		return "", fmt.Errorf("find layer %d: %w", number, ctx.Err())
+	}
+	s.brokenSince(ctx, d, since, err)
+	return s.LayerDir(diskUUID, number)
+}
+
 // Release gives up what the holder holds; nothing is no error. It waits for no disk. Its error is always nil today and
 // there for the interfaces it fits.
 func (s *finder) Release(_ context.Context, holder string) error {

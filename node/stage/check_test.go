@@ -37,6 +37,38 @@ func (f *failures) take() []string {
 	return all
 }
 
+// TestServedDir: a layer directory is handed out of a disk that answers only, and a disk that does not is taken out of
+// service by who asks first.
+func TestServedDir(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud(t, nil)
+		defer c.close()
+		observed := &failures{}
+		c.observer = observed
+		v := c.sys.volume(t, "one", "a")
+		_, err := c.Stage(t.Context(), Spec{Name: "one", Driver: "cloud", VolumeID: v.ID})
+		require.NoError(t, err)
+		held, err := c.Acquire(t.Context(), "h", chain("a"))
+		require.NoError(t, err)
+		dir, err := c.ServedDir(t.Context(), held.DiskUUID, held.LayerNumber)
+		require.NoError(t, err)
+		require.Equal(t, held.Dir, dir)
+
+		time.Sleep(2 * checkFresh)
+		c.sys.setSick(errors.New("input/output error"))
+		dir, err = c.LayerDir(held.DiskUUID, held.LayerNumber)
+		require.NoError(t, err, "memory knows nothing of it")
+		require.Equal(t, held.Dir, dir)
+		_, err = c.ServedDir(t.Context(), held.DiskUUID, held.LayerNumber)
+		require.True(t, errdefs.IsUnavailable(err), err)
+		require.ErrorContains(t, err, "input/output error")
+		require.Equal(t, []string{"one of  1 input/output error"}, observed.take())
+		_, err = c.ServedDir(t.Context(), "another", 0)
+		require.True(t, errdefs.IsUnavailable(err), err)
+		require.Empty(t, observed.take())
+	})
+}
+
 func TestCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud(t, nil)
