@@ -8,9 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
-	"time"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -197,33 +195,4 @@ func residentKiB(t *testing.T, pid int) int {
 	}
 	require.Fail(t, "no VmRSS")
 	return 0
-}
-
-func TestNeedsRestart(t *testing.T) {
-	keep := true
-	base := config.Default()
-	base.Disks = []config.Disk{{Name: "a", Path: "/a"}}
-	for name, tc := range map[string]struct {
-		change func(*config.Config)
-		want   bool
-	}{
-		"nothing":          {func(*config.Config) {}, false},
-		"log":              {func(c *config.Config) { c.Log.Level = config.LogDebug }, false},
-		"disk added":       {func(c *config.Config) { c.Disks = append(c.Disks, config.Disk{Name: "b", Path: "/b"}) }, false},
-		"default spelt":    {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Keep: &keep}} }, false},
-		"disk removed":     {func(c *config.Config) { c.Disks = nil }, true},
-		"disk changed":     {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/c"}} }, true},
-		"idle timeout":     {func(c *config.Config) { c.Stage.IdleTimeout = config.Duration(time.Hour) }, true},
-		"metrics address":  {func(c *config.Config) { c.Metrics.Address = "" }, true},
-		"disk's driver":    {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Driver: "x"}} }, true},
-		"disk's snapshot":  {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Snapshot: "x"}} }, true},
-		"driver":           {func(c *config.Config) { c.Drivers.CSI = map[string]config.CSI{"x": {Node: "/n"}} }, true},
-		"discovery":        {func(c *config.Config) { c.Discover.Enabled = true }, true},
-		"expected disks":   {func(c *config.Config) { c.Discover.Expect = []digest.Digest{digest.FromString("x")} }, true},
-		"loop's directory": {func(c *config.Config) { c.Loop.Directory = "/x" }, true},
-	} {
-		c := base
-		tc.change(&c)
-		require.Equal(t, tc.want, needsRestart(base, c), name)
-	}
 }

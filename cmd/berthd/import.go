@@ -170,12 +170,6 @@ func (o importObserver) Image(ctx context.Context, disk string, img imageimport.
 	o.ledger.Record(events.Event{Kind: kind, Disk: disk, ImageRef: img.Reference, Detail: img.Reason})
 }
 
-// needsRestartForImports: which disks' images are registered can change while berthd runs.
-func needsRestartForImports(old, c config.Import) bool {
-	old.Enabled = c.Enabled
-	return !old.Equal(c)
-}
-
 // pullWatcher is an observer of the snapshotter that keeps from others what no pull asked for: an image that is
 // registered is neither used nor started.
 type pullWatcher struct {

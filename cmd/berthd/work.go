@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"slices"
 	"sync"
 	"time"
 
@@ -122,27 +121,6 @@ func (n *node) reloadOn(ctx context.Context, hangups <-chan os.Signal, old confi
 		n.importer.Want(c.ImportsFrom)
 		n.disks.Configure(ctx, diskSpecs(c))
 		n.drivers.Found().Rescan()
-		log.G(ctx).WithField("restart_needed", needsRestart(old, c)).Info("configuration is read again: log settings and added disks take effect")
+		log.G(ctx).WithField("restart_needed", old.NeedsRestart(&c)).Info("configuration is read again: log settings and added disks take effect")
 	}
-}
-
-// needsRestart says whether something else changed than what a reload can do: adding disks, and the log.
-func needsRestart(old, c config.Config) bool {
-	now := make(map[string]config.Disk)
-	for _, d := range c.Disks {
-		now[d.Name] = d
-	}
-	for _, d := range old.Disks {
-		got, ok := now[d.Name]
-		if !ok || got.DriverName() != d.DriverName() || got.VolumeID() != d.VolumeID() || got.Snapshot != d.Snapshot || got.Expect != d.Expect || got.KeepAttached() != d.KeepAttached() {
-			return true
-		}
-	}
-	return old.Root != c.Root || old.Socket != c.Socket || old.Metrics != c.Metrics || old.Stage != c.Stage ||
-		old.Snapshotter != c.Snapshotter || old.Catalog != c.Catalog || old.Hydration != c.Hydration || old.Loop != c.Loop || needsRestartForImports(old.Import, c.Import) || !old.Drivers.Equal(c.Drivers) || !sameDiscover(old.Discover, c.Discover) ||
-		old.ImageSnapshots != c.ImageSnapshots || !old.Automatic.Equal(c.Automatic)
-}
-
-func sameDiscover(a, b config.Discover) bool {
-	return a.Enabled == b.Enabled && slices.Equal(a.Expect, b.Expect) && slices.Equal(a.LoopsBelow, b.LoopsBelow)
 }

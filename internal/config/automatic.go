@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -37,13 +36,6 @@ type AutomaticRegistry struct {
 	// PlainHTTP is for registries without TLS, InsecureSkipVerify for those without a valid certificate.
 	PlainHTTP          bool `toml:"plain_http"`
 	InsecureSkipVerify bool `toml:"insecure_skip_verify"`
-}
-
-// Equal says whether both mean the same.
-func (a Automatic) Equal(b Automatic) bool {
-	return a.Enabled == b.Enabled && a.Owner == b.Owner && a.Quota == b.Quota && a.MinImageMiB == b.MinImageMiB &&
-		slices.Equal(a.Allow, b.Allow) && slices.Equal(a.Deny, b.Deny) && a.Delay == b.Delay && a.Retry == b.Retry &&
-		slices.Equal(a.Registries, b.Registries)
 }
 
 func defaultAutomatic() Automatic {

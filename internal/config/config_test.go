@@ -75,24 +75,6 @@ func TestDefaultFileExampleDriver(t *testing.T) {
 	}}}, got.Drivers)
 }
 
-func TestDriversEqual(t *testing.T) {
-	parse := func(text string) config.Drivers {
-		c, err := config.Parse([]byte(text))
-		require.NoError(t, err)
-		return c.Drivers
-	}
-	base := "[drivers.csi.a]\nnode = \"/n\"\n"
-	require.True(t, parse(base).Equal(parse(base+"parameters = {}\n")))
-	for _, other := range []string{
-		"", "[drivers.csi.b]\nnode = \"/n\"\n", "[drivers.csi.a]\nnode = \"/m\"\n", base + "controller = \"/n\"\n",
-		base + "directory = \"/d\"\n", base + "timeout = \"1s\"\n", base + "parameters = {a = \"b\"}\n",
-		base + "snapshot_parameters = {a = \"b\"}\n", base + "restore_parameters = {a = \"b\"}\n", base + "topology = {a = \"b\"}\n",
-		base + "[drivers.csi.a.secrets]\nsnapshot = \"/s\"\n",
-	} {
-		require.False(t, parse(base).Equal(parse(other)), other)
-	}
-}
-
 func TestParseDisksOfDrivers(t *testing.T) {
 	c, err := config.Parse([]byte(`
 [drivers.csi.azure]

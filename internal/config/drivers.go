@@ -45,15 +45,6 @@ type CSISecrets struct {
 	NodePublish       string `toml:"node_publish"`
 }
 
-// Equal says whether both say the same.
-func (d Drivers) Equal(other Drivers) bool { return maps.EqualFunc(d.CSI, other.CSI, CSI.equal) }
-
-func (c CSI) equal(o CSI) bool {
-	return c.Node == o.Node && c.Controller == o.Controller && c.Directory == o.Directory && c.Timeout == o.Timeout &&
-		c.Secrets == o.Secrets && maps.Equal(c.Parameters, o.Parameters) &&
-		maps.Equal(c.SnapshotParameters, o.SnapshotParameters) && maps.Equal(c.RestoreParameters, o.RestoreParameters) && maps.Equal(c.Topology, o.Topology)
-}
-
 func (d Drivers) has(name string) bool {
 	_, ok := d.CSI[name]
 	return ok || name == LoopDriver || name == AttachedDriver

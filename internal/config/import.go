@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"regexp"
-	"slices"
 )
 
 // Import is about registering the images of attached disks in containerd.
@@ -38,12 +37,6 @@ func (c *Config) ImportsFrom(disk string) bool {
 		}
 	}
 	return c.Import.Enabled
-}
-
-// Equal says whether both say the same.
-func (i Import) Equal(o Import) bool {
-	return i.Enabled == o.Enabled && i.Pinned == o.Pinned && i.Containerd == o.Containerd && i.Snapshotter == o.Snapshotter &&
-		slices.Equal(i.Namespaces, o.Namespaces) && slices.Equal(i.Images, o.Images)
 }
 
 const (
