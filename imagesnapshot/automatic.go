@@ -13,8 +13,8 @@ import (
 const AutomaticPrefix = "auto-"
 
 // AutomaticName is the one name of the automatic image snapshot of an owner for a set of images, whoever asks and in
-// whatever order: that is what makes its creation idempotent across nodes (E-5). References with a digest
-// keep it, so that a tag that moved is another set where digests are known.
+// whatever order. It makes creation idempotent across nodes (E-5). References keep their digests, so a tag that moved
+// makes another set where digests are known.
 func AutomaticName(owner string, images, platforms []string) string {
 	set := make([]string, 0, len(images))
 	for _, image := range images {

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// EventType tells news from trouble.
+// EventType says whether an event is news or trouble.
 type EventType string
 
 // Types of events.
@@ -25,7 +25,7 @@ type Event struct {
 }
 
 const (
-	// MaxEvents of one image snapshot; the one that is longest ago makes room.
+	// MaxEvents of one image snapshot. The oldest one makes room for a new one.
 	MaxEvents = 50
 	// MaxMessageBytes of an event or a status message: enough for any error chain here, and 50 of them stay far below
 	// the 1.5 MiB that a Kubernetes store takes for an object.

@@ -34,12 +34,12 @@ type Metadata struct {
 	Created    time.Time `json:"created"`
 	// DeletionRequested is zero until somebody asked to delete it.
 	DeletionRequested time.Time `json:"deletionRequested,omitzero"`
-	// Owner is the tenant; quotas count per owner. Empty is a tenant like any other.
+	// Owner is the tenant. Quotas count per owner; the empty owner is a tenant like any other.
 	Owner  string `json:"owner,omitempty"`
 	Origin Origin `json:"origin"`
-	// ClientToken makes a create that is repeated with it return the object of the first one. Per owner.
+	// ClientToken makes a repeated create return the object of the first one. Each owner has tokens of their own.
 	ClientToken string `json:"clientToken,omitempty"`
-	// Labels are tags to list by, Annotations anything else that a front end wants to get back.
+	// Labels are tags to list by. Annotations are anything else that a front end wants to get back.
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
@@ -59,10 +59,10 @@ const (
 type Spec struct {
 	// Images are references; Complete normalises them (nginx becomes docker.io/library/nginx:latest).
 	Images []string `json:"images"`
-	// Platforms of each image, such as linux/arm64; none is the platform of the building machine.
+	// Platforms of each image, such as linux/arm64. Without any, it is the platform of the building machine.
 	Platforms []string `json:"platforms,omitempty"`
 	Size      Size     `json:"size"`
-	// RetentionDays after which it expires; 0 is never.
+	// RetentionDays after which it expires; with 0 it never does.
 	RetentionDays int        `json:"retentionDays"`
 	Registries    []Registry `json:"registries,omitempty"`
 	Build         Build      `json:"build"`
@@ -76,10 +76,10 @@ type Spec struct {
 
 // Size of the volume.
 type Size struct {
-	// GiB, 0 only together with AsNeeded.
+	// GiB of the volume. It is 0 only together with AsNeeded.
 	GiB int `json:"gib,omitempty"`
-	// AsNeeded lets the build find out: three times the compressed layers, at least the smallest legal size, and what
-	// the builder says is needed if that turns out too small.
+	// AsNeeded lets the build choose: three times the compressed layers, at least the smallest legal size. If that
+	// turns out too small, it takes what the builder says is needed.
 	AsNeeded bool `json:"asNeeded,omitempty"`
 }
 
@@ -99,8 +99,8 @@ type Build struct {
 	TimeoutMinutes int `json:"timeoutMinutes"`
 	// DNSServers are addresses to resolve registries with instead of the machine's.
 	DNSServers []string `json:"dnsServers,omitempty"`
-	// Parameters are the backend's own (an EIP, a subnet, a security group): stored, handed to it and returned. What it
-	// knows nothing of has no effect, and an event says so.
+	// Parameters are the backend's own (an EIP, a subnet, a security group). They are stored, handed to the backend and
+	// returned. Those that the backend does not know have no effect, and an event says so.
 	Parameters map[string]string `json:"parameters,omitempty"`
 }
 
@@ -109,9 +109,9 @@ type Elimination string
 
 // Elimination strategies.
 const (
-	// EliminationNone: it stays.
+	// EliminationNone: it is never eliminated.
 	EliminationNone Elimination = ""
-	// EliminationLRU: the least recently matched of those with this strategy makes room for a new one.
+	// EliminationLRU: the least recently matched one with this strategy makes room for a new one.
 	EliminationLRU Elimination = "LRU"
 )
 
@@ -125,7 +125,7 @@ type Copies struct {
 // Status is what there is.
 type Status struct {
 	Phase Phase `json:"phase"`
-	// Reason for machines, Message for people. Neither ever holds a secret.
+	// Reason is for machines, Message for people. Neither ever holds a secret.
 	Reason  Reason `json:"reason,omitempty"`
 	Message string `json:"message,omitempty"`
 	// Progress of the current or last build in percent.
@@ -139,7 +139,7 @@ type Status struct {
 	Builds int `json:"builds,omitempty"`
 	// Started is the beginning of the current or last build.
 	Started time.Time `json:"started,omitzero"`
-	// Expires is when it becomes unavailable or, if Failed or Unavailable, is deleted; zero is never.
+	// Expires is when it becomes unavailable, or when it is deleted if it is Failed or Unavailable. Zero is never.
 	Expires     time.Time `json:"expires,omitzero"`
 	LastUpdated time.Time `json:"lastUpdated,omitzero"`
 	LastMatched time.Time `json:"lastMatched,omitzero"`
@@ -152,7 +152,7 @@ type Status struct {
 
 // Content is one layer disk in the storage, and how it came to be.
 type Content struct {
-	// Driver of the storage that the disk is in; empty for one that was made before there was a choice of drivers.
+	// Driver of the storage that the disk is in. It is empty if the disk was made before there was a choice of drivers.
 	Driver string `json:"driver,omitempty"`
 	// Images that are on the disk, one entry for each platform.
 	Images []Image `json:"images,omitempty"`
@@ -173,7 +173,7 @@ type Content struct {
 	VolumeSnapshotID   string           `json:"snapshotID,omitempty"`
 	VolumeSnapshotName string           `json:"snapshotName,omitempty"`
 	// VolumeID, if not empty, is the volume that was built itself: nodes attach it read-only, and never delete it,
-	// until there is a snapshot (E-23).
+	// until there is a volume snapshot (E-23).
 	VolumeID string `json:"volumeID,omitempty"`
 	// Ready is when it became usable.
 	Ready time.Time `json:"ready,omitzero"`
@@ -201,7 +201,7 @@ const (
 	VolumeSnapshotFlash VolumeSnapshotKind = "Flash"
 )
 
-// VolumeSnapshot is one snapshot in the storage.
+// VolumeSnapshot is one volume snapshot in the storage.
 type VolumeSnapshot struct {
 	ID        string             `json:"id"`
 	Name      string             `json:"name"`

@@ -12,14 +12,14 @@ type Limits struct {
 	MaxImages int
 	// MinSizeGiB and MaxSizeGiB bound Size.GiB.
 	MinSizeGiB, MaxSizeGiB int
-	// DefaultSizeGiB is for a spec that says nothing.
+	// DefaultSizeGiB is for a spec that names no size.
 	DefaultSizeGiB int
-	// MaxPerOwner is the quota, not counting those that are being deleted; 0 is no quota.
+	// MaxPerOwner is the quota of each owner. Those that are being deleted do not count; 0 is no quota.
 	MaxPerOwner int
-	// MaxAutomatic is how many of those may be automatic ones, which make room for one another; 0 is no quota of their
-	// own.
+	// MaxAutomatic is how many of an owner's may be automatic ones, which make room for one another. 0 gives them no
+	// quota of their own.
 	MaxAutomatic int
-	// DefaultTimeoutMinutes is for a spec that says nothing (C-39).
+	// DefaultTimeoutMinutes is for a spec that names no timeout (C-39).
 	DefaultTimeoutMinutes int
 }
 
@@ -64,9 +64,9 @@ func (l Limits) Check() error {
 	case l.DefaultSizeGiB < l.MinSizeGiB || l.DefaultSizeGiB > l.MaxSizeGiB:
 		return refuse("default size is %d GiB, allowed are %d to %d", l.DefaultSizeGiB, l.MinSizeGiB, l.MaxSizeGiB)
 	case l.MaxPerOwner < 0:
-		return refuse("quota is %d, allowed are 0 (none) and more", l.MaxPerOwner)
+		return refuse("quota is %d, want 0 for no quota or a positive number", l.MaxPerOwner)
 	case l.MaxAutomatic < 0:
-		return refuse("quota of automatic ones is %d, allowed are 0 (none) and more", l.MaxAutomatic)
+		return refuse("quota of automatic image snapshots is %d, want 0 for no quota or a positive number", l.MaxAutomatic)
 	case l.DefaultTimeoutMinutes < MinTimeoutMinutes || l.DefaultTimeoutMinutes > MaxTimeoutMinutes:
 		return refuse("default build timeout is %d minutes, allowed are %d to %d", l.DefaultTimeoutMinutes, MinTimeoutMinutes, MaxTimeoutMinutes)
 	}

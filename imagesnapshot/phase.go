@@ -12,21 +12,21 @@ type Phase string
 
 // Phases; docs/image-snapshots.md, section 2, has the table.
 const (
-	// PhasePending: accepted, nothing done yet.
+	// PhasePending: it is accepted, and nothing is done yet.
 	PhasePending Phase = "Pending"
 	// PhaseCreating: the first build is under way.
 	PhaseCreating Phase = "Creating"
-	// PhaseAvailable: usable.
+	// PhaseAvailable: nodes may use it.
 	PhaseAvailable Phase = "Available"
-	// PhaseUpdating: built anew; the old content is kept until that has succeeded.
+	// PhaseUpdating: it is built anew, and the old content is kept until that has succeeded.
 	PhaseUpdating Phase = "Updating"
-	// PhaseUpdateFailed: the old content is still there.
+	// PhaseUpdateFailed: an update failed, and the old content is still there.
 	PhaseUpdateFailed Phase = "UpdateFailed"
-	// PhaseFailed: nothing was made; kept for a day with the reason.
+	// PhaseFailed: nothing was made. It is kept for a day with the reason.
 	PhaseFailed Phase = "Failed"
-	// PhaseUnavailable: timed out, expired, or the volume snapshot is lost.
+	// PhaseUnavailable: the build timed out, the image snapshot expired, or its volume snapshot is lost.
 	PhaseUnavailable Phase = "Unavailable"
-	// PhaseDeleting: being taken down; when that is done it is gone.
+	// PhaseDeleting: it is being taken down, and is gone when that is done.
 	PhaseDeleting Phase = "Deleting"
 )
 
@@ -94,7 +94,7 @@ const (
 	ReasonTooSmall         Reason = "TooSmall"
 	ReasonStorageFailed    Reason = "StorageFailed"
 	ReasonRetrying         Reason = "Retrying"
-	// ReasonParametersIgnored and ReasonDiskFailed are of events only.
+	// ReasonParametersIgnored and ReasonDiskFailed are reasons of events only.
 	ReasonParametersIgnored  Reason = "ParametersIgnored"
 	ReasonDiskFailed         Reason = "DiskFailed"
 	ReasonQuotaExceeded      Reason = "QuotaExceeded"

@@ -12,7 +12,7 @@ import (
 	"github.com/distribution/reference"
 )
 
-// FieldError is one illegal value. Its class is errdefs.ErrInvalidArgument.
+// FieldError says which value is illegal. Its class is errdefs.ErrInvalidArgument.
 type FieldError struct {
 	// Field as JSON names it, such as spec.registries[2].server.
 	Field string
@@ -245,8 +245,8 @@ func (sp *Spec) validateRegistries(p *problems) {
 	}
 }
 
-// Warnings are remarks on values that are legal but rarely right. imageBytes is the sum of the unpacked images, 0 if it
-// is not known yet.
+// Warnings are remarks on values that are legal but rarely right. imageBytes is the unpacked size of all images, 0 if
+// it is not known yet.
 func (s *ImageSnapshot) Warnings(imageBytes int64) []string {
 	var w []string
 	const wanted = 3

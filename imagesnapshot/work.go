@@ -15,7 +15,7 @@ const (
 	StepBuild Step = "Build"
 	// StepVolumeSnapshots: detach it and make the volume snapshots.
 	StepVolumeSnapshots Step = "Snapshot"
-	// StepWait: the snapshots are being completed by the storage.
+	// StepWait: the storage completes the volume snapshots.
 	StepWait Step = "Wait"
 	// StepCleanup: take down what is not needed any more. It ends the work.
 	StepCleanup Step = "Cleanup"
@@ -31,11 +31,11 @@ type Work struct {
 	// Generation of the spec that is being built.
 	Generation int64     `json:"generation"`
 	Deadline   time.Time `json:"deadline,omitzero"`
-	// Failures in a row, and the time before which there is no other try.
+	// Failures in a row, and the time before which nothing is tried again.
 	Failures  int       `json:"failures,omitempty"`
 	NotBefore time.Time `json:"notBefore,omitzero"`
 
-	// Driver of the storage that is built in; empty as in Content.
+	// Driver of the storage that the work is in; see Content.Driver.
 	Driver     string `json:"driver,omitempty"`
 	VolumeName string `json:"volumeName,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
@@ -44,7 +44,8 @@ type Work struct {
 	Building bool `json:"building,omitempty"`
 	// NoBase says that starting from another disk did not work.
 	NoBase bool `json:"noBase,omitempty"`
-	// SizeBytes of the volume, which is WantedBytes, or that of the volume snapshot it is made from if that is larger.
+	// SizeBytes of the volume is WantedBytes, or the size of the volume snapshot that it is made from, if that is
+	// larger.
 	SizeBytes   int64 `json:"sizeBytes,omitempty"`
 	WantedBytes int64 `json:"wantedBytes,omitempty"`
 	// BaseVolumeSnapshotID is the volume snapshot the volume is made from, BaseName the image snapshot it belongs to.
@@ -62,12 +63,12 @@ type Work struct {
 
 // Leftover is something in the storage that nobody needs any more. Either part may be empty.
 type Leftover struct {
-	// Driver of the storage that it is in; empty as in Content.
+	// Driver of the storage that it is in; see Content.Driver.
 	Driver     string `json:"driver,omitempty"`
 	VolumeID   string `json:"volumeID,omitempty"`
 	VolumeName string `json:"volumeName,omitempty"`
-	// Attached says that a build may have the volume attached, so that it is to be detached first. Otherwise only nodes
-	// can have it, and it is left alone until they have let go of it.
+	// Attached says that a build may have the volume attached, so that it has to be detached first. Otherwise only
+	// nodes can have it attached, and it is deleted once they have detached it.
 	Attached           bool   `json:"attached,omitempty"`
 	VolumeSnapshotID   string `json:"snapshotID,omitempty"`
 	VolumeSnapshotName string `json:"snapshotName,omitempty"`

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"berth.dev/berth/blockdev/drivers"
 	"berth.dev/berth/control/imagesnapshotservice"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/assembly"
@@ -26,7 +27,7 @@ type imageSnapshots struct {
 }
 
 // openImageSnapshots does nothing outside the store yet; Run does.
-func openImageSnapshots(ctx context.Context, c config.Config, backends map[string]lifecycle.Backend, registry prometheus.Registerer) (_ *imageSnapshots, err error) {
+func openImageSnapshots(ctx context.Context, c config.Config, all map[string]drivers.Driver, registry prometheus.Registerer) (_ *imageSnapshots, err error) {
 	stores, err := assembly.OpenFile(cmp.Or(c.ImageSnapshots.Store, filepath.Join(c.Root, "imagesnapshots.db")))
 	if err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, backends map[strin
 	}
 	options := imageSnapshotOptions(c)
 	options.Stores, options.Builder, options.Registry = stores, builder, registry
-	options.Storage = assembly.Storage{Backends: backends, Driver: c.ImageSnapshots.Driver, LegacyDriver: config.LoopDriver}
+	options.Storage = assembly.Storage{Backends: assembly.Backends(all), Driver: c.ImageSnapshots.Driver, LegacyDriver: config.LoopDriver}
 	s, err := assembly.Open(ctx, options)
 	if err != nil {
 		return nil, err

@@ -137,7 +137,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	n.uses = noUses{}
-	if n.snapshots, err = openImageSnapshots(ctx, c, backends(n.drivers.All()), n.registry); err == nil {
+	if n.snapshots, err = openImageSnapshots(ctx, c, n.drivers.All(), n.registry); err == nil {
 		n.uses = n.snapshots
 	} else {
 		// No container may fail to start because of them.

@@ -1,13 +1,14 @@
-// Package automatic has image snapshots made of images that pulls want and no image snapshot has (E-5, E-20): beside
-// the pulls, of exactly the manifest that was pulled, and once for each image however many pulls ask.
+// Package automatic makes image snapshots of images that pulls want and no image snapshot has (E-5, E-20). It works
+// beside the pulls, takes exactly the manifest that was pulled, and asks once for each image, however many pulls want
+// it.
 //
-// A pull only leaves word. When it has asked for nothing more for a while, so that the build does not compete with it,
-// a single worker finds out whether the image may and should have an image snapshot, and asks the life cycle for it,
-// which keeps that through restarts. Word that is left and not acted on is lost with the process: the next pull leaves
-// it again.
+// A pull only notes that it wants an image. When it has asked for nothing more for a while, so that a build does not
+// compete with it, one worker finds out whether the image may and should have an image snapshot, and asks the life
+// cycle for it. The life cycle keeps that through restarts. Notes that nobody acted on are lost with the process; the
+// next pull makes them again.
 //
-// What is pulled with the credentials of a pod is none of this package's business: it sees the image as builds do, that
-// is, with the credentials that it is configured with, and leaves alone what it may not see.
+// The credentials of pods are not used. This package sees an image as builds do, with the credentials that it is
+// configured with, and leaves alone what those do not let it see.
 package automatic
 
 import (
@@ -32,7 +33,7 @@ type Engine interface {
 	EnsureAutomatic(ctx context.Context, req lifecycle.AutomaticRequest) (lifecycle.CreateResult, error)
 }
 
-// Planner says what an image consists of, as those see it who will build it; a lifecycle.Builder is one.
+// Planner says what an image consists of, as a build will see it; a lifecycle.Builder is one.
 type Planner interface {
 	Plan(ctx context.Context, req lifecycle.PlanRequest) (lifecycle.Plan, error)
 }
@@ -49,10 +50,10 @@ type Config struct {
 	Allow, Deny []string
 	// MinBytes is the smallest image that is worth it, in compressed bytes.
 	MinBytes int64
-	// Delay after the last question of a pull, so that the build does not compete with it. It is waited ten times at
-	// most, counted from the first one.
+	// Delay after the last question of a pull, so that the build does not compete with it. The whole wait is at most
+	// ten times as long, counted from the first question.
 	Delay time.Duration
-	// Retry is the longest time after which one is looked at again that was refused: too small, or not to be seen.
+	// Retry is the longest time until an image is looked at again that was too small or could not be seen.
 	Retry time.Duration
 	// Observer may be nil. It must not block.
 	Observer func(Outcome)
@@ -137,9 +138,9 @@ func New(cfg Config) (*Maker, error) {
 	return &Maker{cfg: cfg, wake: make(chan struct{}, 1), pending: make(map[string]*pending), refused: make(map[string]refusal)}, nil
 }
 
-// Wanted leaves word that a pull wants an image that no image snapshot has: its reference as the pull names it, and the
-// digest of its manifest for this node's platform. Without both nothing is done, because what was pulled would not be
-// known. It does not block.
+// Wanted notes that a pull wants an image that no image snapshot has. ref is the reference as the pull names it,
+// manifest the digest of its manifest for this node's platform. Without both it does nothing, because nobody would know
+// what was pulled. It does not block.
 func (m *Maker) Wanted(ref string, manifest digest.Digest) {
 	image, named, err := canonical(ref, manifest)
 	if err != nil {

@@ -89,7 +89,7 @@ func Open(cfg Config) (*Builder, error) {
 	return &Builder{cfg}, nil
 }
 
-// Plan is of lifecycle.Builder.
+// Plan implements lifecycle.Builder.
 func (b *Builder) Plan(ctx context.Context, req lifecycle.PlanRequest) (lifecycle.Plan, error) {
 	var out outcome
 	if err := b.run(ctx, req, []string{"--plan"}, &out); err != nil {
@@ -105,7 +105,7 @@ func (b *Builder) Plan(ctx context.Context, req lifecycle.PlanRequest) (lifecycl
 	return plan, nil
 }
 
-// Build is of lifecycle.Builder.
+// Build implements lifecycle.Builder.
 func (b *Builder) Build(ctx context.Context, req lifecycle.BuildRequest) (_ lifecycle.BuildResult, err error) {
 	args := []string{"--output", req.Device.Path}
 	traces, remove, err := b.traceFiles(req.Traced)

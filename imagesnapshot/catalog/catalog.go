@@ -39,8 +39,8 @@ type Entry struct {
 	Source  Source
 	// Index is the layer disk's encoded index. It is shared by all who have the entry and must not be changed.
 	Index []byte
-	// Images, in place of Source and Index, are the normalised references of one that has no disk, because it is still
-	// being made or taken down. Nobody can use it, but nodes can say why (C-3).
+	// Images are set in place of Source and Index if there is no disk, because it is still being made or already taken
+	// down. They are normalised references. Nobody can use such an entry, but nodes can say why (C-3).
 	Images []string
 }
 
@@ -54,7 +54,8 @@ const StateAvailable = "Available"
 type Source struct {
 	// Driver is the name of a block storage driver that nodes have.
 	Driver string
-	// VolumeSnapshotID is a volume snapshot of which each node makes a volume for itself. Either this or VolumeID.
+	// VolumeSnapshotID is a volume snapshot, from which each node makes a volume of its own. Either this or VolumeID is
+	// set.
 	VolumeSnapshotID string
 	// VolumeID is a volume, which nodes attach read-only and never delete. The driver "loop" takes an absolute path
 	// too.
@@ -78,11 +79,11 @@ type Publisher interface {
 	Withdraw(ctx context.Context, id string) error
 }
 
-// ListPublisher has access lists of the images of entries too, beside them: they are read when an image starts, and by
-// nobody before.
+// ListPublisher publishes the access lists of the images of entries. They are kept beside the entries, because nobody
+// reads them before an image starts.
 type ListPublisher interface {
-	// PublishAccessLists has these lists go with the entry of that ID, in place of those that did; none is none.
-	// Withdraw takes them away as well.
+	// PublishAccessLists replaces all access lists of the entry with that ID by lists; without any, it removes them.
+	// Withdraw removes them too.
 	PublishAccessLists(ctx context.Context, id string, lists []*accesslist.List) error
 }
 

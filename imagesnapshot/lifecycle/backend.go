@@ -22,16 +22,16 @@ type Backend struct {
 	Snapshotter blockdev.VolumeSnapshotter
 	// Flash may be nil.
 	Flash FlashSnapshotter
-	// Check says why the storage cannot keep image snapshots, before anything is made in it; nil is that it can. Its
-	// errors are those of package blockdev: ErrUnsupported ends a build, what passes is tried again.
+	// Check, if not nil, says why the storage cannot keep image snapshots, before anything is made in it. Its errors
+	// are those of package blockdev: ErrUnsupported ends a build, and whatever may pass is tried again.
 	Check func(ctx context.Context) error
-	// TakeParameters gives those of a spec's parameters that the storage takes when it makes a volume, in its own
-	// words, and the keys of the others; nil takes none.
+	// TakeParameters gives the parameters of a spec that the storage takes when it makes a volume, in its own words,
+	// and the keys of the others. If it is nil, the storage takes none.
 	TakeParameters func(parameters map[string]string) (taken map[string]string, ignored []string)
 }
 
 // FlashSnapshotter makes temporary volume snapshots that can be used at once, where the storage has such a thing. They
-// are looked up and deleted like others. Where it has not, the volume itself serves instead.
+// are looked up and deleted like others. In other storage the volume itself serves instead.
 type FlashSnapshotter interface {
 	CreateFlashSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error)
 }

@@ -17,7 +17,7 @@ import (
 type Builder interface {
 	// Plan finds out what the images consist of, without fetching layers.
 	Plan(ctx context.Context, req PlanRequest) (Plan, error)
-	// Build writes the disk. When it returns nothing of it runs any more, whatever the outcome.
+	// Build writes the disk. When it returns, nothing of the build runs any more, whatever the outcome.
 	Build(ctx context.Context, req BuildRequest) (BuildResult, error)
 }
 
@@ -52,7 +52,7 @@ type BuildRequest struct {
 	Reuse  bool
 	// Traced are access lists of images on the disk, see builder.Options.
 	Traced []*accesslist.List
-	// Progress may be told how far it is, in percent, from any goroutine but one at a time.
+	// Progress may be called with how far the build is, in percent, from any goroutine but only one at a time.
 	Progress func(percent int)
 }
 

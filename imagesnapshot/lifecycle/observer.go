@@ -6,14 +6,14 @@ import (
 	"berth.dev/berth/imagesnapshot"
 )
 
-// Observer is told what becomes of image snapshots, each thing once, after it was written. It must not block. Reasons
-// are of a fixed set.
+// Observer hears what becomes of image snapshots: each thing once, after it was written. It must not block. Reasons are
+// those of imagesnapshot.Reasons.
 type Observer interface {
 	BuildStarted()
 	BuildEnded(o BuildOutcome)
-	// Matched is told of each use.
+	// Matched is called for each use.
 	Matched()
-	// Ended is told why one became unavailable though it was made well, and why one was deleted.
+	// Ended is called when an image snapshot that was usable becomes unavailable in time, and when one is deleted.
 	Ended(e Ending, reason imagesnapshot.Reason)
 	Swept(r SweepReport)
 }

@@ -14,12 +14,12 @@ import (
 
 // SweepReport is what a sweep found.
 type SweepReport struct {
-	// Orphans are volumes and volume snapshots that this installation made and nothing refers to: what calls left
-	// behind that were broken off and completed by the storage all the same.
+	// Orphans are volumes and volume snapshots that this installation made and nothing refers to. They come from calls
+	// that were broken off and that the storage completed all the same.
 	Orphans []imagesnapshot.Leftover
-	// Deleted of them, if that was asked for.
+	// Deleted are the orphans that were deleted, if that was asked for.
 	Deleted []imagesnapshot.Leftover
-	// Lost are the names of image snapshots of which no volume snapshot exists any more.
+	// Lost are the names of image snapshots that have no volume snapshot any more.
 	Lost []string
 }
 

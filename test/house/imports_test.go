@@ -63,7 +63,7 @@ func areas() map[string]area {
 		"imagesnapshot":           {own: []string{"blockdev", "blockdev/retry", "layerdisk", "readahead/accesslist", "internal/backoff", "internal/durable"}},
 		"imagesnapshot/buildproc": {own: []string{"builder/...", "imagesnapshot/...", "layerdisk", "readahead/accesslist"}},
 		"imagesnapshot/catalog":   {own: []string{"imagesnapshot", "imagesnapshot/store", "internal/backoff", "internal/durable", "layerdisk", "readahead/accesslist"}},
-		"imagesnapshot/assembly":  {own: []string{"blockdev", "imagesnapshot/...", "internal/...", "layerdisk", "matcher/...", "readahead/accesslist"}},
+		"imagesnapshot/assembly":  {own: []string{"blockdev", "blockdev/drivers", "imagesnapshot/...", "internal/...", "layerdisk", "matcher/...", "readahead/accesslist"}},
 
 		// Lists and readers know disks, not containerd; only a trial run needs its client.
 		"readahead": {

@@ -47,7 +47,6 @@ func notYet() []string {
 		"blockdev/attached.Driver", "blockdev/attached.scanner", "blockdev/csi.Driver", "blockdev/csi.attacher",
 		"blockdev/csi.finder", "blockdev/csi.provisioner", "blockdev/csi.snapshotter", "blockdev/csi.steps",
 		"blockdev/loopcsi.Server", "blockdev/loopcsi.controller", "blockdev/loopdev.Driver", "builder.build",
-		"imagesnapshot/store/boltstore.Store",
 		"layerdisk/tree.Tree", "layerdisk/tree.reader", "matcher.Index", "matcher.explainer", "matcher.match",
 		"node/imageimport.Importer", "node/ondemand.Chooser", "node/stage.Stager", "node/stage.finder",
 		"node/stage.keeper", "node/stage.steps",

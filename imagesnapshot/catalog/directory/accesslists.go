@@ -22,7 +22,7 @@ const (
 
 var _ catalog.ListPublisher = (*Directory)(nil)
 
-// AccessLists is where a catalog in the directory at path has access lists: a file for each (package listdir).
+// AccessLists is where a catalog in the directory at path has access lists: a file for each (package liststore).
 func AccessLists(path string) string { return filepath.Join(path, accessListsDir) }
 
 // PublishAccessLists writes each list to a file of its own, and removes those of before.

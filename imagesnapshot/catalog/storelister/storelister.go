@@ -1,5 +1,5 @@
-// Package storelister is the catalog of a store of image snapshots: each is an entry, without a disk as long as it has
-// none that nodes may attach. It changes as the store does, and nobody else publishes in it.
+// Package storelister is the catalog of a store of image snapshots. Each of them is an entry; it has no disk as long as
+// there is none that nodes may attach. The catalog changes as the store does, and nobody else publishes in it.
 package storelister
 
 import (
@@ -36,7 +36,7 @@ var _ catalog.Lister = (*Catalog)(nil)
 // New makes a catalog. It does nothing until Watch.
 func New(cfg Config) *Catalog { return &Catalog{cfg: cfg} }
 
-// Watch is of catalog.Lister.
+// Watch implements catalog.Lister.
 func (c *Catalog) Watch(ctx context.Context) (<-chan catalog.Change, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("watch catalog of the store: %w", err)

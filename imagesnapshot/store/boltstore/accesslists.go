@@ -21,14 +21,14 @@ func accessListKey(id string, l *accesslist.List) []byte {
 	return append(accessListPrefix(id), l.Image+"\x00"+l.Platform...)
 }
 
-// PutAccessList is of store.AccessLists.
+// PutAccessList implements store.AccessLists.
 func (s *Store) PutAccessList(ctx context.Context, id string, list *accesslist.List) error {
 	encoded, err := list.Encode()
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = s.putAccessList(id, accessListKey(id, list), encoded)
+		err = s.objects.putAccessList(id, accessListKey(id, list), encoded)
 	}
 	if err != nil {
 		return fmt.Errorf("keep access list of image snapshot %s: %w", id, err)
@@ -36,14 +36,14 @@ func (s *Store) PutAccessList(ctx context.Context, id string, list *accesslist.L
 	return nil
 }
 
-func (s *Store) putAccessList(id string, key, encoded []byte) error {
+func (o *objects) putAccessList(id string, key, encoded []byte) error {
 	// Held until it is written, or the image snapshot could be deleted in between.
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.ids[id] == "" {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.names[id] == "" {
 		return errdefs.ErrNotFound
 	}
-	return s.db.Update(func(tx *bolt.Tx) error {
+	return o.db.Update(func(tx *bolt.Tx) error {
 		bucket := tx.Bucket([]byte(bucketAccessLists))
 		if bucket.Get(key) == nil {
 			count := 0
@@ -56,7 +56,7 @@ func (s *Store) putAccessList(id string, key, encoded []byte) error {
 	})
 }
 
-// AccessLists is of store.AccessLists.
+// AccessLists implements store.AccessLists.
 func (s *Store) AccessLists(ctx context.Context, id string) ([]*accesslist.List, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -79,16 +79,9 @@ func (s *Store) AccessLists(ctx context.Context, id string) ([]*accesslist.List,
 	return lists, nil
 }
 
-// AccessListsOn is of store.AccessLists.
+// AccessListsOn implements store.AccessLists.
 func (s *Store) AccessListsOn(ctx context.Context, disk digest.Digest, image string) (lists []*accesslist.List, ids []string, err error) {
-	s.mu.RLock()
-	for _, obj := range s.objects {
-		if obj.Status.Identity.IndexDigest == disk {
-			ids = append(ids, obj.ID)
-		}
-	}
-	s.mu.RUnlock()
-	slices.Sort(ids)
+	ids = s.objects.having(disk)
 	for _, id := range ids {
 		of, err := s.AccessLists(ctx, id)
 		if err != nil {
@@ -97,6 +90,19 @@ func (s *Store) AccessListsOn(ctx context.Context, disk digest.Digest, image str
 		lists = append(lists, slices.DeleteFunc(of, func(l *accesslist.List) bool { return l.Image != image })...)
 	}
 	return lists, ids, nil
+}
+
+// having gives the IDs of the image snapshots whose content is the disk with that index digest.
+func (o *objects) having(disk digest.Digest) (ids []string) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	for _, obj := range o.byName {
+		if obj.Status.Identity.IndexDigest == disk {
+			ids = append(ids, obj.ID)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // eachAccessList gives those of one image snapshot, in the order of their keys.

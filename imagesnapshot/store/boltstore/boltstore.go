@@ -47,15 +47,20 @@ const (
 	lockWait = 3 * time.Second
 )
 
-// Store is a store.Store, store.Watcher, store.Indexes and store.AccessLists.
+// Store implements store.Store, store.Watcher, store.Indexes and store.AccessLists.
 type Store struct {
 	db           *bolt.DB
 	installation string
+	objects      *objects
+}
 
+// objects are all image snapshots, in the file and in memory.
+type objects struct {
+	db *bolt.DB
 	// mu guards what follows, and makes the order of changes in memory that of the file.
 	mu       sync.RWMutex
-	objects  map[string]*imagesnapshot.ImageSnapshot
-	ids      map[string]string
+	byName   map[string]*imagesnapshot.ImageSnapshot
+	names    map[string]string // by ID
 	watchers map[*watcher]struct{}
 	closed   bool
 }
@@ -88,47 +93,54 @@ func open(path string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{
-		db: db, objects: make(map[string]*imagesnapshot.ImageSnapshot), ids: make(map[string]string),
+	s := &Store{db: db, objects: &objects{
+		db: db, byName: make(map[string]*imagesnapshot.ImageSnapshot), names: make(map[string]string),
 		watchers: make(map[*watcher]struct{}),
-	}
-	if err := db.Update(s.load); err != nil {
+	}}
+	err = db.Update(func(tx *bolt.Tx) (err error) {
+		if s.installation, err = prepare(tx); err != nil {
+			return err
+		}
+		return s.objects.load(tx)
+	})
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
 
-func (s *Store) load(tx *bolt.Tx) error {
+// prepare makes what is missing in the file, and gives its installation.
+func prepare(tx *bolt.Tx) (installation string, err error) {
 	meta, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
 	if err != nil {
-		return err
+		return "", err
 	}
 	switch have := string(meta.Get([]byte(keyFormat))); have {
 	case "":
-		s.installation = uuid.NewString()
-		if err := errors.Join(meta.Put([]byte(keyFormat), []byte(format)), meta.Put([]byte(keyInstallation), []byte(s.installation))); err != nil {
-			return err
+		installation = uuid.NewString()
+		if err := errors.Join(meta.Put([]byte(keyFormat), []byte(format)), meta.Put([]byte(keyInstallation), []byte(installation))); err != nil {
+			return "", err
 		}
 	case format:
-		s.installation = string(meta.Get([]byte(keyInstallation)))
+		installation = string(meta.Get([]byte(keyInstallation)))
 	default:
-		return fmt.Errorf("its format is %q, this berth knows %q: use the berth that wrote it: %w", have, format, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("its format is %q, this berth knows %q: use the berth that wrote it: %w", have, format, errdefs.ErrFailedPrecondition)
 	}
-	for _, name := range []string{bucketIndexes, bucketAccessLists} {
+	for _, name := range []string{bucketObjects, bucketIndexes, bucketAccessLists} {
 		if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
-			return err
+			return "", err
 		}
 	}
-	objects, err := tx.CreateBucketIfNotExists([]byte(bucketObjects))
-	if err != nil {
-		return err
-	}
-	return objects.ForEach(func(k, v []byte) error {
+	return installation, nil
+}
+
+func (o *objects) load(tx *bolt.Tx) error {
+	return tx.Bucket([]byte(bucketObjects)).ForEach(func(k, v []byte) error {
 		obj := new(imagesnapshot.ImageSnapshot)
 		if err := json.Unmarshal(v, obj); err != nil {
 			return fmt.Errorf("read object %q: %w: %w", k, err, errdefs.ErrDataLoss)
 		}
-		s.objects[string(k)], s.ids[obj.ID] = obj, obj.Name
+		o.byName[string(k)], o.names[obj.ID] = obj, obj.Name
 		return nil
 	})
 }
@@ -138,28 +150,32 @@ func (s *Store) Installation() string { return s.installation }
 
 // Close ends all watches and lets go of the file.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	for w := range s.watchers {
-		w.stop()
-	}
-	s.mu.Unlock()
+	s.objects.close()
 	return s.db.Close()
 }
 
-// Create is of store.Store.
+func (o *objects) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	for w := range o.watchers {
+		w.stop()
+	}
+}
+
+// Create implements store.Store.
 func (s *Store) Create(ctx context.Context, obj *imagesnapshot.ImageSnapshot) (*imagesnapshot.ImageSnapshot, error) {
 	created := obj.Clone()
-	err := s.write(ctx, func() (change, error) {
+	err := s.objects.write(ctx, func() (change, error) {
 		switch {
 		case obj.Name == "" || obj.ID == "":
 			return change{}, fmt.Errorf("it has no name or no ID: %w", errdefs.ErrInvalidArgument)
 		case obj.ResourceVersion != "":
 			return change{}, fmt.Errorf("it has resource version %s already: %w", obj.ResourceVersion, errdefs.ErrInvalidArgument)
-		case s.objects[obj.Name] != nil:
+		case s.objects.byName[obj.Name] != nil:
 			return change{}, fmt.Errorf("the name is taken: %w", errdefs.ErrAlreadyExists)
-		case s.ids[obj.ID] != "":
-			return change{}, fmt.Errorf("ID %s belongs to %s: %w", obj.ID, s.ids[obj.ID], errdefs.ErrAlreadyExists)
+		case s.objects.names[obj.ID] != "":
+			return change{}, fmt.Errorf("ID %s belongs to %s: %w", obj.ID, s.objects.names[obj.ID], errdefs.ErrAlreadyExists)
 		}
 		return change{object: created}, nil
 	})
@@ -169,44 +185,44 @@ func (s *Store) Create(ctx context.Context, obj *imagesnapshot.ImageSnapshot) (*
 	return created.Clone(), nil
 }
 
-// Get is of store.Store.
+// Get implements store.Store.
 func (s *Store) Get(ctx context.Context, name string) (*imagesnapshot.ImageSnapshot, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	obj := s.objects[name]
+	s.objects.mu.RLock()
+	defer s.objects.mu.RUnlock()
+	obj := s.objects.byName[name]
 	if obj == nil {
 		return nil, fmt.Errorf("image snapshot %s: %w", name, errdefs.ErrNotFound)
 	}
 	return obj.Clone(), nil
 }
 
-// List is of store.Store.
+// List implements store.Store.
 func (s *Store) List(ctx context.Context, f store.Filter) ([]*imagesnapshot.ImageSnapshot, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.objects.mu.RLock()
+	defer s.objects.mu.RUnlock()
 	var list []*imagesnapshot.ImageSnapshot
-	for _, name := range slices.Sorted(maps.Keys(s.objects)) {
-		if obj := s.objects[name]; f.Match(obj) {
+	for _, name := range slices.Sorted(maps.Keys(s.objects.byName)) {
+		if obj := s.objects.byName[name]; f.Match(obj) {
 			list = append(list, obj.Clone())
 		}
 	}
 	return list, nil
 }
 
-// Update is of store.Store.
+// Update implements store.Store.
 func (s *Store) Update(ctx context.Context, obj *imagesnapshot.ImageSnapshot) (*imagesnapshot.ImageSnapshot, error) {
 	updated := obj.Clone()
-	err := s.write(ctx, func() (change, error) {
-		if err := s.current(obj.Name, obj.ResourceVersion); err != nil {
+	err := s.objects.write(ctx, func() (change, error) {
+		if err := s.objects.current(obj.Name, obj.ResourceVersion); err != nil {
 			return change{}, err
 		}
-		if have := s.objects[obj.Name]; have.ID != obj.ID {
+		if have := s.objects.byName[obj.Name]; have.ID != obj.ID {
 			return change{}, fmt.Errorf("its ID is %s, not %s: %w", have.ID, obj.ID, errdefs.ErrConflict)
 		}
 		return change{object: updated}, nil
@@ -217,13 +233,13 @@ func (s *Store) Update(ctx context.Context, obj *imagesnapshot.ImageSnapshot) (*
 	return updated.Clone(), nil
 }
 
-// Delete is of store.Store.
+// Delete implements store.Store.
 func (s *Store) Delete(ctx context.Context, name, resourceVersion string) error {
-	err := s.write(ctx, func() (change, error) {
-		if err := s.current(name, resourceVersion); err != nil {
+	err := s.objects.write(ctx, func() (change, error) {
+		if err := s.objects.current(name, resourceVersion); err != nil {
 			return change{}, err
 		}
-		return change{object: s.objects[name], deleted: true}, nil
+		return change{object: s.objects.byName[name], deleted: true}, nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete image snapshot %s: %w", name, err)
@@ -232,8 +248,8 @@ func (s *Store) Delete(ctx context.Context, name, resourceVersion string) error 
 }
 
 // current checks that the object is still at a version.
-func (s *Store) current(name, version string) error {
-	have := s.objects[name]
+func (o *objects) current(name, version string) error {
+	have := o.byName[name]
 	if have == nil {
 		return errdefs.ErrNotFound
 	}
@@ -251,18 +267,18 @@ type change struct {
 
 // write asks prepare, under the lock, what to write, writes it, and tells the watchers. prepare's object becomes the
 // store's.
-func (s *Store) write(ctx context.Context, prepare func() (change, error)) error {
+func (o *objects) write(ctx context.Context, prepare func() (change, error)) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	c, err := prepare()
 	if err != nil {
 		return err
 	}
 	obj := c.object
-	err = s.db.Update(func(tx *bolt.Tx) error {
+	err = o.db.Update(func(tx *bolt.Tx) error {
 		objects := tx.Bucket([]byte(bucketObjects))
 		version, err := objects.NextSequence()
 		if err != nil {
@@ -282,18 +298,18 @@ func (s *Store) write(ctx context.Context, prepare func() (change, error)) error
 		return err
 	}
 	if c.deleted {
-		delete(s.objects, obj.Name)
-		delete(s.ids, obj.ID)
+		delete(o.byName, obj.Name)
+		delete(o.names, obj.ID)
 	} else {
-		s.objects[obj.Name], s.ids[obj.ID] = obj, obj.Name
+		o.byName[obj.Name], o.names[obj.ID] = obj, obj.Name
 	}
-	for w := range s.watchers {
+	for w := range o.watchers {
 		w.tell(store.Change{Object: obj, Deleted: c.deleted})
 	}
 	return nil
 }
 
-// PutIndex is of store.Indexes.
+// PutIndex implements store.Indexes.
 func (s *Store) PutIndex(ctx context.Context, d digest.Digest, encoded []byte) error {
 	if got := digest.SHA256.FromBytes(encoded); got != d {
 		return fmt.Errorf("keep index %s: its digest is %s: %w", d, got, errdefs.ErrInvalidArgument)
@@ -308,7 +324,7 @@ func (s *Store) PutIndex(ctx context.Context, d digest.Digest, encoded []byte) e
 	return nil
 }
 
-// GetIndex is of store.Indexes.
+// GetIndex implements store.Indexes.
 func (s *Store) GetIndex(ctx context.Context, d digest.Digest) (encoded []byte, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -327,7 +343,7 @@ func (s *Store) GetIndex(ctx context.Context, d digest.Digest) (encoded []byte, 
 	return encoded, nil
 }
 
-// DeleteIndex is of store.Indexes.
+// DeleteIndex implements store.Indexes.
 func (s *Store) DeleteIndex(ctx context.Context, d digest.Digest) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -338,7 +354,7 @@ func (s *Store) DeleteIndex(ctx context.Context, d digest.Digest) error {
 	return nil
 }
 
-// ListIndexes is of store.Indexes.
+// ListIndexes implements store.Indexes.
 func (s *Store) ListIndexes(ctx context.Context) (list []digest.Digest, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

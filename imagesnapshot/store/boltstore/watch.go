@@ -50,48 +50,61 @@ func (w *watcher) next() (store.Change, bool) {
 
 func (w *watcher) stop() { w.once.Do(func() { close(w.done) }) }
 
-// Watch is of store.Watcher.
+// Watch implements store.Watcher.
 func (s *Store) Watch(ctx context.Context) (<-chan store.Change, error) {
 	w := &watcher{wake: make(chan struct{}, 1), done: make(chan struct{}), latest: make(map[string]store.Change)}
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
+	if !s.objects.follow(w) {
 		return nil, fmt.Errorf("watch image snapshots: the store is closed: %w", errdefs.ErrUnavailable)
 	}
-	for _, obj := range s.objects {
-		w.tell(store.Change{Object: obj})
-	}
-	s.watchers[w] = struct{}{}
-	s.mu.Unlock()
-
 	out := make(chan store.Change)
 	go func() {
 		defer close(out)
-		defer func() {
-			s.mu.Lock()
-			delete(s.watchers, w)
-			s.mu.Unlock()
-		}()
-		for {
-			c, ok := w.next()
-			if !ok {
-				select {
-				case <-w.wake:
-					continue
-				case <-w.done:
-					return
-				case <-ctx.Done():
-					return
-				}
-			}
+		defer s.objects.unfollow(w)
+		w.send(ctx, out)
+	}()
+	return out, nil
+}
+
+// follow tells w of every object that there is and of each change from now on; false if the store is closed.
+func (o *objects) follow(w *watcher) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return false
+	}
+	for _, obj := range o.byName {
+		w.tell(store.Change{Object: obj})
+	}
+	o.watchers[w] = struct{}{}
+	return true
+}
+
+func (o *objects) unfollow(w *watcher) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.watchers, w)
+}
+
+// send what w is told until ctx ends or the store is closed.
+func (w *watcher) send(ctx context.Context, out chan<- store.Change) {
+	for {
+		c, ok := w.next()
+		if !ok {
 			select {
-			case out <- c:
+			case <-w.wake:
+				continue
 			case <-w.done:
 				return
 			case <-ctx.Done():
 				return
 			}
 		}
-	}()
-	return out, nil
+		select {
+		case out <- c:
+		case <-w.done:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
