@@ -13,20 +13,20 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// AccessLists keeps what starts of images read, as a store.AccessLists does.
+// AccessLists keeps access lists of image snapshots by their IDs; a store.AccessLists does.
 type AccessLists interface {
 	PutAccessList(ctx context.Context, id string, list *accesslist.List) error
 	AccessLists(ctx context.Context, id string) ([]*accesslist.List, error)
 }
 
-// WithAccessLists gives the image snapshots a place for access lists. Without it they have none, and none can be put.
+// WithAccessLists has access lists kept in lists. Without it there are no access lists, and none can be put.
 func (s *Service) WithAccessLists(lists AccessLists) *Service {
 	s.lists = lists
 	return s
 }
 
-// PutAccessList keeps a list with an image snapshot that has the list's image; errdefs.ErrNotFound, ErrInvalidArgument,
-// and ErrFailedPrecondition for one that has no content yet or is being taken down.
+// PutAccessList keeps a list with an image snapshot that has the list's image. Errors: errdefs.ErrNotFound,
+// ErrInvalidArgument, and ErrFailedPrecondition for an image snapshot that has no content yet or is being deleted.
 func (s *Service) PutAccessList(ctx context.Context, nameOrID string, list *accesslist.List) error {
 	if s.lists == nil {
 		return fmt.Errorf("access lists are not kept here: %w", errdefs.ErrNotImplemented)
@@ -47,7 +47,8 @@ func (s *Service) PutAccessList(ctx context.Context, nameOrID string, list *acce
 	return s.lists.PutAccessList(ctx, o.ID, list)
 }
 
-// AccessLists of an image snapshot by image and platform; of one image if that is not empty. errdefs.ErrNotFound.
+// AccessLists of an image snapshot, ordered by image and platform; only those of the image if that is not empty. An
+// unknown image snapshot is errdefs.ErrNotFound.
 func (s *Service) AccessLists(ctx context.Context, nameOrID, image string) ([]*accesslist.List, error) {
 	o, err := s.Get(ctx, nameOrID)
 	if err != nil || s.lists == nil {
@@ -60,7 +61,7 @@ func (s *Service) AccessLists(ctx context.Context, nameOrID, image string) ([]*a
 	return slices.DeleteFunc(lists, func(l *accesslist.List) bool { return image != "" && l.Image != image }), nil
 }
 
-// PutAccessList keeps one.
+// PutAccessList implements the service.
 func (s *server) PutAccessList(ctx context.Context, req *imagesnapshotv1.PutAccessListRequest) (*imagesnapshotv1.PutAccessListResponse, error) {
 	list, err := accesslist.Decode(req.GetList())
 	if err != nil {
@@ -73,7 +74,7 @@ func (s *server) PutAccessList(ctx context.Context, req *imagesnapshotv1.PutAcce
 	return &imagesnapshotv1.PutAccessListResponse{AccessList: m}, statusOf(err)
 }
 
-// ListAccessLists gives those of one image snapshot.
+// ListAccessLists implements the service.
 func (s *server) ListAccessLists(ctx context.Context, req *imagesnapshotv1.ListAccessListsRequest) (*imagesnapshotv1.ListAccessListsResponse, error) {
 	lists, err := s.service.AccessLists(ctx, req.GetNameOrId(), req.GetImage())
 	if err != nil {

@@ -32,7 +32,7 @@ type server struct {
 
 var _ imagesnapshotv1.ImageSnapshotServiceServer = (*server)(nil)
 
-// CreateImageSnapshot accepts one.
+// CreateImageSnapshot implements the service.
 func (s *server) CreateImageSnapshot(ctx context.Context, req *imagesnapshotv1.CreateImageSnapshotRequest) (*imagesnapshotv1.CreateImageSnapshotResponse, error) {
 	spec, err := specOf(req.GetSpec())
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *server) CreateImageSnapshot(ctx context.Context, req *imagesnapshotv1.C
 	return &imagesnapshotv1.CreateImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
 }
 
-// EnsureAutomaticImageSnapshot finds or accepts one.
+// EnsureAutomaticImageSnapshot implements the service.
 func (s *server) EnsureAutomaticImageSnapshot(ctx context.Context, req *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) (*imagesnapshotv1.EnsureAutomaticImageSnapshotResponse, error) {
 	r, err := s.service.engine.EnsureAutomatic(ctx, lifecycle.AutomaticRequest{
 		Owner: req.GetOwner(), Images: req.GetImages(), Platforms: req.GetPlatforms(), Registries: registriesOf(req.GetRegistries()),
@@ -60,7 +60,7 @@ func (s *server) EnsureAutomaticImageSnapshot(ctx context.Context, req *imagesna
 	return &imagesnapshotv1.EnsureAutomaticImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
 }
 
-// GetImageSnapshot gives one.
+// GetImageSnapshot implements the service.
 func (s *server) GetImageSnapshot(ctx context.Context, req *imagesnapshotv1.GetImageSnapshotRequest) (*imagesnapshotv1.GetImageSnapshotResponse, error) {
 	o, err := s.service.Get(ctx, req.GetNameOrId())
 	if err != nil {
@@ -69,7 +69,7 @@ func (s *server) GetImageSnapshot(ctx context.Context, req *imagesnapshotv1.GetI
 	return &imagesnapshotv1.GetImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(o, true)}, nil
 }
 
-// ListImageSnapshots gives a page.
+// ListImageSnapshots implements the service.
 func (s *server) ListImageSnapshots(ctx context.Context, req *imagesnapshotv1.ListImageSnapshotsRequest) (*imagesnapshotv1.ListImageSnapshotsResponse, error) {
 	list, next, err := s.service.List(ctx, filterOf(req.GetFilter()), int(req.GetPageSize()), req.GetPageToken())
 	if err != nil {
@@ -82,7 +82,7 @@ func (s *server) ListImageSnapshots(ctx context.Context, req *imagesnapshotv1.Li
 	return resp, nil
 }
 
-// UpdateImageSnapshot takes a new spec.
+// UpdateImageSnapshot implements the service.
 func (s *server) UpdateImageSnapshot(ctx context.Context, req *imagesnapshotv1.UpdateImageSnapshotRequest) (*imagesnapshotv1.UpdateImageSnapshotResponse, error) {
 	spec, err := specOf(req.GetSpec())
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *server) UpdateImageSnapshot(ctx context.Context, req *imagesnapshotv1.U
 	return &imagesnapshotv1.UpdateImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Warnings: r.Warnings}, nil
 }
 
-// DeleteImageSnapshot marks one for being taken down.
+// DeleteImageSnapshot implements the service.
 func (s *server) DeleteImageSnapshot(ctx context.Context, req *imagesnapshotv1.DeleteImageSnapshotRequest) (*imagesnapshotv1.DeleteImageSnapshotResponse, error) {
 	if _, err := s.service.Get(ctx, req.GetNameOrId()); err != nil {
 		return nil, statusOf(err)
@@ -115,7 +115,7 @@ func (s *server) DeleteImageSnapshot(ctx context.Context, req *imagesnapshotv1.D
 	return &imagesnapshotv1.DeleteImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(o, true)}, nil
 }
 
-// ListImageSnapshotEvents gives what happened.
+// ListImageSnapshotEvents implements the service.
 func (s *server) ListImageSnapshotEvents(ctx context.Context, req *imagesnapshotv1.ListImageSnapshotEventsRequest) (*imagesnapshotv1.ListImageSnapshotEventsResponse, error) {
 	events, err := s.service.Events(ctx, filterOf(req.GetFilter()))
 	if err != nil {
@@ -128,21 +128,21 @@ func (s *server) ListImageSnapshotEvents(ctx context.Context, req *imagesnapshot
 	return resp, nil
 }
 
-// WatchImageSnapshots streams objects.
+// WatchImageSnapshots implements the service.
 func (s *server) WatchImageSnapshots(req *imagesnapshotv1.WatchImageSnapshotsRequest, stream grpc.ServerStreamingServer[imagesnapshotv1.WatchImageSnapshotsResponse]) error {
 	return statusOf(s.service.Watch(stream.Context(), filterOf(req.GetFilter()), func(c store.Change) error {
 		return stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: imageSnapshotMessage(c.Object, true), Deleted: c.Deleted})
 	}))
 }
 
-// WatchImageSnapshotEvents streams events.
+// WatchImageSnapshotEvents implements the service.
 func (s *server) WatchImageSnapshotEvents(req *imagesnapshotv1.WatchImageSnapshotEventsRequest, stream grpc.ServerStreamingServer[imagesnapshotv1.WatchImageSnapshotEventsResponse]) error {
 	return statusOf(s.service.WatchEvents(stream.Context(), filterOf(req.GetFilter()), func(e Event) error {
 		return stream.Send(&imagesnapshotv1.WatchImageSnapshotEventsResponse{Event: eventMessage(e)})
 	}))
 }
 
-// MatchImages explains a choice.
+// MatchImages implements the service.
 func (s *server) MatchImages(ctx context.Context, req *imagesnapshotv1.MatchImagesRequest) (*imagesnapshotv1.MatchImagesResponse, error) {
 	r, err := matchRequestOf(req)
 	if err != nil {
@@ -155,8 +155,9 @@ func (s *server) MatchImages(ctx context.Context, req *imagesnapshotv1.MatchImag
 	return matchMessage(a), nil
 }
 
-// statusOf an error: its class as a code, and each field that is wrong among the details. ErrConflict is ABORTED, which
-// tells a precondition that no longer holds (read again) from a phase that does not allow something (wait).
+// statusOf is the gRPC status of an error: its class as a code, and each field that is wrong among the details.
+// ErrConflict becomes ABORTED, so that clients can tell a precondition that no longer holds (read again) from a phase
+// that does not allow something (wait).
 func statusOf(err error) error {
 	if err == nil {
 		return nil

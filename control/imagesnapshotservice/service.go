@@ -29,7 +29,7 @@ const (
 	MaxListedEvents = 1000
 )
 
-// Engine makes image snapshots happen. *lifecycle.Engine says which errors there are.
+// Engine carries out requests; a *lifecycle.Engine does, and says which errors there are.
 type Engine interface {
 	Create(ctx context.Context, req lifecycle.CreateRequest) (lifecycle.CreateResult, error)
 	EnsureAutomatic(ctx context.Context, req lifecycle.AutomaticRequest) (lifecycle.CreateResult, error)
@@ -38,7 +38,7 @@ type Engine interface {
 	Delete(ctx context.Context, req lifecycle.DeleteRequest) (*imagesnapshot.ImageSnapshot, error)
 }
 
-// Reader lists image snapshots and tells what changes, as a store.Store and store.Watcher do.
+// Reader lists image snapshots and watches their changes, as a store.Store and a store.Watcher do.
 type Reader interface {
 	List(ctx context.Context, f store.Filter) ([]*imagesnapshot.ImageSnapshot, error)
 	Watch(ctx context.Context) (<-chan store.Change, error)
@@ -81,7 +81,7 @@ type Filter struct {
 
 func (f Filter) store() store.Filter { return store.Filter{Owner: f.Owner, Labels: f.Labels} }
 
-// Get finds by name or ID; errdefs.ErrNotFound.
+// Get finds an image snapshot by its name or ID. If there is none, the error is errdefs.ErrNotFound.
 func (s *Service) Get(ctx context.Context, nameOrID string) (*imagesnapshot.ImageSnapshot, error) {
 	if nameOrID == "" {
 		return nil, &imagesnapshot.FieldError{Field: "nameOrId", Detail: "is empty: name an image snapshot"}
@@ -114,7 +114,7 @@ func (s *Service) List(ctx context.Context, f Filter, size int, token string) ([
 	return list[:size], list[size-1].Name, nil
 }
 
-// all that a filter lets through, by name.
+// all image snapshots that the filter lets through, ordered by name.
 func (s *Service) all(ctx context.Context, f Filter) ([]*imagesnapshot.ImageSnapshot, error) {
 	if f.NameOrID == "" {
 		return s.reader.List(ctx, f.store())

@@ -9,13 +9,13 @@ import (
 	"berth.dev/berth/imagesnapshot/store"
 )
 
-// Event is an event and whose it is.
+// Event is an event and the image snapshot that it happened to.
 type Event struct {
 	Name, ID string
 	imagesnapshot.Event
 }
 
-// Events gives what happened, by the last time, and of many the newest MaxListedEvents.
+// Events lists what happened, ordered by the last time it did: the newest MaxListedEvents.
 func (s *Service) Events(ctx context.Context, f Filter) ([]Event, error) {
 	list, err := s.all(ctx, f)
 	if err != nil {

@@ -28,7 +28,7 @@ type server struct {
 
 var _ controlv1.ControlServiceServer = (*server)(nil)
 
-// Status tells what the node does.
+// Status implements the service.
 func (s *server) Status(_ context.Context, _ *controlv1.StatusRequest) (*controlv1.StatusResponse, error) {
 	st := s.service.Status()
 	return &controlv1.StatusResponse{
@@ -39,12 +39,12 @@ func (s *server) Status(_ context.Context, _ *controlv1.StatusRequest) (*control
 	}, nil
 }
 
-// ListDisks lists the disks.
+// ListDisks implements the service.
 func (s *server) ListDisks(_ context.Context, _ *controlv1.ListDisksRequest) (*controlv1.ListDisksResponse, error) {
 	return &controlv1.ListDisksResponse{Disks: diskMessages(s.service.ListDisks())}, nil
 }
 
-// AttachDisk attaches a disk.
+// AttachDisk implements the service.
 func (s *server) AttachDisk(ctx context.Context, req *controlv1.AttachDiskRequest) (*controlv1.AttachDiskResponse, error) {
 	disk, err := s.service.AttachDisk(ctx, stage.Spec{
 		Name: req.GetName(), Driver: req.GetDriver(), VolumeID: req.GetVolumeId(), VolumeSnapshotID: req.GetVolumeSnapshotId(),
@@ -56,7 +56,7 @@ func (s *server) AttachDisk(ctx context.Context, req *controlv1.AttachDiskReques
 	return &controlv1.AttachDiskResponse{Disk: diskMessage(Disk{Disk: disk})}, nil
 }
 
-// DetachDisk detaches a disk.
+// DetachDisk implements the service.
 func (s *server) DetachDisk(ctx context.Context, req *controlv1.DetachDiskRequest) (*controlv1.DetachDiskResponse, error) {
 	holders, err := s.service.DetachDisk(ctx, req.GetName(), req.GetDrain())
 	if err != nil {
@@ -65,7 +65,7 @@ func (s *server) DetachDisk(ctx context.Context, req *controlv1.DetachDiskReques
 	return &controlv1.DetachDiskResponse{Detached: holders == 0, Holders: int64(holders)}, nil
 }
 
-// FindImage finds an image in the disks' indexes.
+// FindImage implements the service.
 func (s *server) FindImage(_ context.Context, req *controlv1.FindImageRequest) (*controlv1.FindImageResponse, error) {
 	platform := platforms.DefaultSpec()
 	if req.GetPlatform() != "" {
@@ -82,7 +82,7 @@ func (s *server) FindImage(_ context.Context, req *controlv1.FindImageRequest) (
 	return &controlv1.FindImageResponse{Disk: img.Disk, Manifest: img.Manifest, Config: img.Config}, nil
 }
 
-// ExplainLayers answers for each layer.
+// ExplainLayers implements the service.
 func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayersRequest) (*controlv1.ExplainLayersResponse, error) {
 	names := make([]layerdisk.LayerName, len(req.GetLayers()))
 	for i, l := range req.GetLayers() {
@@ -112,7 +112,7 @@ func (s *server) ExplainLayers(ctx context.Context, req *controlv1.ExplainLayers
 	return resp, nil
 }
 
-// WatchEvents streams events until the client or the daemon ends.
+// WatchEvents implements the service.
 func (s *server) WatchEvents(_ *controlv1.WatchEventsRequest, stream grpc.ServerStreamingServer[controlv1.WatchEventsResponse]) error {
 	for d := range s.service.Watch(stream.Context()).Events {
 		if err := stream.Send(&controlv1.WatchEventsResponse{Event: eventMessage(d.Event), Dropped: d.Dropped}); err != nil {

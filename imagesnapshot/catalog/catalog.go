@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/readahead/accesslist"
 )
@@ -48,7 +49,7 @@ type Entry struct {
 func (e *Entry) HasDisk() bool { return len(e.Images) == 0 }
 
 // StateAvailable is the state of entries that may be used.
-const StateAvailable = "Available"
+const StateAvailable = string(imagesnapshot.PhaseAvailable)
 
 // Source is where the layer disk is, in the words of its driver.
 type Source struct {

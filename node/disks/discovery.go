@@ -33,9 +33,9 @@ func (f Found) name() string {
 	return "found-" + short[:min(len(short), 12)]
 }
 
-// Discovery has every disk that is found attached and kept, and gives up those that have gone and that nothing uses. A
-// disk that is detached by hand stays so until it goes and comes again, or the daemon starts again. Update may be
-// called by any goroutine, Run is called once.
+// Discovery attaches and keeps every disk that is found, and gives up those that have gone and that nothing uses. A
+// disk that was detached by hand stays detached until it goes and comes again, or the daemon starts again. Update may
+// be called by any goroutine, Run is called once.
 type Discovery struct {
 	stager Stager
 	keeper *Keeper
@@ -50,7 +50,7 @@ type Discovery struct {
 	taken map[string]bool
 }
 
-// NewDiscovery attaches nothing before Run.
+// NewDiscovery makes a discovery that attaches through the keeper. It does nothing before Run.
 func NewDiscovery(keeper *Keeper) *Discovery {
 	return &Discovery{stager: keeper.stager, keeper: keeper, ledger: keeper.ledger, kick: make(chan struct{}, 1), taken: map[string]bool{}}
 }

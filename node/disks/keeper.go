@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"berth.dev/berth/internal/backoff"
 	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/stage"
 )
@@ -177,7 +178,7 @@ func (k *Keeper) Wait() { k.wg.Wait() }
 
 func (k *Keeper) keepTrying(ctx context.Context, a *attempt) {
 	fields := log.Fields{"disk": a.spec.Name, "volume": a.spec.VolumeID, "found": a.found}
-	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+	for failures := 0; ; failures++ {
 		_, err := k.stager.Stage(ctx, a.spec)
 		if ctx.Err() != nil {
 			return
@@ -195,6 +196,7 @@ func (k *Keeper) keepTrying(ctx context.Context, a *attempt) {
 			return
 		}
 		k.failed(a, err)
+		wait := backoff.Doubling{First: firstRetry, Most: lastRetry}.After(failures)
 		log.G(ctx).WithFields(fields).WithField("retry_in", wait).WithError(err).Warn("awaited disk cannot be attached")
 		timer := time.NewTimer(wait)
 		select {

@@ -1,5 +1,5 @@
-// Package events counts what pulls were answered and remembers it, and tells watchers what happens on this node: to
-// layers, to disks, and to the images of disks.
+// Package events counts and remembers how pulls were answered, and tells watchers what happens on this node: to layers,
+// to disks, and to the images of disks.
 package events
 
 import (
@@ -19,7 +19,7 @@ const (
 	// maxRemembered bounds the layers whose last answer is kept: a node's images have a few thousand layers at most,
 	// and one entry takes about half a kilobyte.
 	maxRemembered = 4096
-	// maxReasons bounds the miss reasons that are counted apart, whatever callers pass.
+	// maxReasons bounds the reasons of misses that are counted one by one, whatever callers pass.
 	maxReasons = 32
 	// watchBuffer is what a watcher may lag behind before it loses events.
 	watchBuffer = 256
@@ -42,10 +42,10 @@ const (
 	DiskDetached
 	// DiskFailed is a disk that served and is out of service; Detail says why.
 	DiskFailed
-	// ImageImported is an image of a disk that containerd knows now, ImageWithdrawn one that was taken back.
+	// ImageImported is an image of a disk that was registered in containerd, ImageWithdrawn one that was taken back.
 	ImageImported
 	ImageWithdrawn
-	// ImageNotImported is an image of a disk that containerd does not know from us, or not any more; Detail says why.
+	// ImageNotImported is an image of a disk that is not registered in containerd, or no longer; Detail says why.
 	ImageNotImported
 )
 
@@ -65,7 +65,7 @@ type Event struct {
 	ImageRef string
 	// Disk is a name, or the UUID if only that is known.
 	Disk string
-	// ImageSnapshot is the name of that whose disk failed, empty if it is not known.
+	// ImageSnapshot is the name of the image snapshot whose disk failed, empty if it is not known.
 	ImageSnapshot string
 	// MatchedBy of a Hit.
 	MatchedBy layerdisk.Match
@@ -84,7 +84,7 @@ type Counts struct {
 	BytesNotPulled uint64
 }
 
-// Ledger counts what pulls were answered, remembers the last answer per layer, and tells watchers. It is safe for
+// Ledger counts how pulls were answered, remembers the last answer for each layer, and tells watchers. It is safe for
 // concurrent use, and recording never waits for a watcher.
 type Ledger struct {
 	// mu guards all below.
@@ -106,8 +106,8 @@ func NewLedger() *Ledger {
 	}
 }
 
-// DiskFailed records that a disk, that of an image snapshot if one is named, is out of service while so many snapshots
-// use it.
+// DiskFailed records that a disk is out of service, how many snapshots use it, and whose image snapshot it holds, if
+// that is known.
 func (l *Ledger) DiskFailed(name, imageSnapshot string, snapshots int, cause error) {
 	l.Record(Event{Kind: DiskFailed, Disk: name, ImageSnapshot: imageSnapshot, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
 }

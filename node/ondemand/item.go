@@ -10,6 +10,7 @@ import (
 	"berth.dev/berth/imagesnapshot/catalog"
 	"berth.dev/berth/internal/backoff"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/matcher"
 	"berth.dev/berth/node/stage"
 )
 
@@ -30,6 +31,14 @@ type item struct {
 	failures int
 	retryAt  time.Time
 	err      error
+}
+
+// stateOf an entry in the words of the matcher, which knows no catalog.
+func stateOf(e *catalog.Entry) string {
+	if e.State == catalog.StateAvailable {
+		return matcher.StateAvailable
+	}
+	return e.State
 }
 
 // diskName begins with the name that people know and ends with a digest of what makes it this disk, so that another

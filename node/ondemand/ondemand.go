@@ -323,7 +323,7 @@ func (c *Chooser) put(e *catalog.Entry) error {
 	if !slices.Contains(c.Drivers, e.Source.Driver) {
 		it.never = fmt.Sprintf("it has no driver %q", e.Source.Driver)
 	}
-	candidate := matcher.Candidate{Name: e.Name, ID: e.ID, Created: e.Created, State: e.State, Expires: e.Expires, Unreachable: it.never}
+	candidate := matcher.Candidate{Name: e.Name, ID: e.ID, Created: e.Created, State: stateOf(e), Expires: e.Expires, Unreachable: it.never}
 	candidate.Images, candidate.Layers = matcher.Content(ix)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -340,7 +340,7 @@ func (c *Chooser) put(e *catalog.Entry) error {
 
 // putWithoutDisk makes one known that cannot be used, so that an explanation can say why.
 func (c *Chooser) putWithoutDisk(e *catalog.Entry) error {
-	candidate := matcher.Candidate{Name: e.Name, ID: e.ID, Created: e.Created, State: e.State, Expires: e.Expires}
+	candidate := matcher.Candidate{Name: e.Name, ID: e.ID, Created: e.Created, State: stateOf(e), Expires: e.Expires}
 	for _, ref := range e.Images {
 		candidate.Images = append(candidate.Images, matcher.CandidateImage{Reference: ref})
 	}
