@@ -27,7 +27,8 @@ func neutral() Dialect {
 	}
 }
 
-// cci is Huawei CCI: absent means off (C-7), the strategy is "size" by default (C-8).
+// cci is Huawei CCI: absent means off (C-7), the strategy is "size" by default (C-8). Its exact match is what others
+// call perfect: all images of the pod have to match.
 func cci() Dialect {
 	return Dialect{
 		Name: "cci", Prefix: "cci.io/",
@@ -36,6 +37,7 @@ func cci() Dialect {
 			{Name: "image-snapshot-auto-match", Meaning: MeansAutoMatch},
 			{Name: "image-snapshot-usage-strategy", Meaning: MeansStrategy, Values: map[string]string{"size": "size", "quantity": "quantity"}},
 			{Name: "image-snapshot-specified-name", Meaning: MeansPinName},
+			{Name: "image-snapshot-exact-match", Meaning: MeansPerfectMatch},
 			{Name: "image-snapshot-reject-if-not-available", Meaning: MeansReject},
 			{Name: "image-snapshot-create-if-not-present", Meaning: MeansCreate},
 		},

@@ -31,8 +31,8 @@ func FuzzParse(f *testing.F) {
 			key, value, _ := strings.Cut(line, "=")
 			in[key] = value
 		}
-		r, warnings, err := dialect.Parse(in)
-		again, warningsAgain, errAgain := dialect.Parse(in)
+		r, warnings, err := parse(in)
+		again, warningsAgain, errAgain := parse(in)
 		require.Equal(t, r, again)
 		require.Equal(t, warnings, warningsAgain)
 		if err != nil {

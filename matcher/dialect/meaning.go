@@ -23,13 +23,12 @@ const (
 	maxRegistryBytes = 253 + len(":65535")
 )
 
-func (m Meaning) known() bool {
-	switch m {
-	case MeansAutoMatch, MeansStrategy, MeansPin, MeansPinName, MeansPinID, MeansConflict, MeansReject, MeansPerfectMatch,
-		MeansMatchCount, MeansCreate, MeansKeepDisk, MeansPlainHTTP, MeansInsecure, MeansResultName, MeansResultID:
-		return true
+// meanings are all that there are.
+func meanings() []Meaning {
+	return []Meaning{
+		MeansAutoMatch, MeansStrategy, MeansPin, MeansPinName, MeansPinID, MeansConflict, MeansReject, MeansPerfectMatch,
+		MeansMatchCount, MeansCreate, MeansKeepDisk, MeansPlainHTTP, MeansInsecure, MeansResultName, MeansResultID,
 	}
-	return false
 }
 
 // isResult tells that we write the annotation and do not read it.

@@ -3,6 +3,7 @@ package dialect
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,11 +59,6 @@ func (e *Error) Error() string {
 
 // Unwrap gives the class.
 func (e *Error) Unwrap() error { return errdefs.ErrInvalidArgument }
-
-// Parse reads annotations by the built-in table.
-func Parse(annotations map[string]string) (Request, []string, error) {
-	return Builtin().Parse(Input{Annotations: annotations})
-}
 
 // Parse gives the request of a pod and warnings for its user. The error joins one Error for each annotation that cannot
 // be obeyed and is of the class errdefs.ErrInvalidArgument.
@@ -136,21 +132,12 @@ func (k *Key) interpret(value string) (Meaning, string, error) {
 	if len(k.Values) > 0 {
 		neutral, ok := k.Values[value]
 		if !ok {
-			return k.Meaning, "", errors.New("want one of " + strings.Join(sortedKeys(k.Values), ", "))
+			return k.Meaning, "", errors.New("want one of " + strings.Join(slices.Sorted(maps.Keys(k.Values)), ", "))
 		}
 		value = neutral
 	}
 	canonical, err := k.Meaning.canonical(value)
 	return k.Meaning, canonical, err
-}
-
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // settle leaves those sayings of one meaning that count: the neutral dialect's if it says something, otherwise all,

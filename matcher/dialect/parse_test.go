@@ -22,6 +22,11 @@ const (
 	vci   = "vci.vke.volcengine.com/"
 )
 
+// parse reads annotations by the built-in table.
+func parse(in annotations) (dialect.Request, []string, error) {
+	return dialect.Builtin().Parse(dialect.Input{Annotations: in})
+}
+
 func minutes(n int) *time.Duration {
 	d := time.Duration(n) * time.Minute
 	return &d
@@ -82,6 +87,10 @@ func TestRows(t *testing.T) {
 			dialect.Request{Rules: pinned(matcher.Pin{Name: "my-imagesnapshot"}, matcher.ConflictRejectIfDifferent, reject), Dialects: []string{"cci"}}},
 		{"Q1 CCI's guide: auto match false beside the name", annotations{cci + "specified-name": "n", cci + "auto-match": "false"},
 			dialect.Request{Rules: pinned(matcher.Pin{Name: "n"}, matcher.ConflictRejectIfDifferent, nil), Dialects: []string{"cci"}}},
+		{"CCI exact match: all images of the pod", annotations{cci + "auto-match": "true", cci + "exact-match": "true"},
+			dialect.Request{Rules: rules{AutoMatch: true, Order: matcher.OrderSize, PerfectMatch: true}, Dialects: []string{"cci"}}},
+		{"CCI exact match off, as by default", annotations{cci + "auto-match": "true", cci + "exact-match": "false"},
+			dialect.Request{Rules: rules{AutoMatch: true, Order: matcher.OrderSize}, Dialects: []string{"cci"}}},
 		{"CCI create", annotations{cci + "auto-match": "true", cci + "create-if-not-present": "true"},
 			dialect.Request{Rules: rules{AutoMatch: true, Order: matcher.OrderSize}, CreateIfMissing: true, Dialects: []string{"cci"}}},
 
@@ -122,7 +131,7 @@ func TestRows(t *testing.T) {
 			dialect.Request{Rules: rules{AutoMatch: true}, Dialects: []string{"vci"}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, warnings, err := dialect.Parse(tc.in)
+			got, warnings, err := parse(tc.in)
 			require.NoError(t, err)
 			require.Empty(t, warnings)
 			require.Equal(t, tc.want, got)
@@ -245,7 +254,7 @@ func TestMixed(t *testing.T) {
 			}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r, warnings, err := dialect.Parse(tc.in)
+			r, warnings, err := parse(tc.in)
 			require.NoError(t, err)
 			require.Equal(t, tc.warnings, warnings)
 			tc.check(t, r)
@@ -286,7 +295,7 @@ func TestRefused(t *testing.T) {
 		{"auto by TKE's word against ECI", annotations{tke + "use-image-cache": "auto", eci + "eci-auto-imc": "false"}, []string{tke + "use-image-cache"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r, _, err := dialect.Parse(tc.in)
+			r, _, err := parse(tc.in)
 			require.Error(t, err)
 			require.Zero(t, r)
 			require.True(t, errdefs.IsInvalidArgument(err), "class")

@@ -145,11 +145,10 @@ func (p *parser) hosts(m Meaning) []string {
 // warnUnknown finds typing errors in the neutral dialect. Other vendors' prefixes have many annotations of other
 // purposes.
 func (p *parser) warnUnknown(t Table) {
-	at := slices.IndexFunc(t, func(d Dialect) bool { return d.Neutral })
-	if at < 0 {
+	d := t.neutral()
+	if d == nil {
 		return
 	}
-	d := &t[at]
 	var unknown []string
 	for key := range p.in.Annotations {
 		name, ours := strings.CutPrefix(key, d.Prefix)

@@ -1,7 +1,10 @@
 package dialect
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,8 +19,8 @@ type Dialect struct {
 	// Name for messages and for Input.Assume.
 	Name string `json:"name" toml:"name"`
 	// Neutral marks the project's own dialect: what it says overrides the others, and its prefix is watched for typing
-	// errors.
-	Neutral bool `json:"neutral,omitempty" toml:"neutral,omitempty"`
+	// errors. No configuration can set it.
+	Neutral bool `json:"neutral,omitempty" toml:"-"`
 	// Prefix of the annotations, with the slash. Others with the prefix are none of our business unless the dialect is
 	// Neutral.
 	Prefix string `json:"prefix" toml:"prefix"`
@@ -82,86 +85,177 @@ const (
 	MeansResultID      Meaning = "matched-snapshot-id"   // written by us: the ID of the chosen one
 	neutralPrefix              = "berth.dev/"
 	maxTableKeys               = 1000
-	maxKeyBytes                = 317 // of an annotation: DNS name of 253, a slash, 63 (Kubernetes)
+	maxPrefixBytes             = 253 // of a DNS name (Kubernetes)
 	truth, falsehood           = "true", "false"
 	wantBoolean                = `"true" or "false"`
 	maxValueInMessages         = 160
 )
 
-// Validate checks a table that comes from a configuration.
+// What Kubernetes takes as annotations and labels, and names of dialects.
+var (
+	dialectName = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$`)
+	prefixHost  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+	keyName     = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
+)
+
+// Validate checks a table that may come from a configuration. The error names every key that is wrong and what is
+// allowed.
 func (t Table) Validate() error {
+	var errs []error
 	names, keys := make(map[string]bool), make(map[string]string)
-	neutral := ""
+	neutral := t.neutral()
 	for i := range t {
 		d := &t[i]
-		switch {
-		case d.Name == "":
-			return fmt.Errorf("dialects[%d] has no name", i)
-		case names[d.Name]:
-			return fmt.Errorf("dialect %q is there twice", d.Name)
-		case !strings.HasSuffix(d.Prefix, "/") || len(d.Prefix) < 2:
-			return fmt.Errorf("dialect %q: prefix %q does not end in a slash", d.Name, d.Prefix)
-		case d.Neutral && neutral != "":
-			return fmt.Errorf("dialects %q and %q are both neutral", neutral, d.Name)
+		problems := d.validate()
+		if names[d.Name] {
+			problems = append(problems, errors.New("name: it is there twice"))
 		}
 		names[d.Name] = true
-		if d.Neutral {
-			neutral = d.Name
+		switch {
+		case neutral == nil || neutral == d:
+		case d.Neutral:
+			problems = append(problems, fmt.Errorf("neutral: dialect %q is neutral already", neutral.Name))
+		case d.Prefix == neutral.Prefix:
+			problems = append(problems, fmt.Errorf("prefix: %q is that of dialect %q, whose unknown annotations are typing errors", d.Prefix, neutral.Name))
 		}
-		for j := range d.Keys {
-			k := &d.Keys[j]
+		for j, k := range d.Keys {
 			name := d.Prefix + k.Name
 			if other, ok := keys[name]; ok {
-				return fmt.Errorf("annotation %q is in dialects %q and %q", name, other, d.Name)
+				problems = append(problems, fmt.Errorf("keys[%d].name: annotation %q is in dialect %q already", j, name, other))
 			}
 			keys[name] = d.Name
-			if err := k.validate(name); err != nil {
-				return fmt.Errorf("dialect %q: %w", d.Name, err)
-			}
+		}
+		for _, err := range problems {
+			errs = append(errs, fmt.Errorf("dialect %q: %w", d.Name, err))
 		}
 	}
 	if len(keys) > maxTableKeys {
-		return fmt.Errorf("%d annotations, at most %d are allowed", len(keys), maxTableKeys)
+		errs = append(errs, fmt.Errorf("dialects have %d annotations, at most %d are allowed", len(keys), maxTableKeys))
+	}
+	return errors.Join(errs...)
+}
+
+// neutral is the dialect that overrides the others, nil if there is none.
+func (t Table) neutral() *Dialect {
+	if i := slices.IndexFunc(t, func(d Dialect) bool { return d.Neutral }); i >= 0 {
+		return &t[i]
 	}
 	return nil
 }
 
-func (k *Key) validate(name string) error {
-	if k.Name == "" || len(name) > maxKeyBytes {
-		return fmt.Errorf("annotation %q has no name or more than %d bytes", name, maxKeyBytes)
+// validate names every key of the dialect that is wrong by itself.
+func (d *Dialect) validate() []error {
+	var errs []error
+	if !dialectName.MatchString(d.Name) {
+		errs = append(errs, errors.New("name: want 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends"))
 	}
-	if !k.Meaning.known() {
-		return fmt.Errorf("annotation %q: meaning %q is unknown", name, k.Meaning)
+	if host, ok := strings.CutSuffix(d.Prefix, "/"); !ok || len(host) > maxPrefixBytes || !prefixHost.MatchString(host) {
+		errs = append(errs, fmt.Errorf("prefix: %.*q is not a DNS name in small letters with a slash behind it, such as \"cache.example.com/\"",
+			maxValueInMessages, d.Prefix))
 	}
-	for word, w := range k.Words {
-		if !w.Meaning.known() || w.Meaning.isResult() {
-			return fmt.Errorf("annotation %q: word %q: meaning %q is unknown or not for reading", name, word, w.Meaning)
-		}
-		if _, err := w.Meaning.canonical(w.Value); err != nil {
-			return fmt.Errorf("annotation %q: word %q: %w", name, word, err)
-		}
+	if l := d.OptInLabel; l != "" && !isQualifiedName(l) {
+		errs = append(errs, fmt.Errorf("opt_in_label: %.*q is no label, such as \"example.com/serverless\"", maxValueInMessages, l))
 	}
-	for from, to := range k.Values {
-		if _, err := k.Meaning.canonical(to); err != nil {
-			return fmt.Errorf("annotation %q: value %q: %w", name, from, err)
+	for i := range d.Keys {
+		for _, err := range d.Keys[i].validate() {
+			errs = append(errs, fmt.Errorf("keys[%d].%w", i, err))
 		}
 	}
-	return nil
+	return errs
 }
 
-// With adds dialects, or replaces those of the same name, and checks the whole.
+// isQualifiedName says whether Kubernetes takes s as a label: a name, with or without a DNS name and a slash before it.
+func isQualifiedName(s string) bool {
+	host, name, ok := strings.Cut(s, "/")
+	if !ok {
+		return keyName.MatchString(s)
+	}
+	return len(host) <= maxPrefixBytes && prefixHost.MatchString(host) && keyName.MatchString(name)
+}
+
+func (k *Key) validate() []error {
+	var errs []error
+	refuse := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !keyName.MatchString(k.Name) {
+		refuse("name: %.*q is not 1 to 63 of letters, digits, '.', '_' and '-', a letter or digit at both ends", maxValueInMessages, k.Name)
+	}
+	if !slices.Contains(meanings(), k.Meaning) {
+		refuse("meaning: %w", unknownMeaning(k.Meaning, meanings()))
+	}
+	for _, word := range slices.Sorted(maps.Keys(k.Words)) {
+		w := k.Words[word]
+		if readable := slices.DeleteFunc(meanings(), Meaning.isResult); !slices.Contains(readable, w.Meaning) {
+			refuse("words.%s.meaning: %w", word, unknownMeaning(w.Meaning, readable))
+		} else if _, err := w.Meaning.canonical(w.Value); err != nil {
+			refuse("words.%s.value: %.*q: %w", word, maxValueInMessages, w.Value, err)
+		}
+		if _, ok := k.Values[word]; ok {
+			refuse("words.%s: the same value is among values", word)
+		}
+	}
+	for _, from := range slices.Sorted(maps.Keys(k.Values)) {
+		if _, err := k.Meaning.canonical(k.Values[from]); err != nil {
+			refuse("values.%s: %.*q: %w", from, maxValueInMessages, k.Values[from], err)
+		}
+	}
+	return errs
+}
+
+func unknownMeaning(m Meaning, known []Meaning) error {
+	names := make([]string, len(known))
+	for i := range known {
+		names[i] = string(known[i])
+	}
+	return fmt.Errorf("%.*q is not one of %s", maxValueInMessages, m, strings.Join(names, ", "))
+}
+
+// With adds dialects, or replaces those of the same name, and checks the whole. The neutral dialect stays as it is.
 func (t Table) With(more ...Dialect) (Table, error) {
 	out := slices.Clone(t)
+	given := make(map[string]bool)
 	for _, d := range more {
+		if given[d.Name] {
+			return nil, fmt.Errorf("dialect %q: name: it is given twice", d.Name)
+		}
+		given[d.Name] = true
 		at := slices.IndexFunc(out, func(o Dialect) bool { return o.Name == d.Name })
-		if at < 0 {
+		switch {
+		case at < 0:
 			out = append(out, d)
-		} else {
+		case out[at].Neutral:
+			return nil, fmt.Errorf("dialect %q: name: the project's own dialect cannot be replaced, take another name", d.Name)
+		default:
 			out[at] = d
 		}
 	}
 	if err := out.Validate(); err != nil {
-		return nil, fmt.Errorf("add dialects: %w", err)
+		return nil, err
 	}
 	return out, nil
+}
+
+// Has says whether a dialect of that name is in the table.
+func (t Table) Has(name string) bool {
+	return slices.ContainsFunc(t, func(d Dialect) bool { return d.Name == name })
+}
+
+// Names of the dialects, in order.
+func (t Table) Names() []string {
+	names := make([]string, len(t))
+	for i := range t {
+		names[i] = t[i].Name
+	}
+	return names
+}
+
+// Equal says whether both dialects are the same.
+func (d Dialect) Equal(o Dialect) bool {
+	return d.Name == o.Name && d.Neutral == o.Neutral && d.Prefix == o.Prefix && slices.EqualFunc(d.Keys, o.Keys, Key.equal) &&
+		d.Order == o.Order && d.Conflict == o.Conflict && d.RejectUnavailable == o.RejectUnavailable &&
+		d.PinNeedsMatch == o.PinNeedsMatch && d.AutoDefault == o.AutoDefault && d.CreateWithAuto == o.CreateWithAuto &&
+		d.OptInLabel == o.OptInLabel && d.OptInByKey == o.OptInByKey
+}
+
+func (k Key) equal(o Key) bool {
+	return k.Name == o.Name && k.Meaning == o.Meaning && maps.Equal(k.Values, o.Values) && maps.Equal(k.Words, o.Words)
 }

@@ -2,6 +2,8 @@ package dialect_test
 
 import (
 	"encoding/json"
+	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -42,14 +44,14 @@ func TestBuiltin(t *testing.T) {
 			}
 			rows++
 			good, bad := samples[k.Meaning][0], samples[k.Meaning][1]
-			r, _, err := dialect.Parse(annotations{name: good})
+			r, _, err := parse(annotations{name: good})
 			require.NoError(t, err, name)
 			require.Equal(t, []string{d.Name}, r.Dialects, name)
-			_, _, err = dialect.Parse(annotations{name: bad})
+			_, _, err = parse(annotations{name: bad})
 			require.ErrorContains(t, err, name)
 		}
 	}
-	require.Equal(t, 11+5+1+8+4+1, rows)
+	require.Equal(t, 11+6+1+8+4+1, rows)
 }
 
 // TestNewVendor shows that a vendor is data: it comes from a file, brings its own behaviour and needs no code.
@@ -112,30 +114,112 @@ func TestTableInJSON(t *testing.T) {
 	require.Equal(t, dialect.Builtin(), back)
 }
 
+// TestBadTables: the error names the dialect, the key and what is allowed, all that is wrong at once.
 func TestBadTables(t *testing.T) {
-	key := func(name string, m dialect.Meaning) []dialect.Key { return []dialect.Key{{Name: name, Meaning: m}} }
+	type d = dialect.Dialect
+	keys := func(k ...dialect.Key) d { return d{Name: "x", Prefix: "x.example/", Keys: k} }
 	for _, tc := range []struct {
 		name string
-		more dialect.Dialect
-		says string
+		more []d
+		says []string
 	}{
-		{"no name", dialect.Dialect{Prefix: "x/"}, "has no name"},
-		{"no slash", dialect.Dialect{Name: "x", Prefix: "x"}, "does not end in a slash"},
-		{"two neutral", dialect.Dialect{Name: "x", Prefix: "x/", Neutral: true}, "both neutral"},
-		{"key of another", dialect.Dialect{Name: "x", Prefix: "cci.io/", Keys: key("image-snapshot-auto-match", dialect.MeansAutoMatch)}, `in dialects "cci" and "x"`},
-		{"no key name", dialect.Dialect{Name: "x", Prefix: "x/", Keys: key("", dialect.MeansAutoMatch)}, "no name"},
-		{"long key name", dialect.Dialect{Name: "x", Prefix: "x/", Keys: key(strings.Repeat("k", 400), dialect.MeansAutoMatch)}, "317 bytes"},
-		{"unknown meaning", dialect.Dialect{Name: "x", Prefix: "x/", Keys: key("k", "magic")}, `"magic" is unknown`},
-		{"word with unknown meaning", dialect.Dialect{Name: "x", Prefix: "x/", Keys: []dialect.Key{
-			{Name: "k", Meaning: dialect.MeansPinID, Words: map[string]dialect.Word{"w": {Meaning: "magic"}}}}}, `word "w"`},
-		{"word with a bad value", dialect.Dialect{Name: "x", Prefix: "x/", Keys: []dialect.Key{
-			{Name: "k", Meaning: dialect.MeansPinID, Words: map[string]dialect.Word{"w": {Meaning: dialect.MeansAutoMatch, Value: "yes"}}}}}, `want "true" or "false"`},
-		{"value that stands for nothing", dialect.Dialect{Name: "x", Prefix: "x/", Keys: []dialect.Key{
-			{Name: "k", Meaning: dialect.MeansStrategy, Values: map[string]string{"s": "best"}}}}, `value "s"`},
+		{"no name", []d{{Prefix: "x/"}}, []string{`dialect "": name: want 1 to 64 of a-z`}},
+		{"no slash", []d{{Name: "x", Prefix: "x"}}, []string{`dialect "x": prefix: "x" is not a DNS name`, `such as "cache.example.com/"`}},
+		{"slash alone", []d{{Name: "x", Prefix: "/"}}, []string{`dialect "x": prefix: "/"`}},
+		{"capitals", []d{{Name: "x", Prefix: "X.example/"}}, []string{`dialect "x": prefix: "X.example/"`}},
+		{"long prefix", []d{{Name: "x", Prefix: strings.Repeat("x", 254) + "/"}}, []string{`dialect "x": prefix`}},
+		{"label", []d{{Name: "x", Prefix: "x/", OptInLabel: "a b"}}, []string{`dialect "x": opt_in_label: "a b"`, `such as "example.com/serverless"`}},
+		{"label of no host", []d{{Name: "x", Prefix: "x/", OptInLabel: "A/b"}}, []string{`opt_in_label: "A/b"`}},
+		{"two neutral", []d{{Name: "x", Prefix: "x/", Neutral: true}}, []string{`dialect "x": neutral: dialect "berth" is neutral already`}},
+		{"our prefix", []d{{Name: "x", Prefix: "berth.dev/"}}, []string{`dialect "x": prefix: "berth.dev/" is that of dialect "berth"`}},
+		{"our name", []d{{Name: "berth", Prefix: "x/"}}, []string{`dialect "berth": name: the project's own dialect cannot be replaced`}},
+		{"twice", []d{keys(), keys()}, []string{`dialect "x": name: it is given twice`}},
+		{"key of another", []d{{Name: "x", Prefix: "cci.io/", Keys: []dialect.Key{{Name: "image-snapshot-auto-match", Meaning: dialect.MeansAutoMatch}}}},
+			[]string{`dialect "x": keys[0].name: annotation "cci.io/image-snapshot-auto-match" is in dialect "cci" already`}},
+		{"no key name", []d{keys(dialect.Key{Meaning: dialect.MeansAutoMatch})}, []string{`keys[0].name: "" is not 1 to 63 of letters`}},
+		{"long key name", []d{keys(dialect.Key{Name: strings.Repeat("k", 64), Meaning: dialect.MeansAutoMatch})}, []string{`keys[0].name`}},
+		{"unknown meaning", []d{keys(dialect.Key{Name: "k", Meaning: "magic"})}, []string{`keys[0].meaning: "magic" is not one of auto-match, strategy, snapshot,`}},
+		{"word with unknown meaning", []d{keys(dialect.Key{Name: "k", Meaning: dialect.MeansPinID, Words: map[string]dialect.Word{"w": {Meaning: "magic"}}})},
+			[]string{`keys[0].words.w.meaning: "magic" is not one of auto-match, `}},
+		{"word that is a result", []d{keys(dialect.Key{Name: "k", Meaning: dialect.MeansPinID, Words: map[string]dialect.Word{"w": {Meaning: dialect.MeansResultID}}})},
+			[]string{`keys[0].words.w.meaning: "matched-snapshot-id" is not one of`}},
+		{"word with a bad value", []d{keys(dialect.Key{Name: "k", Meaning: dialect.MeansPinID, Words: map[string]dialect.Word{"w": {Meaning: dialect.MeansAutoMatch, Value: "yes"}}})},
+			[]string{`keys[0].words.w.value: "yes": want "true" or "false"`}},
+		{"value that stands for nothing", []d{keys(dialect.Key{Name: "k", Meaning: dialect.MeansStrategy, Values: map[string]string{"s": "best"}})},
+			[]string{`keys[0].values.s: "best": want one of saved, size, quantity, degree`}},
+		{"value and word", []d{keys(dialect.Key{Name: "k", Meaning: dialect.MeansAutoMatch, Values: map[string]string{"s": "true"},
+			Words: map[string]dialect.Word{"s": {Meaning: dialect.MeansAutoMatch, Value: "true"}}})}, []string{`keys[0].words.s: the same value is among values`}},
+		{"all at once", []d{{Name: "x", Prefix: "x", Keys: []dialect.Key{{Name: "a b", Meaning: "c"}}}, {Name: "Y", Prefix: "y/"}},
+			[]string{`dialect "x": prefix`, `dialect "x": keys[0].name`, `dialect "x": keys[0].meaning`, `dialect "Y": name`}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := dialect.Builtin().With(tc.more)
-			require.ErrorContains(t, err, tc.says)
+			_, err := dialect.Builtin().With(tc.more...)
+			for _, s := range tc.says {
+				require.ErrorContains(t, err, s)
+			}
+		})
+	}
+	many := keys()
+	for i := range 1001 {
+		many.Keys = append(many.Keys, dialect.Key{Name: fmt.Sprint("k", i), Meaning: dialect.MeansCreate})
+	}
+	_, err := dialect.Builtin().With(many)
+	require.ErrorContains(t, err, "at most 1000 are allowed")
+}
+
+// TestEqual: every field counts, or a reload would not notice that it changed.
+func TestEqual(t *testing.T) {
+	base := func() dialect.Dialect {
+		return dialect.Dialect{Name: "x", Prefix: "x/", Keys: []dialect.Key{{
+			Name: "k", Meaning: dialect.MeansPinID, Values: map[string]string{"a": "b"},
+			Words: map[string]dialect.Word{"w": {Meaning: dialect.MeansAutoMatch, Value: "true"}},
+		}}}
+	}
+	require.True(t, base().Equal(base()))
+	for name, change := range map[string]func(*dialect.Dialect){
+		"name": func(d *dialect.Dialect) { d.Name = "y" }, "neutral": func(d *dialect.Dialect) { d.Neutral = true },
+		"prefix": func(d *dialect.Dialect) { d.Prefix = "y/" }, "no keys": func(d *dialect.Dialect) { d.Keys = nil },
+		"key name": func(d *dialect.Dialect) { d.Keys[0].Name = "l" }, "meaning": func(d *dialect.Dialect) { d.Keys[0].Meaning = dialect.MeansPin },
+		"value": func(d *dialect.Dialect) { d.Keys[0].Values["a"] = "c" }, "word": func(d *dialect.Dialect) { d.Keys[0].Words["w"] = dialect.Word{} },
+		"order": func(d *dialect.Dialect) { d.Order = matcher.OrderSize }, "conflict": func(d *dialect.Dialect) { d.Conflict = matcher.ConflictRejectBoth },
+		"reject": func(d *dialect.Dialect) { d.RejectUnavailable = true }, "needs match": func(d *dialect.Dialect) { d.PinNeedsMatch = true },
+		"auto": func(d *dialect.Dialect) { d.AutoDefault = true }, "create": func(d *dialect.Dialect) { d.CreateWithAuto = true },
+		"label": func(d *dialect.Dialect) { d.OptInLabel = "l" }, "by key": func(d *dialect.Dialect) { d.OptInByKey = true },
+	} {
+		changed := base()
+		change(&changed)
+		require.False(t, base().Equal(changed), name)
+		require.False(t, changed.Equal(base()), name)
+	}
+	require.Equal(t, 12, reflect.TypeFor[dialect.Dialect]().NumField(), "a new field belongs into Equal and into this test")
+	require.Equal(t, 4, reflect.TypeFor[dialect.Key]().NumField(), "a new field belongs into Equal and into this test")
+}
+
+// TestSettings: what a node is told holds for every pod, and a pod's own words go before.
+func TestSettings(t *testing.T) {
+	both := annotations{cci + "auto-match": "true", cci + "specified-name": "n"}
+	for _, tc := range []struct {
+		name string
+		s    dialect.Settings
+		in   dialect.Input
+		want matcher.Rules
+	}{
+		{"nothing", dialect.Settings{}, dialect.Input{}, matcher.Rules{}},
+		{"automatic matching", dialect.Settings{AutoMatch: true}, dialect.Input{}, matcher.Rules{AutoMatch: true}},
+		{"the pod says no", dialect.Settings{AutoMatch: true}, dialect.Input{Annotations: annotations{berth + "auto-match": "false"}}, matcher.Rules{}},
+		{"the caller asks", dialect.Settings{}, dialect.Input{AutoMatch: true}, matcher.Rules{AutoMatch: true}},
+		{"Q4 by class", dialect.Settings{Assume: "eci"}, dialect.Input{}, matcher.Rules{AutoMatch: true, Order: matcher.OrderDegree}},
+		{"the caller's class goes before", dialect.Settings{Assume: "eci"}, dialect.Input{Assume: "vci"}, matcher.Rules{AutoMatch: true}},
+		{"Q1 (b)", dialect.Settings{}, dialect.Input{Annotations: both},
+			matcher.Rules{AutoMatch: true, Order: matcher.OrderSize, Pin: matcher.Pin{Name: "n"}, Conflict: matcher.ConflictRejectIfDifferent}},
+		{"Q1 (a)", dialect.Settings{StrictConflict: true}, dialect.Input{Annotations: both},
+			matcher.Rules{AutoMatch: true, Order: matcher.OrderSize, Pin: matcher.Pin{Name: "n"}, Conflict: matcher.ConflictRejectBoth}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.s.Table = dialect.Builtin()
+			got, _, err := tc.s.Parse(tc.in)
+			require.NoError(t, err)
+			require.Equal(t, tc.want, got.Rules)
 		})
 	}
 }
