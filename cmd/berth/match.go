@@ -32,7 +32,8 @@ nothing, except with --create-if-missing: then the automatic image snapshot of a
 annotations can ask for it (berth.dev/create-if-missing). It is made once, whoever asks.
 
 Annotations are those of a pod, in any dialect that berthd knows (berth.dev/…, and those of the clouds). Without any that
-speak of it, automatic matching is asked for; --no-auto-match leaves it off, as nodes do.
+speak of it, automatic matching is asked for; --no-auto-match leaves it to berthd's setting, which is off unless
+matching.auto_match is true.
 
 What berthd answers is what it would choose for a pull, by all its catalogs and the disks that are attached. Layers that
 containerd has already count as if it had not, unless --present is given: a pull does not ask for them.
@@ -57,7 +58,7 @@ The exit status is 3 if the annotations have the pod refused.`,
 	pairsVar(f, &q.req.Labels, "pod-label", "", "label of the pod, `key=value`; may be repeated")
 	f.StringVar(&q.order, "order", "", "compare by saved, size, quantity or degree, whatever the annotations say")
 	f.Int32Var(&q.req.Explain, "explain", 0, "`number` of candidates to explain (default 20); -1 for the chosen ones only")
-	f.BoolVar(&q.noAutoMatch, "no-auto-match", false, "leave automatic matching off unless an annotation asks for it")
+	f.BoolVar(&q.noAutoMatch, "no-auto-match", false, "leave automatic matching to the annotations and to berthd's settings")
 	cmd.MarkFlagsMutuallyExclusive("names-only", "present")
 	f.BoolVar(&q.asJSON, "json", false, "print JSON")
 	return cmd

@@ -22,12 +22,18 @@ import (
 // imageSnapshots are those that this node keeps.
 type imageSnapshots struct {
 	*assembly.ImageSnapshots
+	// annotations says how pods are read.
+	annotations dialect.Settings
 	// service is there after serveWith.
 	service *imagesnapshotservice.Service
 }
 
 // openImageSnapshots does nothing outside the store yet; Run does.
 func openImageSnapshots(ctx context.Context, c config.Config, all map[string]drivers.Driver, registry prometheus.Registerer) (_ *imageSnapshots, err error) {
+	annotations, err := c.Annotations()
+	if err != nil {
+		return nil, err
+	}
 	stores, err := assembly.OpenFile(cmp.Or(c.ImageSnapshots.Store, filepath.Join(c.Root, "imagesnapshots.db")))
 	if err != nil {
 		return nil, err
@@ -48,7 +54,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, all map[string]dri
 	if err != nil {
 		return nil, err
 	}
-	return &imageSnapshots{ImageSnapshots: s}, nil
+	return &imageSnapshots{ImageSnapshots: s, annotations: annotations}, nil
 }
 
 // imageSnapshotOptions is what the configuration says of them.
@@ -104,7 +110,7 @@ func buildsOf(c config.Config) assembly.Builds {
 
 // serveWith makes the service. What matches is fleet, which knows other catalogs too.
 func (s *imageSnapshots) serveWith(fleet imagesnapshotservice.Fleet) {
-	s.service = imagesnapshotservice.New(s.Engine(), s, fleet, dialect.Builtin()).WithAccessLists(s)
+	s.service = imagesnapshotservice.New(s.Engine(), s, fleet, s.annotations).WithAccessLists(s)
 }
 
 // uses gets what is noted of image snapshots while a node works.

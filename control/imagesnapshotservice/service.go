@@ -54,7 +54,7 @@ type Service struct {
 	engine   Engine
 	reader   Reader
 	fleet    Fleet
-	dialects dialect.Table
+	dialects dialect.Settings
 	// lists is nil if no access lists are kept.
 	lists AccessLists
 	// closed ends all watches.
@@ -62,8 +62,9 @@ type Service struct {
 	once   sync.Once
 }
 
-// New serves the image snapshots of one store. Annotations are read in the dialects.
-func New(e Engine, r Reader, f Fleet, dialects dialect.Table) *Service {
+// New serves the image snapshots of one store. Annotations are read as dialects
+// says.
+func New(e Engine, r Reader, f Fleet, dialects dialect.Settings) *Service {
 	return &Service{engine: e, reader: r, fleet: f, dialects: dialects, closed: make(chan struct{})}
 }
 

@@ -49,7 +49,7 @@ func newWorld(t *testing.T) *world {
 	l, err := net.Listen("unix", path)
 	require.NoError(t, err)
 	server := grpc.NewServer()
-	imagesnapshotservice.Register(server, imagesnapshotservice.New(engine, s, w.fleet, dialect.Builtin()).WithAccessLists(s))
+	imagesnapshotservice.Register(server, imagesnapshotservice.New(engine, s, w.fleet, dialect.Settings{Table: dialect.Builtin()}).WithAccessLists(s))
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/blockdev/attached"
+	"berth.dev/berth/matcher/dialect"
 )
 
 // DefaultPath is the file berthd reads if no other is named; it may be missing.
@@ -35,6 +36,9 @@ type Config struct {
 	// ImageSnapshots that this berthd makes and keeps.
 	ImageSnapshots ImageSnapshots `toml:"image_snapshots"`
 	Automatic      Automatic      `toml:"automatic"`
+	Matching       Matching       `toml:"matching"`
+	// Dialects of annotations besides the built-in ones, or in place of those of the same name.
+	Dialects []dialect.Dialect `toml:"dialect"`
 }
 
 // Log says what is written to standard error.

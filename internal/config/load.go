@@ -138,7 +138,7 @@ func sectionKeys(section string) []string {
 		keys = append(keys, k)
 	}
 	if top {
-		keys = append(keys, "disk", "drivers")
+		keys = append(keys, "dialect", "disk", "drivers")
 	}
 	slices.Sort(keys)
 	return keys
@@ -150,6 +150,15 @@ func commentedKeys(section string) []string {
 	switch {
 	case section == "disk":
 		return []string{"name", "driver", "path", "volume", "snapshot", "expect", "keep", "import"}
+	case section == "dialect":
+		return []string{
+			"name", "prefix", "keys", "order", "conflict", "reject_unavailable", "pin_needs_match", "auto_default", "create_with_auto",
+			"opt_in_label", "opt_in_by_key",
+		}
+	case section == "dialect.keys":
+		return []string{"name", "meaning", "values", "words"}
+	case strings.HasPrefix(section, "dialect.keys.words."):
+		return []string{"meaning", "value"}
 	case section == "drivers":
 		return []string{"csi"}
 	case isDriver && strings.HasSuffix(driver, ".secrets"):

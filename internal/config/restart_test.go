@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/internal/config"
+	"berth.dev/berth/matcher/dialect"
 )
 
 // full is a configuration with one of everything that there can be several of.
@@ -18,6 +19,7 @@ func full() config.Config {
 	c := config.Default()
 	c.Disks = []config.Disk{{Name: "a", Keep: &keep, Import: &imports}}
 	c.Drivers.CSI = map[string]config.CSI{"cloud": {Parameters: map[string]string{"type": "ssd"}}}
+	c.Dialects = []dialect.Dialect{example()}
 	c.Automatic.Registries = []config.AutomaticRegistry{{Server: "registry.example"}}
 	return c
 }

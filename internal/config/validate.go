@@ -89,6 +89,9 @@ func (c *Config) Validate() error {
 	errs = append(errs, slices.Concat(c.Import.check(), c.Drivers.check())...)
 	errs = append(errs, checkDisks(c.Disks, c.Drivers)...)
 	errs = append(append(errs, c.ImageSnapshots.check(c.Drivers)...), c.Automatic.check()...)
+	if _, err := c.Annotations(); err != nil {
+		errs = append(errs, err)
+	}
 	if len(errs) > 0 {
 		return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}

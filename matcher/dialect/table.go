@@ -247,15 +247,3 @@ func (t Table) Names() []string {
 	}
 	return names
 }
-
-// Equal says whether both dialects are the same.
-func (d Dialect) Equal(o Dialect) bool {
-	return d.Name == o.Name && d.Neutral == o.Neutral && d.Prefix == o.Prefix && slices.EqualFunc(d.Keys, o.Keys, Key.equal) &&
-		d.Order == o.Order && d.Conflict == o.Conflict && d.RejectUnavailable == o.RejectUnavailable &&
-		d.PinNeedsMatch == o.PinNeedsMatch && d.AutoDefault == o.AutoDefault && d.CreateWithAuto == o.CreateWithAuto &&
-		d.OptInLabel == o.OptInLabel && d.OptInByKey == o.OptInByKey
-}
-
-func (k Key) equal(o Key) bool {
-	return k.Name == o.Name && k.Meaning == o.Meaning && maps.Equal(k.Values, o.Values) && maps.Equal(k.Words, o.Words)
-}

@@ -3,7 +3,6 @@ package dialect_test
 import (
 	"encoding/json"
 	"fmt"
-	"reflect"
 	"strings"
 	"testing"
 
@@ -165,34 +164,6 @@ func TestBadTables(t *testing.T) {
 	}
 	_, err := dialect.Builtin().With(many)
 	require.ErrorContains(t, err, "at most 1000 are allowed")
-}
-
-// TestEqual: every field counts, or a reload would not notice that it changed.
-func TestEqual(t *testing.T) {
-	base := func() dialect.Dialect {
-		return dialect.Dialect{Name: "x", Prefix: "x/", Keys: []dialect.Key{{
-			Name: "k", Meaning: dialect.MeansPinID, Values: map[string]string{"a": "b"},
-			Words: map[string]dialect.Word{"w": {Meaning: dialect.MeansAutoMatch, Value: "true"}},
-		}}}
-	}
-	require.True(t, base().Equal(base()))
-	for name, change := range map[string]func(*dialect.Dialect){
-		"name": func(d *dialect.Dialect) { d.Name = "y" }, "neutral": func(d *dialect.Dialect) { d.Neutral = true },
-		"prefix": func(d *dialect.Dialect) { d.Prefix = "y/" }, "no keys": func(d *dialect.Dialect) { d.Keys = nil },
-		"key name": func(d *dialect.Dialect) { d.Keys[0].Name = "l" }, "meaning": func(d *dialect.Dialect) { d.Keys[0].Meaning = dialect.MeansPin },
-		"value": func(d *dialect.Dialect) { d.Keys[0].Values["a"] = "c" }, "word": func(d *dialect.Dialect) { d.Keys[0].Words["w"] = dialect.Word{} },
-		"order": func(d *dialect.Dialect) { d.Order = matcher.OrderSize }, "conflict": func(d *dialect.Dialect) { d.Conflict = matcher.ConflictRejectBoth },
-		"reject": func(d *dialect.Dialect) { d.RejectUnavailable = true }, "needs match": func(d *dialect.Dialect) { d.PinNeedsMatch = true },
-		"auto": func(d *dialect.Dialect) { d.AutoDefault = true }, "create": func(d *dialect.Dialect) { d.CreateWithAuto = true },
-		"label": func(d *dialect.Dialect) { d.OptInLabel = "l" }, "by key": func(d *dialect.Dialect) { d.OptInByKey = true },
-	} {
-		changed := base()
-		change(&changed)
-		require.False(t, base().Equal(changed), name)
-		require.False(t, changed.Equal(base()), name)
-	}
-	require.Equal(t, 12, reflect.TypeFor[dialect.Dialect]().NumField(), "a new field belongs into Equal and into this test")
-	require.Equal(t, 4, reflect.TypeFor[dialect.Key]().NumField(), "a new field belongs into Equal and into this test")
 }
 
 // TestSettings: what a node is told holds for every pod, and a pod's own words go before.

@@ -38,7 +38,7 @@ func areas() map[string]area {
 		},
 		"proto":               {},
 		"internal/backoff":    {foreign: []string{}},
-		"internal/config":     {own: []string{"blockdev/attached", "blockdev/loopdev"}}, // for their names
+		"internal/config":     {own: []string{"blockdev/attached", "blockdev/loopdev", "matcher/dialect"}}, // for their names and settings
 		"internal/durable":    {foreign: []string{}},
 		"internal/metrics":    {},
 		"internal/program":    {},
