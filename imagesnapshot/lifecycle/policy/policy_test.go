@@ -242,7 +242,7 @@ func TestBaseOf(t *testing.T) {
 }
 
 func TestShared(t *testing.T) {
-	d := func(s string) digest.Digest { return digest.FromString(s) }
+	d := digest.FromString
 	ix := &layerdisk.Index{
 		Layers: []layerdisk.Layer{
 			{Number: 0, DiffID: d("base"), UnpackedBytes: 1},
