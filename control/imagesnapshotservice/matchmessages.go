@@ -1,6 +1,7 @@
 package imagesnapshotservice
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/containerd/platforms"
@@ -15,16 +16,14 @@ import (
 func matchRequestOf(m *imagesnapshotv1.MatchImagesRequest) (MatchRequest, error) {
 	r := MatchRequest{Annotations: m.GetAnnotations(), Labels: m.GetLabels(), AutoMatch: m.GetAutoMatch(), Explain: int(m.GetExplain())}
 	order, err := orderOf(m.GetOrder())
-	if err != nil {
-		return r, err
-	}
+	problems := []error{err}
 	r.Order = order
 	for i, img := range m.GetImages() {
 		out := matcher.Image{Reference: img.GetReference(), ManifestDigest: digest.Digest(img.GetManifestDigest())}
 		if text := img.GetPlatform(); text != "" {
 			p, err := platforms.Parse(text)
 			if err != nil {
-				return r, &imagesnapshot.FieldError{Field: fmt.Sprintf("images[%d].platform", i), Detail: err.Error()}
+				problems = append(problems, &imagesnapshot.FieldError{Field: fmt.Sprintf("images[%d].platform", i), Detail: err.Error()})
 			}
 			p = platforms.Normalize(p)
 			out.Platform = matcher.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}
@@ -38,7 +37,7 @@ func matchRequestOf(m *imagesnapshotv1.MatchImagesRequest) (MatchRequest, error)
 		}
 		r.Images = append(r.Images, out)
 	}
-	return r, nil
+	return r, errors.Join(problems...)
 }
 
 func matchMessage(a MatchAnswer) *imagesnapshotv1.MatchImagesResponse {

@@ -1,7 +1,6 @@
 package imagesnapshotservice
 
 import (
-	"fmt"
 	"maps"
 	"time"
 
@@ -36,8 +35,9 @@ func mapOf(m *imagesnapshotv1.StringMap) map[string]string {
 	return entries
 }
 
-// specOf refuses only what the resource cannot express; it checks the rest itself.
-func specOf(m *imagesnapshotv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
+// specOf takes a spec as it is. The resource checks all of it, so that a user hears of everything that is wrong at
+// once.
+func specOf(m *imagesnapshotv1.ImageSnapshotSpec) imagesnapshot.Spec {
 	sp := imagesnapshot.Spec{
 		Images: m.GetImages(), Platforms: m.GetPlatforms(),
 		Size:          imagesnapshot.Size{GiB: int(m.GetSizeGib()), AsNeeded: m.GetSizeAsNeeded()},
@@ -55,9 +55,9 @@ func specOf(m *imagesnapshotv1.ImageSnapshotSpec) (imagesnapshot.Spec, error) {
 	case imagesnapshotv1.EliminationStrategy_ELIMINATION_STRATEGY_LRU:
 		sp.Elimination = imagesnapshot.EliminationLRU
 	default:
-		return sp, &imagesnapshot.FieldError{Field: "spec.elimination", Detail: fmt.Sprintf("%d is unknown here; allowed are 0 (none) and 1 (LRU)", m.GetElimination())}
+		sp.Elimination = imagesnapshot.Elimination(m.GetElimination().String()) // a number, which is refused
 	}
-	return sp, nil
+	return sp
 }
 
 func registriesOf(list []*imagesnapshotv1.RegistryAccess) []imagesnapshot.Registry {

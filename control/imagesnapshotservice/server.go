@@ -34,13 +34,9 @@ var _ imagesnapshotv1.ImageSnapshotServiceServer = (*server)(nil)
 
 // CreateImageSnapshot implements the service.
 func (s *server) CreateImageSnapshot(ctx context.Context, req *imagesnapshotv1.CreateImageSnapshotRequest) (*imagesnapshotv1.CreateImageSnapshotResponse, error) {
-	spec, err := specOf(req.GetSpec())
-	if err != nil {
-		return nil, statusOf(err)
-	}
 	r, err := s.service.engine.Create(ctx, lifecycle.CreateRequest{
 		Name: req.GetName(), Owner: req.GetOwner(), ClientToken: req.GetClientToken(),
-		Labels: req.GetLabels(), Annotations: req.GetAnnotations(), Spec: spec, DryRun: req.GetDryRun(),
+		Labels: req.GetLabels(), Annotations: req.GetAnnotations(), Spec: specOf(req.GetSpec()), DryRun: req.GetDryRun(),
 	})
 	if err != nil {
 		return nil, statusOf(err)
@@ -55,7 +51,7 @@ func (s *server) EnsureAutomaticImageSnapshot(ctx context.Context, req *imagesna
 		Labels: req.GetLabels(), Annotations: req.GetAnnotations(), DryRun: req.GetDryRun(),
 	})
 	if err != nil {
-		return nil, statusOf(err)
+		return nil, statusOfFields(err, "spec.")
 	}
 	return &imagesnapshotv1.EnsureAutomaticImageSnapshotResponse{ImageSnapshot: imageSnapshotMessage(r.Object, true), Existing: r.Existing, Warnings: r.Warnings}, nil
 }
@@ -84,15 +80,11 @@ func (s *server) ListImageSnapshots(ctx context.Context, req *imagesnapshotv1.Li
 
 // UpdateImageSnapshot implements the service.
 func (s *server) UpdateImageSnapshot(ctx context.Context, req *imagesnapshotv1.UpdateImageSnapshotRequest) (*imagesnapshotv1.UpdateImageSnapshotResponse, error) {
-	spec, err := specOf(req.GetSpec())
-	if err != nil {
-		return nil, statusOf(err)
-	}
 	if _, err := s.service.Get(ctx, req.GetNameOrId()); err != nil {
 		return nil, statusOf(err)
 	}
 	r, err := s.service.engine.Update(ctx, lifecycle.UpdateRequest{
-		NameOrID: req.GetNameOrId(), Spec: spec, Labels: mapOf(req.GetLabels()), Annotations: mapOf(req.GetAnnotations()),
+		NameOrID: req.GetNameOrId(), Spec: specOf(req.GetSpec()), Labels: mapOf(req.GetLabels()), Annotations: mapOf(req.GetAnnotations()),
 		Rebuild: req.GetRebuild(), Preconditions: preconditionsOf(req.GetPreconditions()), DryRun: req.GetDryRun(),
 	})
 	if err != nil {
@@ -158,7 +150,10 @@ func (s *server) MatchImages(ctx context.Context, req *imagesnapshotv1.MatchImag
 // statusOf is the gRPC status of an error: its class as a code, and each field that is wrong among the details.
 // ErrConflict becomes ABORTED, so that clients can tell a precondition that no longer holds (read again) from a phase
 // that does not allow something (wait).
-func statusOf(err error) error {
+func statusOf(err error) error { return statusOfFields(err, "") }
+
+// statusOfFields is statusOf for a request that has the fields of a spec without the prefix.
+func statusOfFields(err error, prefix string) error {
 	if err == nil {
 		return nil
 	}
@@ -174,7 +169,7 @@ func statusOf(err error) error {
 		return st.Err()
 	}
 	// A line for each field would break up the one line that a message is.
-	st = status.New(st.Code(), strings.ReplaceAll(st.Message(), "\n", "; "))
+	st = status.New(st.Code(), renamed(strings.ReplaceAll(st.Message(), "\n", "; "), prefix, violations))
 	detailed, detailErr := st.WithDetails(&errdetails.BadRequest{FieldViolations: violations})
 	if detailErr != nil {
 		return st.Err()

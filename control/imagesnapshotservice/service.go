@@ -85,7 +85,7 @@ func (f Filter) store() store.Filter { return store.Filter{Owner: f.Owner, Label
 // Get finds an image snapshot by its name or ID. If there is none, the error is errdefs.ErrNotFound.
 func (s *Service) Get(ctx context.Context, nameOrID string) (*imagesnapshot.ImageSnapshot, error) {
 	if nameOrID == "" {
-		return nil, &imagesnapshot.FieldError{Field: "nameOrId", Detail: "is empty: name an image snapshot"}
+		return nil, &imagesnapshot.FieldError{Field: "name_or_id", Detail: "is empty: name an image snapshot"}
 	}
 	found, err := s.engine.Find(ctx, nameOrID)
 	if errdefs.IsNotFound(err) {
@@ -98,7 +98,7 @@ func (s *Service) Get(ctx context.Context, nameOrID string) (*imagesnapshot.Imag
 // empty if this is the last. A size of 0 is DefaultPage.
 func (s *Service) List(ctx context.Context, f Filter, size int, token string) ([]*imagesnapshot.ImageSnapshot, string, error) {
 	if size < 0 || size > MaxPage {
-		return nil, "", &imagesnapshot.FieldError{Field: "pageSize", Detail: fmt.Sprintf("%d is not from 0 to %d", size, MaxPage)}
+		return nil, "", &imagesnapshot.FieldError{Field: "page_size", Detail: fmt.Sprintf("%d is not from 0 to %d", size, MaxPage)}
 	}
 	list, err := s.all(ctx, f)
 	if err != nil {

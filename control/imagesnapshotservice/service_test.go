@@ -2,8 +2,10 @@ package imagesnapshotservice_test
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -195,9 +197,9 @@ func TestEnsureAutomaticOverTheWire(t *testing.T) {
 	require.False(t, other.GetExisting(), "owners share nothing")
 
 	_, err = ensure(func(r *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) { r.Images = []string{"UPPER"} })
-	require.Contains(t, violations(t, err), "spec.images[0]")
+	require.Contains(t, violations(t, err), "images[0]")
 	_, err = ensure(func(r *imagesnapshotv1.EnsureAutomaticImageSnapshotRequest) { r.Images = nil })
-	require.Contains(t, violations(t, err), "spec.images")
+	require.Contains(t, violations(t, err), "images")
 }
 
 // C-22: preconditions and dry run; E-28: the phases in which an update is taken; C-25: delete works in every phase.
@@ -255,20 +257,22 @@ func TestChangeImageSnapshot(t *testing.T) {
 func TestImageSnapshotRefusals(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	bad := &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"UPPER"}, SizeGib: 19, RetentionDays: 10001,
+	bad := &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"UPPER"}, Elimination: 9, SizeGib: 19, RetentionDays: 10001,
 		Build: &imagesnapshotv1.BuildSpec{TimeoutMinutes: 29}, Registries: []*imagesnapshotv1.RegistryAccess{{Server: "https://x"}}}
 	_, err := w.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{Name: "Nightly", Spec: bad})
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	fields := violations(t, err)
-	for _, want := range []string{"name", "spec.images[0]", "spec.size.gib", "spec.retentionDays", "spec.build.timeoutMinutes", "spec.registries[0].server"} {
+	for _, want := range []string{"name", "spec.images[0]", "spec.size_gib", "spec.retention_days", "spec.build.timeout_minutes", "spec.registries[0].server", "spec.elimination"} {
 		require.Contains(t, fields, want)
 		require.ErrorContains(t, err, want, "the message says it too")
 	}
-	require.Contains(t, fields["spec.size.gib"], "20 to 400")
+	require.Contains(t, fields["spec.size_gib"], "20 to 400")
 	require.NotContains(t, status.Convert(err).Message(), "\n")
 
-	_, err = w.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{Name: "a", Spec: &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"nginx"}, Elimination: 9}})
-	require.Contains(t, violations(t, err), "spec.elimination")
+	_, err = w.EnsureAutomaticImageSnapshot(ctx, &imagesnapshotv1.EnsureAutomaticImageSnapshotRequest{Images: []string{"UPPER"}, Platforms: []string{"?"}})
+	require.ElementsMatch(t, []string{"images[0]", "platforms[0]"}, slices.Collect(maps.Keys(violations(t, err))), "the request has no spec")
+	_, err = w.MatchImages(ctx, &imagesnapshotv1.MatchImagesRequest{Order: 99, Images: []*imagesnapshotv1.MatchImage{{Platform: "?"}, {Platform: "?"}}})
+	require.ElementsMatch(t, []string{"order", "images[0].platform", "images[1].platform"}, slices.Collect(maps.Keys(violations(t, err))), "all at once")
 	w.create("a", func(r *imagesnapshotv1.CreateImageSnapshotRequest) { r.ClientToken = "t" })
 	_, err = w.CreateImageSnapshot(ctx, &imagesnapshotv1.CreateImageSnapshotRequest{Name: "a", Spec: &imagesnapshotv1.ImageSnapshotSpec{Images: []string{"nginx"}}})
 	require.Equal(t, codes.AlreadyExists, status.Code(err))
@@ -308,7 +312,7 @@ func TestImageSnapshotRefusals(t *testing.T) {
 	_, err = w.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{})
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	_, err = w.ListImageSnapshots(ctx, &imagesnapshotv1.ListImageSnapshotsRequest{PageSize: 1001})
-	require.Contains(t, violations(t, err), "pageSize")
+	require.Contains(t, violations(t, err), "page_size")
 }
 
 func violations(t *testing.T, err error) map[string]string {
