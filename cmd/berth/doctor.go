@@ -20,9 +20,11 @@ func newDoctor() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check this node and say what to change",
-		Long: `doctor checks whether this node's kernel, file systems, containerd and berthd fit together. Each check ends in OK, in
-WARN (something works less well, or could not be looked at) or in FAIL (images are not served from disks), with what to
-change below. It changes nothing, and exits with 1 if a check fails.`,
+		Long: `doctor checks whether this node's kernel, file systems, containerd and berthd fit together, and whether the images that
+containerd has can start. It asks the containerd and the berthd that run; if berthd does not, it reads its databases.
+
+Each check ends in OK, in WARN (something works less well, or could not be looked at) or in FAIL (something that is
+wanted does not work), with what to change below. doctor changes nothing, and exits with 1 if a check fails.`,
 		Example: "  berth doctor\n  berth doctor --json | jq '.[] | select(.status != \"OK\")'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -37,7 +39,7 @@ change below. It changes nothing, and exits with 1 if a check fails.`,
 				return err
 			}
 			if doctor.Worst(results) == doctor.Fail {
-				return errors.New("the node cannot serve images from disks: see FAIL above")
+				return errors.New("something does not work on this node: see FAIL above")
 			}
 			return nil
 		},

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"unicode/utf8"
 
@@ -104,4 +105,24 @@ func TestHelpFits(t *testing.T) {
 			require.LessOrEqual(t, utf8.RuneCountInString(line), 101, "%v: %s", path, line)
 		}
 	}
+}
+
+// TestDoctorWithoutRoot: a doctor who may look at nothing does not say that all is well.
+func TestDoctorWithoutRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become somebody else")
+	}
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755)) //nolint:gosec // for nobody to come in
+	self, err := os.ReadFile(os.Args[0])
+	require.NoError(t, err)
+	binary := filepath.Join(dir, "berth")
+	require.NoError(t, os.WriteFile(binary, self, 0o755)) //nolint:gosec // a program
+	const nobody = 65534
+	cmd := exec.CommandContext(t.Context(), binary, "doctor")
+	cmd.Env, cmd.Dir = append(os.Environ(), runAsBerth+"=1"), "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out, err := cmd.Output()
+	require.Equal(t, 1, exitStatus(t, err), string(out))
+	require.True(t, strings.HasPrefix(string(out), "FAIL  privileges: "), string(out))
 }

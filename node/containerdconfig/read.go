@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,6 +133,26 @@ func output(ctx context.Context, name string, args ...string) ([]byte, error) {
 // earlier one's, as in containerd 1.7; later versions merge below that.
 func ReadFiles(path string) (Config, error) {
 	all := Config{ProxyPlugins: map[string]ProxyPlugin{}, Plugins: map[string]any{}}
+	err := visit(path, func(_ string, c Config) {
+		all.Version = max(all.Version, c.Version)
+		maps.Copy(all.ProxyPlugins, c.ProxyPlugins)
+		maps.Copy(all.Plugins, c.Plugins)
+	})
+	if err != nil {
+		return Config{}, err
+	}
+	return all, nil
+}
+
+// Files are the file and those that it imports.
+func Files(path string) ([]string, error) {
+	var files []string
+	err := visit(path, func(file string, _ Config) { files = append(files, file) })
+	return files, err
+}
+
+// visit reads a file and what it imports, each once.
+func visit(path string, use func(file string, c Config)) error {
 	seen, pending := map[string]bool{}, []string{path}
 	for ; len(pending) > 0; pending = pending[1:] {
 		p := pending[0]
@@ -139,31 +160,25 @@ func ReadFiles(path string) (Config, error) {
 			continue
 		}
 		if seen[p] = true; len(seen) > maxFiles {
-			return Config{}, fmt.Errorf("read containerd's configuration %s: more than %d imports", path, maxFiles)
+			return fmt.Errorf("read containerd's configuration %s: more than %d imports", path, maxFiles)
 		}
 		c, err := readFile(p)
 		if err != nil {
-			return Config{}, err
+			return err
 		}
-		all.Version = max(all.Version, c.Version)
-		for name, plugin := range c.ProxyPlugins {
-			all.ProxyPlugins[name] = plugin
-		}
-		for name, plugin := range c.Plugins {
-			all.Plugins[name] = plugin
-		}
+		use(p, c)
 		for _, pattern := range c.Imports {
 			if !filepath.IsAbs(pattern) {
 				pattern = filepath.Join(filepath.Dir(p), pattern)
 			}
 			matches, err := filepath.Glob(pattern)
 			if err != nil {
-				return Config{}, fmt.Errorf("containerd's configuration %s imports %q: %w", p, pattern, err)
+				return fmt.Errorf("containerd's configuration %s imports %q: %w", p, pattern, err)
 			}
 			pending = append(pending, matches...)
 		}
 	}
-	return all, nil
+	return nil
 }
 
 func readFile(path string) (Config, error) {

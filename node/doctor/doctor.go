@@ -5,6 +5,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"berth.dev/berth/blockdev/attached"
 	"berth.dev/berth/node/containerdconfig"
@@ -18,7 +19,7 @@ const (
 	OK Status = iota
 	// Warn is something that works less well, or that could not be looked at.
 	Warn
-	// Fail is something that keeps images from being served.
+	// Fail is something that a user of this node wants and that does not work.
 	Fail
 )
 
@@ -72,13 +73,27 @@ type Node struct {
 // Run makes all checks, in an order in which the first failure explains the later ones.
 func Run(ctx context.Context, n Node) []Result {
 	var all []Result
+	if os.Geteuid() != 0 {
+		all = append(all, Result{"privileges", Fail, "without root neither berthd nor containerd can be asked, nor disks looked at", "run berth doctor as root"})
+	}
 	all = append(all, checkKernel(n)...)
 	all = append(all, checkRoot(n)...)
-	all = append(all, checkBerthd(ctx, n)...)
+	berthd, results := checkBerthd(ctx, n)
+	all = append(all, results...)
+	if berthd == nil {
+		all = append(all, checkDatabases(n)...)
+	}
 	all = append(all, checkDevices(ctx, n)...)
 	version, results := checkContainerdVersion(ctx, n)
 	all = append(all, results...)
-	all = append(all, checkContainerdConfig(ctx, n, version)...)
+	file, results := checkContainerdConfig(ctx, n, version)
+	all = append(all, results...)
+	if r, err := askContainerd(ctx, n.ContainerdAddress); err == nil {
+		all = append(all, checkRunning(n, r, file)...)
+		if berthd != nil && r.plugin(snapshotterType, n.Snapshotter) != nil {
+			all = append(all, checkImages(ctx, n, r.hasCRI())...)
+		}
+	}
 	return append(all, checkTools()...)
 }
 

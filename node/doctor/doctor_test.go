@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -34,7 +35,18 @@ func (f *fakeBerthd) Status(context.Context, *controlv1.StatusRequest) (*control
 
 type fakeContainerd struct {
 	versionapi.UnimplementedVersionServer
+	introspectionapi.UnimplementedIntrospectionServer
 	version string
+	plugins []*introspectionapi.Plugin
+	pid     uint64
+}
+
+func (f *fakeContainerd) Plugins(context.Context, *introspectionapi.PluginsRequest) (*introspectionapi.PluginsResponse, error) {
+	return &introspectionapi.PluginsResponse{Plugins: f.plugins}, nil
+}
+
+func (f *fakeContainerd) Server(context.Context, *emptypb.Empty) (*introspectionapi.ServerResponse, error) {
+	return &introspectionapi.ServerResponse{Pid: f.pid}, nil
 }
 
 func (f *fakeContainerd) Version(context.Context, *emptypb.Empty) (*versionapi.VersionResponse, error) {
@@ -154,7 +166,7 @@ func TestSickNodes(t *testing.T) {
 			b.disks = []*controlv1.Disk{{Name: "base", State: controlv1.DiskState_DISK_STATE_FAILED, LastError: "input/output error"}}
 		}, doctor.Warn, "disk base", "failed: input/output error"},
 		"containerd stopped": {func(_ *testing.T, n node, _ *fakeBerthd, _ *health.Server) { n.ContainerdAddress += "x" },
-			doctor.Warn, "containerd", "does not answer"},
+			doctor.Fail, "containerd", "does not answer"},
 		"no containerd": {func(_ *testing.T, n node, _ *fakeBerthd, _ *health.Server) {
 			n.ContainerdAddress, n.Containerd = n.ContainerdAddress+"x", n.Containerd+"x"
 		}, doctor.Fail, "containerd", "neither answers"},

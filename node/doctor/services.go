@@ -16,21 +16,21 @@ import (
 
 	"berth.dev/berth/node/containerdconfig"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
-	"berth.dev/berth/proto/enumword"
 )
 
 // answerTimeout is for one request to a daemon on this machine.
 const answerTimeout = 5 * time.Second
 
-func checkBerthd(ctx context.Context, n Node) []Result {
+// checkBerthd gives the status of a berthd that answers, otherwise nil.
+func checkBerthd(ctx context.Context, n Node) (*controlv1.StatusResponse, []Result) {
 	const name = "berthd"
 	start := "start it: systemctl start berthd"
 	info, err := os.Stat(n.Socket)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return []Result{{name, Fail, "not running: there is no socket " + n.Socket, start}}
+		return nil, []Result{{name, Fail, "not running: there is no socket " + n.Socket, start}}
 	case err != nil:
-		return []Result{{name, Warn, err.Error(), "run berth doctor as root"}}
+		return nil, []Result{{name, Warn, err.Error(), "run berth doctor as root"}}
 	}
 	var results []Result
 	if mode := info.Mode().Perm(); mode != 0o600 {
@@ -41,18 +41,13 @@ func checkBerthd(ctx context.Context, n Node) []Result {
 	}
 	status, err := askBerthd(ctx, n.Socket)
 	if err != nil {
-		return append(results, Result{name, Fail, fmt.Sprintf("does not answer on %s: %v", n.Socket, err), start + ", and see journalctl -u berthd"})
+		return nil, append(results, Result{name, Fail, fmt.Sprintf("does not answer on %s: %v", n.Socket, err), start + ", and see journalctl -u berthd"})
 	}
-	results = append(results, Result{name, OK, fmt.Sprintf("version %s, process %d, %d disks", status.GetVersion(), status.GetPid(), len(status.GetDisks())), ""})
+	results = append(results, Result{name, OK, fmt.Sprintf("version %s, process %d, disks: %d", status.GetVersion(), status.GetPid(), len(status.GetDisks())), ""})
 	if got := status.GetRoot(); got != n.Root {
 		results = append(results, Result{"berthd root", Fail, fmt.Sprintf("berthd uses %s, %s was expected", got, n.Root), "give berth doctor --root " + got})
 	}
-	for _, d := range status.GetDisks() {
-		if e := d.GetLastError(); e != "" {
-			results = append(results, Result{"disk " + d.GetName(), Warn, enumword.Of(d.GetState()) + ": " + e, "see docs/operations.md, or detach it: berth detach " + d.GetName()})
-		}
-	}
-	return results
+	return status, append(results, checkDisks(status.GetDisks())...)
 }
 
 func askBerthd(ctx context.Context, socket string) (*controlv1.StatusResponse, error) {
@@ -96,7 +91,7 @@ func checkContainerdVersion(ctx context.Context, n Node) (containerdconfig.Versi
 	}
 	r := Result{name, OK, v.String() + " runs (" + text + ")", ""}
 	if runErr != nil {
-		r = Result{name, Warn, fmt.Sprintf("%s is installed, but does not answer on %s: %v", v, n.ContainerdAddress, runErr),
+		r = Result{name, Fail, fmt.Sprintf("%s is installed, but does not answer on %s: %v", v, n.ContainerdAddress, runErr),
 			"start it: systemctl start containerd"}
 	}
 	if containerdconfig.Newest().Before(v) && r.Status == OK {
@@ -124,7 +119,7 @@ func RunningVersion(ctx context.Context, address string) (string, error) {
 	return resp.GetVersion(), nil
 }
 
-func checkContainerdConfig(ctx context.Context, n Node, v containerdconfig.Version) []Result {
+func checkContainerdConfig(ctx context.Context, n Node, v containerdconfig.Version) (containerdconfig.Config, []Result) {
 	const name = "containerd configuration"
 	var (
 		c    containerdconfig.Config
@@ -139,11 +134,11 @@ func checkContainerdConfig(ctx context.Context, n Node, v containerdconfig.Versi
 		c, err = containerdconfig.ReadFiles(n.ContainerdConfig)
 	}
 	if err != nil {
-		return []Result{{name, Fail, err.Error(), "correct it, or give --containerd-config"}}
+		return c, []Result{{name, Fail, err.Error(), "correct it, or give --containerd-config"}}
 	}
 	problems := containerdconfig.Check(c, n.settings(v))
 	if len(problems) == 0 {
-		return []Result{{name, OK, fmt.Sprintf("%s: plugin %s, unpack_config and exports agree with berthd", from, n.Snapshotter), ""}}
+		return c, []Result{{name, OK, fmt.Sprintf("%s: plugin %s, unpack_config and exports agree with berthd", from, n.Snapshotter), ""}}
 	}
 	var results []Result
 	for _, p := range problems {
@@ -153,5 +148,5 @@ func checkContainerdConfig(ctx context.Context, n Node, v containerdconfig.Versi
 		}
 		results = append(results, r)
 	}
-	return results
+	return c, results
 }

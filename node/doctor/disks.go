@@ -1,0 +1,52 @@
+package doctor
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	controlv1 "berth.dev/berth/proto/berth/control/v1"
+	"berth.dev/berth/proto/enumword"
+)
+
+// checkDisks looks at the disks that berthd has. One that is away is a failure if the configuration or --keep asks for
+// it, or if images use it, which then do not start.
+func checkDisks(disks []*controlv1.Disk) []Result {
+	var results []Result
+	for _, d := range disks {
+		name := "disk " + d.GetName()
+		if e := d.GetLastError(); e != "" && !d.GetServing() {
+			r := Result{name, Warn, enumword.Of(d.GetState()) + ": " + e, "see docs/operations.md, or detach it: berth detach " + d.GetName()}
+			if d.GetConfigured() || d.GetKeep() {
+				r.Status = Fail
+			}
+			if n := d.GetHolders(); n > 0 {
+				r.Status = Fail
+				r.Detail += fmt.Sprintf("; images and containers use its layers (snapshots: %d), and those images do not start", n)
+				r.Advice = "attach it again; or remove the images that use it and pull them again; see docs/operations.md"
+			}
+			results = append(results, r)
+		} else if e != "" {
+			results = append(results, Result{name, Warn, enumword.Of(d.GetState()) + ": " + e, "see docs/operations.md"})
+		}
+		if file, ok := deletedFile(d.GetDevice()); ok {
+			results = append(results, Result{name, Warn,
+				fmt.Sprintf("its file %s was deleted: it serves until it is detached or the node starts anew, and never again", file),
+				fmt.Sprintf("save it while it is there: cp --sparse=always %s FILE", d.GetDevice())})
+		}
+	}
+	return results
+}
+
+// deletedFile is the file of a loop device, if it has no name any more.
+func deletedFile(device string) (string, bool) {
+	if !strings.HasPrefix(device, "/dev/loop") {
+		return "", false
+	}
+	file, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
+	if err != nil {
+		return "", false
+	}
+	return strings.CutSuffix(strings.TrimSpace(string(file)), " (deleted)")
+}

@@ -1,0 +1,147 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/image-spec/identity"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// kubernetes is the namespace of CRI.
+	kubernetes = "k8s.io"
+	// managedLabel is on images that CRI knows, or has known.
+	managedLabel = "io.cri-containerd.image"
+	// shownNames is how many names a result has.
+	shownNames = 5
+)
+
+// checkImages looks for images that containerd has and that cannot start all the same.
+func checkImages(ctx context.Context, n Node, cri bool) []Result {
+	const name = "images"
+	c, err := client.New(n.ContainerdAddress, client.WithTimeout(answerTimeout))
+	if err != nil {
+		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
+	}
+	defer c.Close()
+	spaces, err := c.NamespaceService().List(ctx)
+	if err != nil {
+		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
+	}
+	var (
+		results []Result
+		whole   int
+	)
+	for _, ns := range spaces {
+		here := namespaces.WithNamespace(ctx, ns)
+		images, err := c.ListImages(here)
+		if err != nil {
+			results = append(results, Result{name, Warn, fmt.Sprintf("not checked in namespace %s: %v", ns, err), "see the log of containerd"})
+			continue
+		}
+		var lost []string
+		for _, img := range images {
+			switch gone, err := lostLayers(here, c, n.Snapshotter, img); {
+			case err != nil:
+				results = append(results, Result{name, Warn, fmt.Sprintf("%s in namespace %s: %v", img.Name(), ns, err), "see the log of berthd"})
+			case gone:
+				lost = append(lost, img.Name())
+			default:
+				whole++
+			}
+		}
+		if len(lost) > 0 {
+			results = append(results, Result{name, Fail,
+				fmt.Sprintf("berthd does not have the layers of %s in namespace %s: they neither start nor are pulled again. Its state was lost or replaced", list(lost), ns),
+				fmt.Sprintf("remove these images and their containers, and pull them again: ctr -n %s images rm --sync %s", ns, strings.Join(lost, " "))})
+		}
+		if ns == kubernetes && cri {
+			results = append(results, checkCRIImages(ctx, n, images)...)
+		}
+	}
+	if len(results) == 0 {
+		return []Result{{name, OK, fmt.Sprintf("%d in containerd, none of them without its layers", whole), ""}}
+	}
+	return results
+}
+
+// lostLayers says that containerd has noted the image as unpacked with the snapshotter, which has not got its layers.
+func lostLayers(ctx context.Context, c *client.Client, snapshotter string, img client.Image) (bool, error) {
+	config, err := img.Config(ctx)
+	if err != nil {
+		return false, ignoreMissing(err) // of another platform, or not fetched
+	}
+	info, err := c.ContentStore().Info(ctx, config.Digest)
+	if err != nil {
+		return false, ignoreMissing(err)
+	}
+	if info.Labels["containerd.io/gc.ref.snapshot."+snapshotter] == "" {
+		return false, nil
+	}
+	diffIDs, err := img.RootFS(ctx)
+	if err != nil {
+		return false, ignoreMissing(err)
+	}
+	_, err = c.SnapshotService(snapshotter).Stat(ctx, identity.ChainID(diffIDs).String())
+	if errdefs.IsNotFound(err) {
+		return true, nil
+	}
+	return false, err
+}
+
+func ignoreMissing(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// checkCRIImages compares the images that containerd keeps for CRI with those that CRI shows. CRI drops what it cannot
+// see unpacked when containerd starts, as while berthd was not there, and never looks again.
+func checkCRIImages(ctx context.Context, n Node, images []client.Image) []Result {
+	const name = "images of Kubernetes"
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	conn, err := dial(n.ContainerdAddress)
+	if err != nil {
+		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
+	}
+	defer conn.Close()
+	shown, err := runtimeapi.NewImageServiceClient(conn).ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return []Result{{name, Warn, "CRI does not list its images: " + err.Error(), "see the log of containerd"}}
+	}
+	known := make(map[string]bool)
+	for _, img := range shown.GetImages() {
+		known[img.GetId()] = true
+		for _, ref := range slices.Concat(img.GetRepoTags(), img.GetRepoDigests()) {
+			known[ref] = true
+		}
+	}
+	var lost []string
+	for _, img := range images {
+		if img.Labels()[managedLabel] != "" && !known[img.Name()] {
+			lost = append(lost, img.Name())
+		}
+	}
+	if len(lost) == 0 {
+		return []Result{{name, OK, fmt.Sprintf("CRI shows %d, and lacks none that containerd keeps for it", len(shown.GetImages())), ""}}
+	}
+	return []Result{{name, Fail,
+		fmt.Sprintf("CRI does not see %s any more, which containerd has: pods pull them again, or do not start. containerd was started while berthd did not run", list(lost)),
+		fmt.Sprintf("touch each of them while berthd runs: for i in %s; do ctr -n %s images label \"$i\" touched=now; done", strings.Join(lost, " "), kubernetes)}}
+}
+
+// list names the first of many.
+func list(names []string) string {
+	if len(names) <= shownNames {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:shownNames], ", "), len(names)-shownNames)
+}
