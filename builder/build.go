@@ -90,8 +90,8 @@ type build struct {
 	target   *target
 	// base is nil unless the output is added to.
 	base *base
-	// traced is where the files of Options.Traced lie together; nil if none do.
-	traced *layerdisk.Traced
+	// placed is where the files of Options.AccessLists lie together; nil if none do.
+	placed *layerdisk.Placed
 	notify func(Event)
 }
 
@@ -181,8 +181,8 @@ func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
 		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.layers),
 		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes, WrittenBytes: b.target.written.Load(),
 	}
-	if b.traced != nil {
-		r.TracedFiles, r.TracedBytes = b.traced.Files, b.traced.Length
+	if b.placed != nil {
+		r.PlacedFiles, r.PlacedBytes = b.placed.Files, b.placed.Length
 	}
 	for _, j := range b.plan.jobs {
 		r.LayerUses += j.uses

@@ -85,7 +85,7 @@ func (b *build) describe(ctx context.Context) (ix layerdisk.Index, encoded []byt
 		return ix, nil, nil, err
 	}
 	ix = b.plan.index(b.opts, attributes)
-	ix.Traced = b.traced
+	ix.Placed = b.placed
 	if encoded, err = layerdisk.Seal(&ix); err != nil {
 		return ix, nil, nil, fmt.Errorf("describe disk: %w", err)
 	}

@@ -26,9 +26,9 @@ type Options struct {
 	RegistryOnly bool
 	Registry     RegistryOptions
 	Output       Output
-	// Traced are access lists of images, recorded by "berth trace": the files in them are placed together on the disk,
-	// in the order of the lists. Files of other layers are left out. It needs EROFS.
-	Traced []*accesslist.List
+	// AccessLists are access lists of images, recorded by "berth record": the files in them are placed together on the
+	// disk, in the order of the lists. Files of other layers are left out. It needs EROFS.
+	AccessLists []*accesslist.List
 	// Created is the time in the index; zero is the newest creation time of the images.
 	Created time.Time
 	// Parallel is the number of layers in work at once; 0 is half the processors, from 2 to 4: each layer keeps
@@ -88,10 +88,10 @@ func (o *Options) complete() error {
 	default:
 		return fmt.Errorf("file system %q is neither %s nor %s: %w", o.Output.FileSystem, layerdisk.FileSystemEROFS, layerdisk.FileSystemExt4, errdefs.ErrInvalidArgument)
 	}
-	if len(o.Traced) > 0 && o.Output.FileSystem != layerdisk.FileSystemEROFS {
+	if len(o.AccessLists) > 0 && o.Output.FileSystem != layerdisk.FileSystemEROFS {
 		return fmt.Errorf("only file system %s has its files placed by access lists: %w", layerdisk.FileSystemEROFS, errdefs.ErrInvalidArgument)
 	}
-	if err := checkTraced(o.Traced); err != nil {
+	if err := checkAccessLists(o.AccessLists); err != nil {
 		return err
 	}
 	if o.Parallel < 0 || o.Parallel > maxParallel {
@@ -126,9 +126,9 @@ type Result struct {
 	// ReusedLayers were on the output before; ReusedBytes are their part of UnpackedBytes.
 	ReusedLayers int   `json:"reused_layers"`
 	ReusedBytes  int64 `json:"reused_bytes"`
-	// TracedFiles lie together because of Options.Traced, and are TracedBytes of the disk.
-	TracedFiles int   `json:"traced_files,omitempty"`
-	TracedBytes int64 `json:"traced_bytes,omitempty"`
+	// PlacedFiles lie together because of Options.AccessLists, and are PlacedBytes of the disk.
+	PlacedFiles int   `json:"placed_files,omitempty"`
+	PlacedBytes int64 `json:"placed_bytes,omitempty"`
 	// DiskBytes is the size of all that belongs to the disk, WrittenBytes what of it was written.
 	DiskBytes    int64 `json:"disk_bytes"`
 	WrittenBytes int64 `json:"written_bytes"`

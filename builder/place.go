@@ -27,18 +27,18 @@ const (
 	copyBytes  = 1 << 20
 )
 
-// tracedFile is one that starts of images read.
-type tracedFile struct {
+// placedFile is one that starts of images read.
+type placedFile struct {
 	job *layerJob
 	// first is the file's place in the layer's data region, size its bytes.
 	first uint32
 	size  int64
 }
 
-func (f tracedFile) blocks() int64 { return (f.size + blockBytes - 1) / blockBytes }
+func (f placedFile) blocks() int64 { return (f.size + blockBytes - 1) / blockBytes }
 
 // at is the file's first block on the disk.
-func (f tracedFile) at() int64 { return f.job.base() + int64(f.first) }
+func (f placedFile) at() int64 { return f.job.base() + int64(f.first) }
 
 // base is the first block of the layer's data region.
 func (j *layerJob) base() int64 {
@@ -48,19 +48,19 @@ func (j *layerJob) base() int64 {
 	return j.first
 }
 
-// place copies the files of Options.Traced behind all data, to which end is the first block, in the order of their
+// place copies the files of Options.AccessLists behind all data, to which end is the first block, in the order of their
 // first access, so that they lie together and beside the metadata, which a start reads too. It returns the new end.
 // What they occupied before is given back to the storage; in the file system it stays as room that is taken, because
 // other files lie behind it.
 //
 // Their sizes are not known before all layers are there, so they could not be written there at once.
 func (b *build) place(ctx context.Context, end int64) (newEnd int64, err error) {
-	files := b.tracedFiles()
+	files := b.placedFiles()
 	if len(files) == 0 {
 		return end, nil
 	}
 	if inPlace(files) {
-		b.traced = b.base.index.Traced
+		b.placed = b.base.index.Placed
 		return end, nil
 	}
 	start := end
@@ -70,7 +70,7 @@ func (b *build) place(ctx context.Context, end int64) (newEnd int64, err error) 
 			return 0, err
 		}
 		if err := b.copyBlocks(buf, f.at(), end, f.blocks()); err != nil {
-			return 0, fmt.Errorf("place traced files: %w", err)
+			return 0, fmt.Errorf("place placed files: %w", err)
 		}
 		if f.job.moved == nil {
 			f.job.moved = make(map[uint32]uint32)
@@ -78,7 +78,7 @@ func (b *build) place(ctx context.Context, end int64) (newEnd int64, err error) 
 		f.job.moved[f.first] = uint32(end) //nolint:gosec // erofs.Plan checks the end of all data
 		end += f.blocks()
 	}
-	b.traced = &layerdisk.Traced{Offset: start * blockBytes, Length: (end - start) * blockBytes, Files: len(files)}
+	b.placed = &layerdisk.Placed{Offset: start * blockBytes, Length: (end - start) * blockBytes, Files: len(files)}
 	return end, b.giveBack(ctx, files)
 }
 
@@ -103,7 +103,7 @@ func (b *build) copyBlocks(buf []byte, from, to, blocks int64) error {
 
 // giveBack makes the former places of files zeros, which storage need not keep, and so the same in every build. Those
 // of layers that were on the disk before stay, as everything of it does.
-func (b *build) giveBack(ctx context.Context, files []tracedFile) error {
+func (b *build) giveBack(ctx context.Context, files []placedFile) error {
 	if b.target.full.Load() {
 		return nil
 	}
@@ -120,7 +120,7 @@ func (b *build) giveBack(ctx context.Context, files []tracedFile) error {
 		for err != nil && size > 0 {
 			piece := zeros[:min(int64(len(zeros)), size)]
 			if _, err := b.target.WriteAt(piece, offset); err != nil {
-				return fmt.Errorf("clear the former place of traced files: %w", err)
+				return fmt.Errorf("clear the former place of placed files: %w", err)
 			}
 			offset, size = offset+int64(len(piece)), size-int64(len(piece))
 		}
@@ -129,7 +129,7 @@ func (b *build) giveBack(ctx context.Context, files []tracedFile) error {
 }
 
 // inPlace says that most files lie behind one another as it is, on a disk that is added to.
-func inPlace(files []tracedFile) bool {
+func inPlace(files []placedFile) bool {
 	good := 0
 	for i, f := range files {
 		if f.job.reuse == nil {
@@ -142,8 +142,8 @@ func inPlace(files []tracedFile) bool {
 	return float64(good+1) >= keepPlaced*float64(len(files))
 }
 
-// tracedFiles are the files of all lists that can be placed, each once, in the order of the lists.
-func (b *build) tracedFiles() []tracedFile {
+// placedFiles are the files of all lists that can be placed, each once, in the order of the lists.
+func (b *build) placedFiles() []placedFile {
 	jobs := make(map[digest.Digest]*layerJob, len(b.plan.jobs))
 	for _, j := range b.plan.jobs {
 		jobs[j.diffID] = j
@@ -154,7 +154,7 @@ func (b *build) tracedFiles() []tracedFile {
 	}
 	read := make(map[key]int64)
 	var order []key
-	for _, l := range b.opts.Traced {
+	for _, l := range b.opts.AccessLists {
 		for _, r := range l.Files {
 			k := key{jobs[r.DiffID], r.Path}
 			if k.job == nil {
@@ -171,7 +171,7 @@ func (b *build) tracedFiles() []tracedFile {
 		first uint32
 	}
 	known := make(map[place]bool) // hard links
-	var files []tracedFile
+	var files []placedFile
 	for _, k := range order {
 		in, ok := lookup(k.job.tree, k.path)
 		p := place{k.job, in.FirstBlock}
@@ -179,7 +179,7 @@ func (b *build) tracedFiles() []tracedFile {
 			continue
 		}
 		known[p] = true
-		files = append(files, tracedFile{job: k.job, first: in.FirstBlock, size: in.Size})
+		files = append(files, placedFile{job: k.job, first: in.FirstBlock, size: in.Size})
 	}
 	return files
 }
@@ -199,8 +199,8 @@ func lookup(t *tree.Tree, name string) (in tree.Inode, ok bool) {
 	return in, in.Mode&unix.S_IFMT == unix.S_IFREG
 }
 
-// checkTraced refuses lists that are none.
-func checkTraced(lists []*accesslist.List) error {
+// checkAccessLists refuses lists that are none.
+func checkAccessLists(lists []*accesslist.List) error {
 	for _, l := range lists {
 		if err := l.Check(); err != nil {
 			return err

@@ -101,15 +101,15 @@ func (d *placedDisk) requireTogether(t *testing.T, path string) {
 		next += n
 	}
 	require.Equal(t, want, at)
-	traced := readDisk(t, path).Traced
-	require.NotNil(t, traced)
-	require.Equal(t, layerdisk.Traced{Offset: at[0] * 4096, Length: (next - at[0]) * 4096, Files: len(blocks)}, *traced)
+	placed := readDisk(t, path).Placed
+	require.NotNil(t, placed)
+	require.Equal(t, layerdisk.Placed{Offset: at[0] * 4096, Length: (next - at[0]) * 4096, Files: len(blocks)}, *placed)
 }
 
 func (d *placedDisk) build(t *testing.T, lists ...*accesslist.List) (string, *Result) {
 	t.Helper()
 	o := buildOptions(t, d.image)
-	o.Traced = lists
+	o.AccessLists = lists
 	res, err := Build(t.Context(), o)
 	require.NoError(t, err)
 	return o.Output.Path, res
@@ -122,17 +122,17 @@ func attributes(ix *layerdisk.Index) (list []string) {
 	return list
 }
 
-func TestTracedFilesLieTogether(t *testing.T) {
+func TestPlacedFilesLieTogether(t *testing.T) {
 	d := newPlacedDisk(t)
 	plain, plainResult := d.build(t)
-	require.Nil(t, readDisk(t, plain).Traced)
+	require.Nil(t, readDisk(t, plain).Placed)
 	require.Equal(t, "1.0", readDisk(t, plain).FormatVersion)
 	path, res := d.build(t, d.list)
 	d.requireTogether(t, path)
 	require.Equal(t, "1.1", readDisk(t, path).FormatVersion)
-	require.Equal(t, 5, res.TracedFiles)
-	require.EqualValues(t, 592*4096, res.TracedBytes)
-	require.Zero(t, plainResult.TracedFiles)
+	require.Equal(t, 5, res.PlacedFiles)
+	require.EqualValues(t, 592*4096, res.PlacedBytes)
+	require.Zero(t, plainResult.PlacedFiles)
 
 	// The layers are what they were, to every attribute and byte of them: requireSound reads them all.
 	require.Equal(t, attributes(readDisk(t, plain)), attributes(readDisk(t, path)))
@@ -158,12 +158,12 @@ func TestTracedFilesLieTogether(t *testing.T) {
 }
 
 // A device cannot always leave out what is cleared, but has the same bytes.
-func TestTracedFilesOnADevice(t *testing.T) {
+func TestPlacedFilesOnADevice(t *testing.T) {
 	d := newPlacedDisk(t)
 	path, res := d.build(t, d.list)
 	dev := loopDevice(t, 64<<20, false)
 	o := buildOptions(t, d.image)
-	o.Output.Path, o.Traced = dev, []*accesslist.List{d.list}
+	o.Output.Path, o.AccessLists = dev, []*accesslist.List{d.list}
 	_, err := Build(t.Context(), o)
 	require.NoError(t, err)
 	want, err := os.ReadFile(path)
@@ -177,8 +177,8 @@ func TestTracedFilesOnADevice(t *testing.T) {
 	require.Equal(t, sha256.Sum256(want[:res.DiskBytes]), sha256.Sum256(got))
 }
 
-// TestTracedFilesOfReusedLayers is E-22 with a list that came after the first build.
-func TestTracedFilesOfReusedLayers(t *testing.T) {
+// TestPlacedFilesOfReusedLayers is E-22 with a list that came after the first build.
+func TestPlacedFilesOfReusedLayers(t *testing.T) {
 	d := newPlacedDisk(t)
 	plain, _ := d.build(t)
 	next := gzipLayer(t, makeTar(t, tarContent{"new": bigContent(t, 200_000)}))
@@ -187,7 +187,7 @@ func TestTracedFilesOfReusedLayers(t *testing.T) {
 		if len(layers) > 0 {
 			o.Images = append(o.Images, d.registry.putImage(t, "team/new", "1", forgeImage(t, amd64, created, layers...)))
 		}
-		o.Traced = []*accesslist.List{d.list}
+		o.AccessLists = []*accesslist.List{d.list}
 		o.Output = Output{Path: copyDisk(t, from, 64<<20), Reuse: true}
 		res, err := Build(t.Context(), o)
 		require.NoError(t, err)
@@ -205,8 +205,8 @@ func TestTracedFilesOfReusedLayers(t *testing.T) {
 	again, res := reuse(placed, next)
 	require.Equal(t, before, d.firstBlocks(t, again))
 	require.Less(t, res.WrittenBytes, int64(500<<10))
-	require.NotNil(t, readDisk(t, again).Traced, "the index goes on to say where they lie")
-	require.Equal(t, readDisk(t, placed).Traced, readDisk(t, again).Traced)
+	require.NotNil(t, readDisk(t, again).Placed, "the index goes on to say where they lie")
+	require.Equal(t, readDisk(t, placed).Placed, readDisk(t, again).Placed)
 
 	// A disk that was built with the list at once can be added to as well, without it too.
 	fresh, _ := d.build(t, d.list)
@@ -218,25 +218,25 @@ func TestTracedFilesOfReusedLayers(t *testing.T) {
 	requireFsckClean(t, o.Output.Path)
 }
 
-func TestTracedFilesRefused(t *testing.T) {
+func TestPlacedFilesRefused(t *testing.T) {
 	d := newPlacedDisk(t)
 	o := buildOptions(t, d.image)
-	o.Traced, o.Output.FileSystem = []*accesslist.List{d.list}, layerdisk.FileSystemExt4
+	o.AccessLists, o.Output.FileSystem = []*accesslist.List{d.list}, layerdisk.FileSystemExt4
 	_, err := Build(t.Context(), o)
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	o = buildOptions(t, d.image)
-	o.Traced = []*accesslist.List{{Image: "x"}}
+	o.AccessLists = []*accesslist.List{{Image: "x"}}
 	_, err = Build(t.Context(), o)
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	requireEmptyDir(t, o)
 }
 
-func TestTracedFilesNeedRoom(t *testing.T) {
+func TestPlacedFilesNeedRoom(t *testing.T) {
 	d := newPlacedDisk(t)
 	_, res := d.build(t, d.list)
-	for _, missing := range []int64{4096, res.TracedBytes, 8 << 20} {
+	for _, missing := range []int64{4096, res.PlacedBytes, 8 << 20} {
 		o := buildOptions(t, d.image)
-		o.Traced, o.Output.SizeBytes = []*accesslist.List{d.list}, res.DiskBytes-missing
+		o.AccessLists, o.Output.SizeBytes = []*accesslist.List{d.list}, res.DiskBytes-missing
 		_, err := Build(t.Context(), o)
 		var small *TooSmallError
 		require.ErrorAs(t, err, &small)
@@ -244,7 +244,7 @@ func TestTracedFilesNeedRoom(t *testing.T) {
 		requireEmptyDir(t, o)
 	}
 	o := buildOptions(t, d.image)
-	o.Traced, o.Output.SizeBytes = []*accesslist.List{d.list}, res.DiskBytes
+	o.AccessLists, o.Output.SizeBytes = []*accesslist.List{d.list}, res.DiskBytes
 	_, err := Build(t.Context(), o)
 	require.NoError(t, err)
 }

@@ -36,10 +36,10 @@ func TestGolden(t *testing.T) {
 	full.Layers[1].UnpackedBytes, full.Layers[1].Inodes = 1<<40, 1<<20
 	full.Images[0].Manifest.Annotations = map[string]string{"org.example/b": "<&>\n", "org.example/a": "\u00e9"}
 
-	traced := layerdisktest.Index(layerdisk.FileSystemEROFS)
-	traced.Traced = &layerdisk.Traced{Offset: 8192, Length: 12288, Files: 3}
+	placed := layerdisktest.Index(layerdisk.FileSystemEROFS)
+	placed.Placed = &layerdisk.Placed{Offset: 8192, Length: 12288, Files: 3}
 	for name, ix := range map[string]*layerdisk.Index{
-		"traced":  traced,
+		"traced":  placed,
 		"minimal": layerdisktest.Index(layerdisk.FileSystemEROFS),
 		"full":    full,
 	} {

@@ -33,13 +33,13 @@ type Index struct {
 	Layers []Layer `json:"layers"`
 	// Chains maps each stack of layers on the disk to its parent. A parent stands before its children.
 	Chains []Chain `json:"chains"`
-	// Traced is where files lie together that images read when they start; nil if none do. Since minor version 1.
-	Traced *Traced `json:"traced,omitempty"`
+	// Placed is where files lie together that images read when they start; nil if none do. Since minor version 1.
+	Placed *Placed `json:"traced,omitempty"`
 }
 
 // minor is the lowest minor version that has all fields of the index.
 func (ix *Index) minor() int {
-	if ix.Traced != nil {
+	if ix.Placed != nil {
 		return 1
 	}
 	return 0
@@ -51,9 +51,9 @@ const (
 	FileSystemExt4  = "ext4"
 )
 
-// Traced is a stretch of the disk with the contents of files of several layers, in the order in which starts of images
+// Placed is a stretch of the disk with the contents of files of several layers, in the order in which starts of images
 // first read them, and whole.
-type Traced struct {
+type Placed struct {
 	// Offset and Length in bytes, multiples of the block size.
 	Offset int64 `json:"offset"`
 	Length int64 `json:"length"`

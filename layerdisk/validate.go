@@ -42,7 +42,7 @@ func (ix *Index) check() error {
 	if err := checkCounts(ix); err != nil {
 		return err
 	}
-	if err := checkTraced(ix.Traced); err != nil {
+	if err := checkPlaced(ix.Placed); err != nil {
 		return err
 	}
 	if err := checkLayers(ix.Layers); err != nil {
@@ -71,16 +71,16 @@ func checkCounts(ix *Index) error {
 	return nil
 }
 
-func checkTraced(t *Traced) error {
+func checkPlaced(t *Placed) error {
 	if t == nil {
 		return nil
 	}
 	if t.Offset < firstBlockBytes || t.Offset%firstBlockBytes != 0 || t.Length <= 0 || t.Length%firstBlockBytes != 0 ||
 		t.Offset > MaxContentBytes || t.Length > MaxContentBytes-t.Offset {
-		return fmt.Errorf("traced files in %d bytes at offset %d: want whole blocks of %d behind the first one", t.Length, t.Offset, firstBlockBytes)
+		return fmt.Errorf("files placed together in %d bytes at offset %d: want whole blocks of %d behind the first one", t.Length, t.Offset, firstBlockBytes)
 	}
 	if t.Files <= 0 || int64(t.Files) > t.Length/firstBlockBytes {
-		return fmt.Errorf("%d traced files in %d blocks", t.Files, t.Length/firstBlockBytes)
+		return fmt.Errorf("%d placed files in %d blocks", t.Files, t.Length/firstBlockBytes)
 	}
 	return nil
 }

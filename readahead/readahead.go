@@ -29,7 +29,7 @@ type Lists interface {
 	AccessList(ctx context.Context, d Disk, image string) (*accesslist.List, error)
 }
 
-// Config of a Hydrator.
+// Config of a Reader.
 type Config struct {
 	Disks Disks
 	Lists Lists
@@ -48,17 +48,17 @@ type Config struct {
 	available func() (int64, error)
 }
 
-// MaxWorkers is more than any disk gains from; figures are in docs/hydration.md.
+// MaxWorkers is more than any disk gains from; figures are in docs/read-ahead.md.
 const MaxWorkers = 64
 
 // Observer is told of each replay that has ended. It must not block.
 type Observer interface {
-	Hydrated(ctx context.Context, r Run)
+	ReadAhead(ctx context.Context, r Run)
 }
 
 type noObserver struct{}
 
-func (noObserver) Hydrated(context.Context, Run) {}
+func (noObserver) ReadAhead(context.Context, Run) {}
 
 const (
 	// again is how long a replay counts: until then the page cache likely has what was read.
@@ -68,8 +68,8 @@ const (
 	maxWaiting = 64
 )
 
-// Hydrator is safe for concurrent use.
-type Hydrator struct {
+// Reader is safe for concurrent use.
+type Reader struct {
 	Config
 	limit  *limiter
 	stop   context.CancelFunc
@@ -90,10 +90,10 @@ type wish struct {
 	chain digest.Digest
 }
 
-// New hydrator, which works until ctx ends or it is closed.
-func New(ctx context.Context, cfg Config) (*Hydrator, error) {
+// New reader, which works until ctx ends or it is closed.
+func New(ctx context.Context, cfg Config) (*Reader, error) {
 	if cfg.Workers < 1 || cfg.Workers > MaxWorkers || cfg.AtOnce < 1 || cfg.Rate < 0 || cfg.MemoryShare < 0 || cfg.MemoryShare > 1 {
-		return nil, fmt.Errorf("hydrate with %d workers, %d at once, %d bytes a second, %g of the memory: %w",
+		return nil, fmt.Errorf("read ahead with %d workers, %d at once, %d bytes a second, %g of the memory: %w",
 			cfg.Workers, cfg.AtOnce, cfg.Rate, cfg.MemoryShare, errdefs.ErrInvalidArgument)
 	}
 	if cfg.Observer == nil {
@@ -103,7 +103,7 @@ func New(ctx context.Context, cfg Config) (*Hydrator, error) {
 		cfg.available = availableMemory
 	}
 	ctx, stop := context.WithCancel(ctx)
-	h := &Hydrator{
+	h := &Reader{
 		Config: cfg, limit: &limiter{rate: cfg.Rate}, stop: stop, wishes: make(chan wish, maxWishes),
 		slots: make(chan struct{}, cfg.AtOnce), ended: make(chan struct{}), runs: newRuns(),
 	}
@@ -115,7 +115,7 @@ func New(ctx context.Context, cfg Config) (*Hydrator, error) {
 const closeWait = 5 * time.Second
 
 // Close ends all replays and waits for that, but not for a read of a disk that does not answer: that nobody can end.
-func (h *Hydrator) Close() error {
+func (h *Reader) Close() error {
 	h.stop()
 	timer := time.NewTimer(closeWait)
 	defer timer.Stop()
@@ -130,14 +130,14 @@ func (h *Hydrator) Close() error {
 // Starting tells that an image is about to start from a disk. The image is named by its reference as containerd tells
 // it, by the chain ID of its layers, or by both; the chain ID of some of its layers does no harm. It does not block:
 // what cannot be remembered is forgotten.
-func (h *Hydrator) Starting(diskUUID, image string, chainID digest.Digest) {
+func (h *Reader) Starting(diskUUID, image string, chainID digest.Digest) {
 	select {
 	case h.wishes <- wish{diskUUID, image, chainID}:
 	default:
 	}
 }
 
-func (h *Hydrator) loop(ctx context.Context) {
+func (h *Reader) loop(ctx context.Context) {
 	defer close(h.ended)
 	defer h.replays.Wait()
 	for {
@@ -151,7 +151,7 @@ func (h *Hydrator) loop(ctx context.Context) {
 }
 
 // grant begins the replays that a wish asks for and that are not under way or done.
-func (h *Hydrator) grant(ctx context.Context, w wish) {
+func (h *Reader) grant(ctx context.Context, w wish) {
 	visit, disk, leave, err := h.Disks.Visit(ctx, w.disk)
 	if err != nil {
 		log.G(ctx).WithError(err).Debug("disk is not read ahead")
@@ -190,7 +190,7 @@ func imagesOf(d *Disk, w wish) []string {
 }
 
 // listFor gives what of an image's list is valid on the disk, and the file system's metadata if there is no list.
-func (h *Hydrator) listFor(ctx context.Context, d *Disk, image string) (list *accesslist.List, listed bool, err error) {
+func (h *Reader) listFor(ctx context.Context, d *Disk, image string) (list *accesslist.List, listed bool, err error) {
 	list, err = h.Lists.AccessList(ctx, *d, image)
 	if err == nil {
 		list, err = list.For(d.Index, d.Identity, d.SizeBytes)
@@ -209,7 +209,7 @@ func (h *Hydrator) listFor(ctx context.Context, d *Disk, image string) (list *ac
 var errLeft = errors.New("the disk has left")
 
 // replay when there is a slot.
-func (h *Hydrator) replay(ctx context.Context, run *run, list *accesslist.List) error {
+func (h *Reader) replay(ctx context.Context, run *run, list *accesslist.List) error {
 	ctx, disk, leave, err := h.Disks.Visit(ctx, run.key.disk)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errLeft, err)
@@ -229,7 +229,7 @@ func (h *Hydrator) replay(ctx context.Context, run *run, list *accesslist.List) 
 }
 
 // end notes how a replay ended.
-func (h *Hydrator) end(ctx context.Context, run *run, err error) {
+func (h *Reader) end(ctx context.Context, run *run, err error) {
 	result := ResultDone
 	switch {
 	case err == nil:
@@ -255,5 +255,5 @@ func (h *Hydrator) end(ctx context.Context, run *run, err error) {
 	h.runs.ended.Pieces += ended.Pieces
 	h.runs.ended.Skipped += ended.Skipped
 	h.mu.Unlock()
-	h.Observer.Hydrated(ctx, ended)
+	h.Observer.ReadAhead(ctx, ended)
 }

@@ -23,7 +23,7 @@ import (
 // node has disks that are plain directories, and lists of them.
 type node struct {
 	*testing.T
-	*Hydrator
+	*Reader
 	disks map[string]Disk
 	lists map[string]*accesslist.List
 	err   error
@@ -47,12 +47,12 @@ func newNode(t *testing.T, change func(*Config)) *node {
 		change(&cfg)
 	}
 	var err error
-	n.Hydrator, err = New(t.Context(), cfg)
+	n.Reader, err = New(t.Context(), cfg)
 	require.NoError(t, err)
 	return n
 }
 
-// stop closes the hydrator and sees that it has left all disks.
+// stop closes the reader and sees that it has left all disks.
 func (n *node) stop() {
 	require.NoError(n, n.Close())
 	n.mu.Lock()
@@ -132,7 +132,7 @@ func (n *node) AccessList(ctx context.Context, d Disk, image string) (*accesslis
 	return l, nil
 }
 
-func (n *node) Hydrated(_ context.Context, r Run) {
+func (n *node) ReadAhead(_ context.Context, r Run) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.ended = append(n.ended, r)

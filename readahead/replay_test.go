@@ -42,7 +42,7 @@ func newRig(t *testing.T, slow bool) *rig {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it mounts")
 	}
-	dir, err := os.MkdirTemp("/tmp", "hydrate")
+	dir, err := os.MkdirTemp("/tmp", "readahead")
 	require.NoError(t, err)
 	r := &rig{T: t}
 	t.Cleanup(func() { r.close(dir) })

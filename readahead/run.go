@@ -61,14 +61,14 @@ func (r *Run) Rate() int64 {
 // key of replays that would read the same.
 type key struct{ disk, image string }
 
-// run is a replay. Hydrator.mu guards Run.
+// run is a replay. Reader.mu guards Run.
 type run struct {
 	Run
 	progress
 	key key
 }
 
-func (h *Hydrator) plan(r *run, list *accesslist.List, listed bool) {
+func (h *Reader) plan(r *run, list *accesslist.List, listed bool) {
 	metadata, files := list.Size()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -109,7 +109,7 @@ func (r *runs) forget(old *run) {
 }
 
 // begin a replay; nil if the same one is under way or was not long ago, or too many are waiting.
-func (h *Hydrator) begin(d *Disk, image string) *run {
+func (h *Reader) begin(d *Disk, image string) *run {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
@@ -140,14 +140,14 @@ func (h *Hydrator) begin(d *Disk, image string) *run {
 	return r
 }
 
-func (h *Hydrator) started(r *run) {
+func (h *Reader) started(r *run) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Started, r.Result = time.Now(), ResultRunning
 }
 
 // Runs that are under way and the last that were, those under way first, then the youngest first.
-func (h *Hydrator) Runs() []Run {
+func (h *Reader) Runs() []Run {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
@@ -159,7 +159,7 @@ func (h *Hydrator) Runs() []Run {
 	return list
 }
 
-// Totals since the hydrator was made.
+// Totals since the reader was made.
 type Totals struct {
 	Bytes, Pieces, Skipped int64
 	// Running and Waiting replays now.
@@ -167,7 +167,7 @@ type Totals struct {
 }
 
 // Totals of all replays.
-func (h *Hydrator) Totals() Totals {
+func (h *Reader) Totals() Totals {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	t := h.runs.ended

@@ -51,7 +51,7 @@ With --json each line of standard output is an object with "event", one of
   finishing        metadata and index are being written
   result           "result": identity (uuid, index_digest), file_system, images, layers,
                    shared_layers, layer_uses, fetched_bytes, unpacked_bytes, inodes,
-                   reused_layers, reused_bytes, traced_files, traced_bytes, disk_bytes,
+                   reused_layers, reused_bytes, placed_files, placed_bytes, disk_bytes,
                    written_bytes, duration_nanoseconds
   contents         with --plan: "contents": images, layers (diff_id, blob, blob_bytes), chains
   error            "error": what went wrong, "code": its class, such as NotFound, and if the
@@ -61,7 +61,7 @@ const buildExample = `  berth build -o disk.img nginx:1.27 redis registry.exampl
   berth build -o /dev/sdb --platform linux/amd64 --platform linux/arm64 debian:12
   berth build -o disk.img --plain-http localhost:5000 localhost:5000/app:1
   berth build -o disk.img --size 20GiB registry.example/app:1=oci:./layout docker-archive:app.tar
-  berth build -o disk.img --trace python.trace registry.example/python-app:1
+  berth build -o disk.img --access-list python.accesslist registry.example/python-app:1
   berth build -o disk.img --json nginx | jq -c 'select(.event=="result").result'`
 
 // buildFlags are the flags as given.
@@ -69,7 +69,7 @@ type buildFlags struct {
 	output, fileSystem, size, created, tempDir string
 	platforms                                  []string
 	force, reuse, plan, registryOnly, json     bool
-	dns, traces                                []string
+	dns, accessLists                           []string
 	parallel                                   int
 	maxLayerSize                               string
 	maxLayerFiles                              int64
@@ -95,7 +95,7 @@ func newBuild() *cobra.Command {
 	flags.BoolVar(&f.plan, "plan", false, "only resolve the images and print what they consist of; needs no --output")
 	flags.BoolVar(&f.registryOnly, "registry-only", false, "take every IMAGE for a reference, also one that looks like oci:DIR")
 	flags.StringSliceVar(&f.dns, "dns", nil, "address of a name server to find registries with; may be repeated (default: the machine's)")
-	flags.StringSliceVar(&f.traces, "trace", nil, "access list made by \"berth trace\": what images read first is placed together; may be repeated")
+	flags.StringSliceVar(&f.accessLists, "access-list", nil, "access list made by \"berth record\": what images read first is placed together; may be repeated")
 	flags.StringVar(&f.fileSystem, "fs", "erofs", "file system: erofs, or ext4 for nodes whose kernel has no EROFS (needs root here)")
 	flags.StringVar(&f.size, "size", "", "size of the disk, such as 20GiB (units are powers of 1024); out of space is an error\n(default: as large as its content)")
 	flags.StringSliceVar(&f.platforms, "platform", nil, "platform of the images, such as linux/arm64; may be repeated (default: this machine's)")
@@ -133,12 +133,12 @@ func (f buildFlags) options(images []string) (builder.Options, error) {
 	if o.Registry.NameServers, err = nameServers(f.dns); err != nil {
 		return o, err
 	}
-	for _, file := range f.traces {
+	for _, file := range f.accessLists {
 		list, err := readAccessList(file)
 		if err != nil {
-			return o, fmt.Errorf("--trace: %w", err)
+			return o, fmt.Errorf("--access-list: %w", err)
 		}
-		o.Traced = append(o.Traced, list)
+		o.AccessLists = append(o.AccessLists, list)
 	}
 	if o.Limits.MaxBytes, err = units.RAMInBytes(f.maxLayerSize); err != nil || o.Limits.MaxBytes <= 0 {
 		return o, fmt.Errorf("--max-layer-size %q is no size such as 20GiB", f.maxLayerSize)
@@ -261,8 +261,8 @@ func writeBuildSummary(w io.Writer, output string, r *builder.Result) error {
 		"  fetched   %s of blobs\n  unpacked  %s in %d inodes, %s of it was there\n  time      %s\n",
 		output, r.FileSystem, size(r.DiskBytes), r.Identity.UUID, r.Identity.IndexDigest, r.Images,
 		r.Layers, r.SharedLayers, r.LayerUses, size(r.FetchedBytes), size(r.UnpackedBytes), r.Inodes, size(r.ReusedBytes), r.Duration.Round(time.Millisecond))
-	if err == nil && r.TracedFiles > 0 {
-		_, err = fmt.Fprintf(w, "  traced    %s of %d files lie together\n", size(r.TracedBytes), r.TracedFiles)
+	if err == nil && r.PlacedFiles > 0 {
+		_, err = fmt.Fprintf(w, "  placed    %s of %d files lie together\n", size(r.PlacedBytes), r.PlacedFiles)
 	}
 	return err
 }

@@ -31,10 +31,10 @@ its disk attached.`,
 
 func newCatalogAdd() *cobra.Command {
 	var (
-		dir     string
-		e       catalog.Entry
-		expires time.Duration
-		traces  []string
+		dir         string
+		e           catalog.Entry
+		expires     time.Duration
+		accessLists []string
 	)
 	cmd := &cobra.Command{
 		Use:   "add DISK",
@@ -66,7 +66,7 @@ Nodes attach the disk by the same path as here, read-only, unless --volume-snaps
 			if err != nil {
 				return err
 			}
-			if err := publish(cmd.Context(), d, e, traces); err != nil {
+			if err := publish(cmd.Context(), d, e, accessLists); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: added as %s\n", e.Name, e.ID)
@@ -80,7 +80,7 @@ Nodes attach the disk by the same path as here, read-only, unless --volume-snaps
 	f.StringVar(&e.Source.Driver, "driver", loopdev.Name, "`driver` that nodes attach it with")
 	f.StringVar(&e.Source.VolumeSnapshotID, "volume-snapshot", "", "`ID` of a volume snapshot of the disk, of which each node makes a volume")
 	f.StringVar(&e.Source.VolumeID, "volume", "", "`ID` of the disk's volume, which nodes attach read-only")
-	f.StringSliceVar(&traces, "access-list", nil, "`file` with what the start of an image reads (berth trace --output), for nodes to read ahead; may be repeated")
+	f.StringSliceVar(&accessLists, "access-list", nil, "`file` with what the start of an image reads (berth record --output), for nodes to read ahead; may be repeated")
 	f.DurationVar(&expires, "expires", 0, "`time` after which it is not attached any more; never if not given")
 	cobra.CheckErr(cmd.MarkFlagRequired("directory"))
 	cmd.MarkFlagsMutuallyExclusive("volume-snapshot", "volume")
@@ -88,9 +88,9 @@ Nodes attach the disk by the same path as here, read-only, unless --volume-snaps
 }
 
 // publish an entry with the access lists in files.
-func publish(ctx context.Context, d *directory.Directory, e catalog.Entry, traces []string) error {
+func publish(ctx context.Context, d *directory.Directory, e catalog.Entry, accessLists []string) error {
 	var lists []*accesslist.List
-	for _, file := range traces {
+	for _, file := range accessLists {
 		list, err := readAccessList(file)
 		if err != nil {
 			return fmt.Errorf("--access-list: %w", err)

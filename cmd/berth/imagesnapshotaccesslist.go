@@ -26,11 +26,11 @@ func newImageSnapshotAccessList() *cobra.Command {
 		Use:               "access-list NAME|ID",
 		ValidArgsFunction: completeOne(daemon.imageSnapshotNames),
 		Short:             "Print what starts of an image snapshot's images read, or keep such a list with it",
-		Long: `access-list prints the lists that "berth trace" recorded, one after another: a line for each part of a file, in the order of first
-access (docs/access-lists.md explains them). With --put it keeps a list that "berth trace --output" wrote with the image snapshot.`,
+		Long: `access-list prints the lists that "berth record" recorded, one after another: a line for each part of a file, in the order of first
+access (docs/access-lists.md explains them). With --put it keeps a list that "berth record --output" wrote with the image snapshot.`,
 		Example: `  berth image-snapshot access-list nightly --image nginx:1.27 | grep '^f '
-  berth image-snapshot access-list nightly --encoded --image nginx:1.27 > nginx.trace
-  berth image-snapshot access-list nightly --put nginx.trace`,
+  berth image-snapshot access-list nightly --encoded --image nginx:1.27 > nginx.accesslist
+  berth image-snapshot access-list nightly --put nginx.accesslist`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &imagesnapshotv1.ListAccessListsRequest{NameOrId: args[0]}
@@ -59,7 +59,7 @@ access (docs/access-lists.md explains them). With --put it keeps a list that "be
 	daemon.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&image, "image", "", "only the list of this `image`")
-	f.BoolVar(&encoded, "encoded", false, `print the one list as "berth build --trace" reads it`)
+	f.BoolVar(&encoded, "encoded", false, `print the one list as "berth build --access-list" reads it`)
 	f.StringVar(&put, "put", "", "keep the list in this `file`")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.MarkFlagsMutuallyExclusive("encoded", "put", "json")
@@ -84,7 +84,7 @@ func putAccessList(ctx context.Context, c imageSnapshots, name, file string, w i
 
 func writeAccessLists(w io.Writer, lists []*imagesnapshotv1.AccessList, name string, encoded bool) error {
 	if len(lists) == 0 {
-		return fmt.Errorf("%s has no such access list: record one with \"berth trace IMAGE --image-snapshot %s\"", name, name)
+		return fmt.Errorf("%s has no such access list: record one with \"berth record IMAGE --image-snapshot %s\"", name, name)
 	}
 	if encoded && len(lists) > 1 {
 		return fmt.Errorf("%s has %d access lists: choose one with --image", name, len(lists))

@@ -61,8 +61,8 @@ type inspection struct {
 	Images        []inspectedImage  `json:"images"`
 	Layers        []inspectedLayer  `json:"layers"`
 	Chains        []layerdisk.Chain `json:"chains"`
-	// Traced is where files lie together that images read first, if any do.
-	Traced  *layerdisk.Traced `json:"traced,omitempty"`
+	// Placed is where files lie together that images read first, if any do.
+	Placed  *layerdisk.Placed `json:"placed,omitempty"`
 	Sharing sharing           `json:"sharing"`
 }
 
@@ -130,7 +130,7 @@ func newInspection(ix *layerdisk.Index, id layerdisk.Identity) *inspection {
 	disk := &inspection{
 		Identity: id, FormatVersion: ix.FormatVersion, FileSystem: ix.FileSystem, Created: ix.Created,
 		Images: make([]inspectedImage, 0, len(ix.Images)), Layers: make([]inspectedLayer, 0, len(ix.Layers)), Chains: ix.Chains,
-		Traced: ix.Traced,
+		Placed: ix.Placed,
 	}
 	for _, l := range ix.Layers {
 		disk.Layers = append(disk.Layers, inspectedLayer{Layer: l})
@@ -197,8 +197,8 @@ func printDisk(out *printer, d *inspection) {
 	out.printf("content   %s, %s, %s unpacked\n", count(len(d.Images), "image"), count(len(d.Layers), "layer"), size(d.Sharing.UnpackedBytes))
 	out.printf("sharing   %s (%s) in more than one image; without sharing %s\n",
 		count(d.Sharing.SharedLayers, "layer"), size(d.Sharing.SharedBytes), size(d.Sharing.ImageBytes))
-	if t := d.Traced; t != nil {
-		out.printf("traced    %s that images read first lie together: %s at byte %d\n", count(t.Files, "file"), size(t.Length), t.Offset)
+	if t := d.Placed; t != nil {
+		out.printf("placed    %s that images read first lie together: %s at byte %d\n", count(t.Files, "file"), size(t.Length), t.Offset)
 	}
 	out.printf("\n")
 

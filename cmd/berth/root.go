@@ -38,7 +38,7 @@ was interrupted. "berth match" has more.`,
 		newInspect(),
 		newMatch(),
 		newStatus(),
-		newTrace(),
+		newRecord(),
 		newVerify(),
 	)
 	program.AddVersion(root, fmt.Sprintf("%s, layer disk format %d.%d, %s %s/%s", version.String(),

@@ -31,7 +31,7 @@ layers are in use, and how many layers containerd found on them, or had to pull,
 
 A disk that is not served from has its last error below the table; "berth doctor" checks the whole node.
 
-What is being read ahead for starts of images, and was lately, has a table of its own, if there is any; see docs/hydration.md.`,
+What is being read ahead for starts of images, and was lately, has a table of its own, if there is any; see docs/read-ahead.md.`,
 		Example: "  berth status\n  berth status --json | jq '.disks[] | select(.serving | not)'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -15,17 +15,17 @@ import (
 // openRecorder makes what records first starts, if the configuration wants that. started is before any disk was
 // mounted.
 func (n *node) openRecorder(ctx context.Context, c config.Config, started time.Time) (err error) {
-	if !c.Hydration.RecordFirstStart {
+	if !c.ReadAhead.RecordFirstStart {
 		return nil
 	}
 	pass := func(s firststart.Start) {
-		if n.hydrator != nil {
-			n.hydrator.Starting(s.DiskUUID, s.Image, s.ChainID)
+		if n.reader != nil {
+			n.reader.Starting(s.DiskUUID, s.Image, s.ChainID)
 		}
 	}
 	n.recorder, err = firststart.New(context.WithoutCancel(ctx), firststart.Config{
 		Disks: recordedDisks{visitedDisks{n.stage}}, Lists: recordedLists{n.accessLists(c)},
-		Time: c.Hydration.RecordTime.Std(), Since: started, Pass: pass,
+		Time: c.ReadAhead.RecordTime.Std(), Since: started, Pass: pass,
 	})
 	return err
 }

@@ -24,8 +24,8 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// importTrace is the file below the root that says that images were registered in containerd.
-const importTrace = "imageimport.json"
+// importMarker is the file below the root that says that images were registered in containerd.
+const importMarker = "imageimport.json"
 
 // importReconnect bounds the wait between attempts to reach a containerd that was away: pods wait for it.
 const importReconnect = 2 * time.Second
@@ -47,7 +47,7 @@ func (n *node) openImporter(c config.Config) error {
 	cri := criImages{runtime.NewImageServiceClient(conn), c.Root, c.Import.Snapshotter}
 	n.importer = imageimport.New(imageimport.Config{
 		Namespaces: c.Import.Namespaces, Snapshotter: c.Import.Snapshotter, Pinned: c.Import.Pinned, Images: c.Import.Images,
-		IdleTimeout: c.Stage.IdleTimeout.Std(), Platform: platforms.Default(), Trace: filepath.Join(c.Root, importTrace),
+		IdleTimeout: c.Stage.IdleTimeout.Std(), Platform: platforms.Default(), Marker: filepath.Join(c.Root, importMarker),
 		Observer: importObserver{metrics.RegisterImports(n.registry, texts(imageimport.Results())), n.ledger},
 	}, importNode{n.stage, n.snaps}, imageimport.Containerd{
 		Content: ctr.ContentStore(), Images: ctr.ImageService(), Leases: ctr.LeasesService(),

@@ -51,7 +51,7 @@ func (o observer) Miss(ctx context.Context, m snapshotter.Miss) {
 	o.ledger.Record(e)
 }
 
-// Start implements snapshotter.Observer; hydration is what wants to know.
+// Start implements snapshotter.Observer; what reads ahead wants to know.
 func (o observer) Start(context.Context, snapshotter.Start) {}
 
 // missReason is one of metrics.MissReasons.

@@ -48,8 +48,8 @@ type node struct {
 	stage    *stage.Stager
 	catalogs []catalog.Lister
 	chooser  *ondemand.Chooser
-	// hydrator is nil if nothing is read ahead.
-	hydrator *readahead.Hydrator
+	// reader is nil if nothing is read ahead.
+	reader *readahead.Reader
 	// recorder is nil if first starts are not recorded.
 	recorder *firststart.Recorder
 	snaps    *snapshotter.Snapshotter
@@ -102,8 +102,8 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 		Node:  nodeservice.Node{Version: version.String(), PID: os.Getpid(), Started: started, Root: c.Root},
 		Disks: n.disks, Layers: n.stage, Ledger: n.ledger, Images: n.importer, Choices: n.chooser,
 	}
-	if n.hydrator != nil {
-		node.ReadAhead = n.hydrator
+	if n.reader != nil {
+		node.ReadAhead = n.reader
 	}
 	server := grpc.NewServer(grpc.UnaryInterceptor(n.metrics.UnaryInterceptor()))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(n.snaps))
@@ -147,7 +147,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err := n.openChooser(ctx, c); err != nil {
 		return err
 	}
-	if err := n.openHydrator(ctx, c); err != nil {
+	if err := n.openReader(ctx, c); err != nil {
 		return err
 	}
 	if err := n.openRecorder(ctx, c, started); err != nil {
@@ -160,7 +160,7 @@ func (n *node) open(ctx context.Context, c config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	n.pulls = &pullWatcher{Observer: startWatcher{useRecorder{watch, n.chooser, n.uses}, n.hydrator, n.recorder}}
+	n.pulls = &pullWatcher{Observer: startWatcher{useRecorder{watch, n.chooser, n.uses}, n.reader, n.recorder}}
 	n.snaps, err = snapshotter.Open(ctx, snapshotter.Config{
 		Root: c.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Protocol: protocol,
 		Observer: n.pulls,
@@ -250,8 +250,8 @@ func (n *node) Close() error {
 	if n.recorder != nil {
 		errs = append(errs, n.recorder.Close())
 	}
-	if n.hydrator != nil {
-		errs = append(errs, n.hydrator.Close())
+	if n.reader != nil {
+		errs = append(errs, n.reader.Close())
 	}
 	if n.snapshots != nil {
 		errs = append(errs, n.snapshots.Close())

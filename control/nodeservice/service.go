@@ -51,7 +51,7 @@ type Choices interface {
 	Last(imageRef string, chainIDs ...digest.Digest) (ondemand.Record, bool)
 }
 
-// ReadAhead tells what is read ahead for starts of images; a *readahead.Hydrator does.
+// ReadAhead tells what is read ahead for starts of images; a *readahead.Reader does.
 type ReadAhead interface {
 	// Runs under way and the last ones that were: the youngest first.
 	Runs() []readahead.Run

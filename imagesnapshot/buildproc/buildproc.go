@@ -108,13 +108,13 @@ func (b *Builder) Plan(ctx context.Context, req lifecycle.PlanRequest) (lifecycl
 // Build implements lifecycle.Builder.
 func (b *Builder) Build(ctx context.Context, req lifecycle.BuildRequest) (_ lifecycle.BuildResult, err error) {
 	args := []string{"--output", req.Device.Path}
-	traces, remove, err := b.traceFiles(req.Traced)
+	lists, remove, err := b.writeAccessLists(req.AccessLists)
 	if err != nil {
 		return lifecycle.BuildResult{}, fmt.Errorf("build layer disk: hand over access lists: %w", err)
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	for _, file := range traces {
-		args = append(args, "--trace", file)
+	for _, file := range lists {
+		args = append(args, "--access-list", file)
 	}
 	if req.Reuse {
 		args = append(args, "--reuse")
@@ -137,8 +137,8 @@ func (b *Builder) Build(ctx context.Context, req lifecycle.BuildRequest) (_ life
 	return result, nil
 }
 
-// traceFiles writes access lists for the process to read.
-func (b *Builder) traceFiles(lists []*accesslist.List) (files []string, remove func() error, err error) {
+// writeAccessLists writes access lists for the process to read.
+func (b *Builder) writeAccessLists(lists []*accesslist.List) (files []string, remove func() error, err error) {
 	if len(lists) == 0 {
 		return nil, func() error { return nil }, nil
 	}

@@ -120,15 +120,15 @@ func TestPlanAndBuild(t *testing.T) {
 	require.NotEmpty(t, progress)
 	require.IsIncreasing(t, append([]int{-1}, progress[len(progress)-1]))
 
-	require.Nil(t, ix.Traced)
+	require.Nil(t, ix.Placed)
 	list := &accesslist.List{Image: first, Platform: "linux/amd64", Files: []accesslist.FileRange{{DiffID: digest.Digest(diffID.String()), Path: "base", Length: 3 << 20}}}
-	traced, err := b.Build(t.Context(), lifecycle.BuildRequest{
-		PlanRequest: lifecycle.PlanRequest{Spec: h.spec(first)}, Device: disk(t, 0), Traced: []*accesslist.List{list},
+	placed, err := b.Build(t.Context(), lifecycle.BuildRequest{
+		PlanRequest: lifecycle.PlanRequest{Spec: h.spec(first)}, Device: disk(t, 0), AccessLists: []*accesslist.List{list},
 	})
 	require.NoError(t, err)
-	ix, err = layerdisk.Parse(traced.Index)
+	ix, err = layerdisk.Parse(placed.Index)
 	require.NoError(t, err)
-	require.NotNil(t, ix.Traced, "the process was given the list")
+	require.NotNil(t, ix.Placed, "the process was given the list")
 	left, err := os.ReadDir(temp)
 	require.NoError(t, err)
 	require.Empty(t, left)

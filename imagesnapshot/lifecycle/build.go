@@ -43,7 +43,7 @@ func (m *making) writeDisk(ctx context.Context, j *job) (decision, error) {
 	}
 	result, buildErr := m.builder.Build(ctx, BuildRequest{
 		PlanRequest: PlanRequest{Owner: s.Owner, Spec: s.Spec}, Name: s.Name, Device: device, Reuse: w.BaseVolumeSnapshotID != "",
-		Traced: m.accessListsOf(ctx, s), Progress: newProgress(m.objects, s).report(ctx),
+		AccessLists: m.accessListsOf(ctx, s), Progress: newProgress(m.objects, s).report(ctx),
 	})
 	if ctx.Err() != nil {
 		// Aborted: by a deletion, the deadline or the end of this process. Whoever comes next gives the volume up.

@@ -50,8 +50,8 @@ type BuildRequest struct {
 	// Device to write to. It is blank, or holds a layer disk to start from if Reuse says so.
 	Device blockdev.Device
 	Reuse  bool
-	// Traced are access lists of images on the disk, see builder.Options.
-	Traced []*accesslist.List
+	// AccessLists are access lists of images on the disk, see builder.Options.
+	AccessLists []*accesslist.List
 	// Progress may be called with how far the build is, in percent, from any goroutine but only one at a time.
 	Progress func(percent int)
 }

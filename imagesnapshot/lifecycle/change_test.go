@@ -191,14 +191,14 @@ func TestUpdateUsesAccessLists(t *testing.T) {
 	newWorld(t, func(w *world) {
 		w.create("one", spec(refA))
 		s := w.await("one", imagesnapshot.PhaseAvailable)
-		require.Empty(t, w.builder.builds[0].Traced)
+		require.Empty(t, w.builder.builds[0].AccessLists)
 		list := &accesslist.List{Image: refA, Platform: "linux/amd64", Recorded: time.Unix(1000, 0).UTC()}
 		require.NoError(t, w.store.PutAccessList(t.Context(), s.ID, list))
 		_, err := w.engine.Update(t.Context(), lifecycle.UpdateRequest{NameOrID: "one", Spec: s.Spec, Rebuild: true})
 		require.NoError(t, err)
 		w.settle(time.Second)
 		w.await("one", imagesnapshot.PhaseAvailable)
-		require.Equal(t, []*accesslist.List{list}, w.builder.builds[1].Traced)
+		require.Equal(t, []*accesslist.List{list}, w.builder.builds[1].AccessLists)
 	})
 }
 

@@ -27,7 +27,7 @@ type Config struct {
 	Stage       Stage       `toml:"stage"`
 	Snapshotter Snapshotter `toml:"snapshotter"`
 	Catalog     Catalog     `toml:"catalog"`
-	Hydration   Hydration   `toml:"hydration"`
+	ReadAhead   ReadAhead   `toml:"read_ahead"`
 	Loop        Loop        `toml:"loop"`
 	Drivers     Drivers     `toml:"drivers"`
 	Discover    Discover    `toml:"discover"`
@@ -152,7 +152,7 @@ func Default() Config {
 		},
 		Snapshotter:    Snapshotter{Protocol: ProtocolAuto},
 		Discover:       Discover{Expect: []digest.Digest{}, LoopsBelow: []string{}},
-		Hydration:      defaultHydration(),
+		ReadAhead:      defaultReadAhead(),
 		Import:         defaultImport(),
 		ImageSnapshots: defaultImageSnapshots(),
 		Automatic:      defaultAutomatic(),

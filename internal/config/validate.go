@@ -81,7 +81,7 @@ func (c *Config) Validate() error {
 			refuse("%s: %s is negative, 0s or more is allowed", d.key, d.value)
 		}
 	}
-	errs = append(append(append(errs, c.Stage.check()...), c.Catalog.check()...), c.Hydration.check()...)
+	errs = append(append(append(errs, c.Stage.check()...), c.Catalog.check()...), c.ReadAhead.check()...)
 	if d := c.Loop.Directory; d != "" && !cleanAbs(d) {
 		refuse("loop.directory: %q is not a clean absolute path; \"\" is <root>/volumes", d)
 	}

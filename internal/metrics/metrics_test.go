@@ -60,8 +60,8 @@ func TestMetrics(t *testing.T) {
 	o.Chosen("attach")
 	o.Chosen("new")
 	o.Attached("ready", time.Second)
-	h := metrics.RegisterHydration(r, []string{"done", "failed"}, func() metrics.HydrationTotals {
-		return metrics.HydrationTotals{Bytes: 5000, Reads: 4, Skipped: 3, Running: 2, Waiting: 1}
+	h := metrics.RegisterReadAhead(r, []string{"done", "failed"}, func() metrics.ReadAheadTotals {
+		return metrics.ReadAheadTotals{Bytes: 5000, Reads: 4, Skipped: 3, Running: 2, Waiting: 1}
 	})
 	h.Ended("done", time.Second)
 	h.Ended("new", time.Second)
@@ -97,14 +97,14 @@ func TestMetrics(t *testing.T) {
 		"berth_choices_total{none}":                    0,
 		"berth_choices_total{other}":                   1,
 		"berth_catalog_entries{}":                      7,
-		"berth_hydrated_bytes_total{}":                 5000,
-		"berth_hydration_reads_total{}":                4,
-		"berth_hydration_skipped_total{}":              3,
-		"berth_hydrations{running}":                    2,
-		"berth_hydrations{waiting}":                    1,
-		"berth_hydration_duration_seconds{done}":       1,
-		"berth_hydration_duration_seconds{failed}":     0,
-		"berth_hydration_duration_seconds{other}":      1,
+		"berth_read_ahead_bytes_total{}":               5000,
+		"berth_read_ahead_reads_total{}":               4,
+		"berth_read_ahead_skipped_total{}":             3,
+		"berth_read_ahead_starts{running}":             2,
+		"berth_read_ahead_starts{waiting}":             1,
+		"berth_read_ahead_duration_seconds{done}":      1,
+		"berth_read_ahead_duration_seconds{failed}":    0,
+		"berth_read_ahead_duration_seconds{other}":     1,
 
 		"berth_on_demand_attach_duration_seconds{ready}": 1,
 		"berth_on_demand_attach_duration_seconds{other}": 1,

@@ -59,8 +59,8 @@ func (f found) record(name string) (images.Image, bool) {
 	return f.images[i], true
 }
 
-// trace is what Config.Trace says.
-type trace struct {
+// marker is what the file Config.Marker holds.
+type marker struct {
 	Namespaces []string `json:"namespaces"`
 }
 
@@ -68,7 +68,7 @@ type trace struct {
 func (im *Importer) look(ctx context.Context) ([]found, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	was, _, err := durable.Read[trace](im.Trace)
+	was, _, err := durable.Read[marker](im.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func (im *Importer) lookIn(ctx context.Context, ns string) (found, error) {
 
 // leaveTrace notes before anything is registered in which namespaces that is.
 func (im *Importer) leaveTrace() error {
-	was, _, err := durable.Read[trace](im.Trace)
+	was, _, err := durable.Read[marker](im.Marker)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (im *Importer) leaveTrace() error {
 	if slices.Equal(all, was.Namespaces) {
 		return nil
 	}
-	return durable.Write(im.Trace, trace{all})
+	return durable.Write(im.Marker, marker{all})
 }
 
 // withdraw takes back what was registered of a disk, and the images of other disks that rest on its layers or whose

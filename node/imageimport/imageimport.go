@@ -100,8 +100,9 @@ type Config struct {
 	IdleTimeout time.Duration
 	// Platform of containers on this node.
 	Platform platforms.MatchComparer
-	// Trace is a file that says in which namespaces there may be something to take back. It is not there if nothing is.
-	Trace string
+	// Marker is a file that says in which namespaces there may be something to take back. It is not there if nothing
+	// is.
+	Marker string
 	// Observer may be nil.
 	Observer Observer
 }

@@ -91,7 +91,7 @@ func TestRegister(t *testing.T) {
 			im.Converge(t.Context())
 			n.requireNothing()
 			require.Len(t, n.told, 8)
-			require.NoFileExists(t, n.config.Trace, "nothing is left, so containerd is not asked any more")
+			require.NoFileExists(t, n.config.Marker, "nothing is left, so containerd is not asked any more")
 		})
 	}
 }

@@ -56,7 +56,7 @@ func newNode(t *testing.T, protocol snapshotter.Protocol) *node {
 	}
 	n := &node{T: t, dir: t.TempDir(), indexes: map[string]*layerdisk.Index{}, holders: map[string]string{}}
 	n.config = imageimport.Config{
-		Namespaces: []string{"default", "k8s.io"}, Snapshotter: pluginName, Trace: filepath.Join(n.dir, "trace"), Observer: n,
+		Namespaces: []string{"default", "k8s.io"}, Snapshotter: pluginName, Marker: filepath.Join(n.dir, "marker"), Observer: n,
 		Platform: platforms.Only(ocispec.Platform{OS: "linux", Architecture: "amd64"}),
 	}
 	var err error

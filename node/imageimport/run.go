@@ -99,7 +99,7 @@ func (im *Importer) concerned(disks []Disk) bool {
 	if slices.ContainsFunc(disks, func(d Disk) bool { return im.isWanted(d.Name) }) {
 		return true
 	}
-	_, err := os.Lstat(im.Trace)
+	_, err := os.Lstat(im.Marker)
 	return !errors.Is(err, os.ErrNotExist)
 }
 
@@ -166,7 +166,7 @@ func (im *Importer) leave(ctx context.Context, all []found, disks []Disk) ([]fou
 	}
 	wanted := slices.ContainsFunc(disks, func(d Disk) bool { return im.isWanted(d.Name) })
 	if !wanted && !slices.ContainsFunc(all, func(f found) bool { return len(f.disks()) > 0 }) {
-		return all, durable.Remove(im.Trace)
+		return all, durable.Remove(im.Marker)
 	}
 	return all, nil
 }

@@ -1,5 +1,5 @@
 // Package accesslist says what the start of an image reads from a layer disk, in the order of first access, so that
-// another node can read it ahead (package hydrate) and the builder can place it together.
+// another node can read it ahead (package readahead) and the builder can place it together.
 //
 // A list names parts of files by layer and path, which are the same on every disk that has the layer, and parts of the
 // block device, where the file system's own data lies, which belong to one disk. Package record makes lists.

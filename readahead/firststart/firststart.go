@@ -1,6 +1,6 @@
 // Package firststart records, on a node, what the first start of an image reads that nobody has recorded: for images
-// that nobody traces. It happens once for each image; the start waits until it has begun, some milliseconds, and costs
-// nothing more after that that could be measured.
+// that nobody recorded. It happens once for each image; the start waits until it has begun, some milliseconds, and
+// costs nothing more after that that could be measured.
 //
 // Pages that are in the page cache already are read by nobody. So only the first container of a disk since it was
 // mounted is recorded, and nothing is read ahead for it.
@@ -81,7 +81,7 @@ const (
 	maxDisks = 4096
 	// keepTimeout bounds what is done with a list that is complete.
 	keepTimeout = 30 * time.Second
-	// beginTimeout bounds what a container waits for: the tracer takes a few milliseconds to begin, on a busy machine
+	// beginTimeout bounds what a container waits for: the recorder takes a few milliseconds to begin, on a busy machine
 	// more.
 	beginTimeout = time.Second
 )

@@ -25,7 +25,7 @@ import (
 
 const (
 	// namespace of containerd for runs, so that nobody takes their containers for his.
-	namespace = "berth-trace"
+	namespace = "berth-record"
 	// connectTimeout is for a socket on this machine.
 	connectTimeout = 10 * time.Second
 )

@@ -35,15 +35,15 @@ type workplace struct {
 // newWorkplace makes one, after it has removed those of runs that were killed.
 func newWorkplace(ctx context.Context, o Options) (*workplace, error) {
 	if !filepath.IsAbs(o.Dir) {
-		return nil, fmt.Errorf("directory for traces %q is not absolute: %w", o.Dir, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("directory of trial runs %q is not absolute: %w", o.Dir, errdefs.ErrInvalidArgument)
 	}
 	if err := os.MkdirAll(o.Dir, 0o711); err != nil { //nolint:gosec // what runs as another user has to pass through
-		return nil, fmt.Errorf("make directory for traces: %w", err)
+		return nil, fmt.Errorf("make directory of trial runs: %w", err)
 	}
 	// Mounts cannot have symbolic links in their paths.
 	dir, err := filepath.EvalSymlinks(o.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("find directory for traces: %w", err)
+		return nil, fmt.Errorf("find directory of trial runs: %w", err)
 	}
 	all, err := os.Open(dir)
 	if err != nil {
@@ -55,7 +55,7 @@ func newWorkplace(ctx context.Context, o Options) (*workplace, error) {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	if err := removeStale(ctx, dir, o.Containerd); err != nil {
-		return nil, fmt.Errorf("remove what a trace that was killed has left: %w", err)
+		return nil, fmt.Errorf("remove what a trial run that was killed has left: %w", err)
 	}
 	w := &workplace{dir: filepath.Join(dir, uuid.NewString()[:8]), containerd: o.Containerd}
 	if err := os.Mkdir(w.dir, 0o711); err != nil { //nolint:gosec // as above

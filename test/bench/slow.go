@@ -42,7 +42,7 @@ func (b *bench) slow(ctx context.Context, _ string) error {
 	if err := b.record(ctx, plain, listFile); err != nil {
 		return fmt.Errorf("record the start: %w", err)
 	}
-	if err := b.buildDisk(ctx, placed, "--trace", listFile); err != nil {
+	if err := b.buildDisk(ctx, placed, "--access-list", listFile); err != nil {
 		return err
 	}
 	// Its metadata lies elsewhere: a list of its own.
@@ -110,7 +110,7 @@ func (b *bench) buildDisk(ctx context.Context, disk string, options ...string) e
 func (b *bench) record(ctx context.Context, disk, file string) (err error) {
 	m, err := machine.Start(ctx, machine.Options{
 		Dir: filepath.Join(b.dir, "m"), Bin: b.bin, Snapshotter: berth.PluginName, Disks: []string{disk},
-		Berthd: func(c *berth.Config) { c.NoHydration = true },
+		Berthd: func(c *berth.Config) { c.NoReadAhead = true },
 	})
 	defer func() { err = errors.Join(err, m.Close()) }() //nolint:contextcheck // also after the end of ctx
 	if err != nil {
@@ -196,7 +196,7 @@ func (b *bench) slowStart(ctx context.Context, disk, list string, speed lazy.Spe
 	defer func() { err = errors.Join(err, d.Close(), os.RemoveAll(dir)) }()
 	m, err := machine.Start(ctx, machine.Options{
 		Dir: filepath.Join(b.dir, "m"), Bin: b.bin, Snapshotter: berth.PluginName, Disks: []string{d.Path()},
-		Berthd: func(c *berth.Config) { c.NoHydration = list == "" },
+		Berthd: func(c *berth.Config) { c.NoReadAhead = list == "" },
 	})
 	defer func() { err = errors.Join(err, m.Close()) }() //nolint:contextcheck // also after the end of ctx
 	if err != nil {

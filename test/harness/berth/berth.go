@@ -62,10 +62,10 @@ type Config struct {
 	ImageSnapshots, Automatic string
 	// Import has the images of all disks registered in a containerd; nil in none.
 	Import *Import
-	// HydrationRate in bytes a second that is read ahead at; 0 is no limit.
-	HydrationRate int64
-	// NoHydration reads nothing ahead.
-	NoHydration bool
+	// ReadAheadRate in bytes a second that is read ahead at; 0 is no limit.
+	ReadAheadRate int64
+	// NoReadAhead reads nothing ahead.
+	NoReadAhead bool
 	// RecordTime, if not 0, has first starts recorded for so long.
 	RecordTime time.Duration
 	// Env is added to the environment of both programs.
@@ -132,7 +132,7 @@ func (d *Daemon) writeConfig() error {
 		fmt.Fprintf(&b, "[import]\nenabled = true\ncontainerd = %q\npinned = %t\n", im.Containerd, im.Pinned)
 		fmt.Fprintf(&b, "namespaces = [%s]\nimages = [%s]\n", quoted(im.Namespaces), quoted(im.Images))
 	}
-	fmt.Fprintf(&b, "[hydration]\nenabled = %t\nrate = %d\n", !d.cfg.NoHydration, d.cfg.HydrationRate)
+	fmt.Fprintf(&b, "[read_ahead]\nenabled = %t\nrate = %d\n", !d.cfg.NoReadAhead, d.cfg.ReadAheadRate)
 	if d.cfg.RecordTime > 0 {
 		fmt.Fprintf(&b, "record_first_start = true\nrecord_time = %q\n", d.cfg.RecordTime)
 	}

@@ -22,14 +22,14 @@ import (
 	"berth.dev/berth/snapshotter"
 )
 
-// openHydrator makes what reads ahead, if the configuration wants that.
-func (n *node) openHydrator(ctx context.Context, c config.Config) (err error) {
-	h := c.Hydration
+// openReader makes what reads ahead, if the configuration wants that.
+func (n *node) openReader(ctx context.Context, c config.Config) (err error) {
+	h := c.ReadAhead
 	if !h.Enabled {
 		return nil
 	}
-	observer := &hydrationObserver{}
-	n.hydrator, err = readahead.New(context.WithoutCancel(ctx), readahead.Config{
+	observer := &readAheadObserver{}
+	n.reader, err = readahead.New(context.WithoutCancel(ctx), readahead.Config{
 		Disks: visitedDisks{n.stage}, Lists: n.accessLists(c),
 		Workers: h.Workers, AtOnce: h.AtOnce, Rate: h.Rate, MemoryShare: h.MemoryShare, Observer: observer,
 	})
@@ -37,19 +37,19 @@ func (n *node) openHydrator(ctx context.Context, c config.Config) (err error) {
 		return err
 	}
 	// Nothing is read ahead before the first pull.
-	observer.metrics = metrics.RegisterHydration(n.registry, texts(readahead.Results()), func() metrics.HydrationTotals {
-		t := n.hydrator.Totals()
-		return metrics.HydrationTotals{Bytes: t.Bytes, Reads: t.Pieces, Skipped: t.Skipped, Running: t.Running, Waiting: t.Waiting}
+	observer.metrics = metrics.RegisterReadAhead(n.registry, texts(readahead.Results()), func() metrics.ReadAheadTotals {
+		t := n.reader.Totals()
+		return metrics.ReadAheadTotals{Bytes: t.Bytes, Reads: t.Pieces, Skipped: t.Skipped, Running: t.Running, Waiting: t.Waiting}
 	})
 	return nil
 }
 
-// hydrationObserver passes on how reading ahead ended: to metrics and to the log.
-type hydrationObserver struct {
-	metrics *metrics.Hydration
+// readAheadObserver passes on how reading ahead ended: to metrics and to the log.
+type readAheadObserver struct {
+	metrics *metrics.ReadAhead
 }
 
-func (o *hydrationObserver) Hydrated(ctx context.Context, r readahead.Run) {
+func (o *readAheadObserver) ReadAhead(ctx context.Context, r readahead.Run) {
 	o.metrics.Ended(string(r.Result), r.Took)
 	entry := log.G(ctx).WithFields(log.Fields{"image": r.Image, "disk": r.Disk, "result": r.Result, "bytes": r.Bytes, "took": r.Took, "listed": r.Listed})
 	if r.Result == readahead.ResultFailed {
@@ -59,7 +59,7 @@ func (o *hydrationObserver) Hydrated(ctx context.Context, r readahead.Run) {
 	entry.Debug("start of image is read ahead")
 }
 
-// visitedDisks is the stage as a hydrator sees it.
+// visitedDisks is the stage as a reader sees it.
 type visitedDisks struct {
 	stage *stage.Stager
 }
@@ -86,7 +86,7 @@ type accessLists struct {
 }
 
 func (n *node) accessLists(c config.Config) accessLists {
-	lists := accessLists{directory: liststore.Open(cmp.Or(c.Hydration.ListsDirectory, filepath.Join(c.Root, "access-lists")))}
+	lists := accessLists{directory: liststore.Open(cmp.Or(c.ReadAhead.ListsDirectory, filepath.Join(c.Root, "access-lists")))}
 	if n.snapshots != nil {
 		lists.snapshots = n.snapshots
 	}
@@ -140,8 +140,8 @@ func choose(ctx context.Context, from *liststore.Dir, disk layerdisk.Identity, i
 // startWatcher is an observer of the snapshotter that also has what starts recorded or read ahead.
 type startWatcher struct {
 	snapshotter.Observer
-	// hydrator and recorder may be nil. The recorder passes on to the hydrator.
-	hydrator *readahead.Hydrator
+	// reader and recorder may be nil. The recorder passes on to the reader.
+	reader   *readahead.Reader
 	recorder *firststart.Recorder
 }
 
@@ -159,8 +159,8 @@ func (w startWatcher) starting(s firststart.Start) {
 	switch {
 	case w.recorder != nil:
 		w.recorder.Starting(s)
-	case w.hydrator != nil:
-		w.hydrator.Starting(s.DiskUUID, s.Image, s.ChainID)
+	case w.reader != nil:
+		w.reader.Starting(s.DiskUUID, s.Image, s.ChainID)
 	}
 }
 

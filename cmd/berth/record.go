@@ -25,9 +25,9 @@ import (
 	"berth.dev/berth/readahead/trialrun"
 )
 
-const traceLong = `Trace runs an image once from a layer disk and records which parts of which files its start reads,
+const recordLong = `Record runs an image once from a layer disk and records which parts of which files its start reads,
 in their order. With that list a node reads them ahead while a container starts, which makes a start
-from a slow disk several times faster, and a build places them together (berth build --trace).
+from a slow disk several times faster, and a build places them together (berth build --access-list).
 
 The disk is the file or block device of --disk, or what berthd has of the image: the image snapshot
 of --image-snapshot, or the attached disk that has the image. It is mounted once more, read-only and
@@ -44,12 +44,12 @@ one removes.
 One start may read other files than the next: with --merge the list is merged with the one that is
 there, and has what at least half of both have.`
 
-const traceExample = `  berth trace python-app:1 --image-snapshot nightly -- python3 -c 'import scipy.stats'
-  berth trace nginx:1.27 --ready 'start worker process' --timeout 30s
-  berth trace nginx:1.27 --disk disk.img --output nginx.trace -- nginx -t
-  berth build -o disk2.img --trace nginx.trace nginx:1.27`
+const recordExample = `  berth record python-app:1 --image-snapshot nightly -- python3 -c 'import scipy.stats'
+  berth record nginx:1.27 --ready 'start worker process' --timeout 30s
+  berth record nginx:1.27 --disk disk.img --output nginx.accesslist -- nginx -t
+  berth build -o disk2.img --access-list nginx.accesslist nginx:1.27`
 
-type traceFlags struct {
+type recordFlags struct {
 	daemon                  daemonFlags
 	disk, snapshot, output  string
 	platform, ready, method string
@@ -57,13 +57,13 @@ type traceFlags struct {
 	options                 trialrun.Options
 }
 
-func newTrace() *cobra.Command {
-	var f traceFlags
+func newRecord() *cobra.Command {
+	var f recordFlags
 	cmd := &cobra.Command{
-		Use:     "trace IMAGE [-- CMD...]",
+		Use:     "record IMAGE [-- CMD...]",
 		Short:   "Run an image once and record what its start reads from the disk",
-		Long:    traceLong,
-		Example: traceExample,
+		Long:    recordLong,
+		Example: recordExample,
 		Args: func(cmd *cobra.Command, args []string) error {
 			images := args
 			if dash := cmd.ArgsLenAtDash(); dash >= 0 {
@@ -91,14 +91,14 @@ func newTrace() *cobra.Command {
 	flags.StringArrayVarP(&f.options.Env, "env", "e", nil, "`NAME=VALUE` in the program's environment; may be repeated")
 	flags.BoolVar(&f.options.HostNetwork, "host-network", false, "run in the machine's network")
 	flags.StringVar(&f.options.Containerd, "containerd", "/run/containerd/containerd.sock", "containerd's `socket`")
-	flags.StringVar(&f.options.Dir, "dir", "/var/lib/berth-trace", "`directory` for mounts and for what the container writes; the same for all runs")
+	flags.StringVar(&f.options.Dir, "dir", "/var/lib/berth-record", "`directory` for mounts and for what the container writes; the same for all runs")
 	flags.StringVar(&f.method, "method", "", "how to record: trace (kernel tracing, exact), or open (fanotify, files but no order within them)\n(default: trace, or open where the kernel forbids it)")
 	flags.BoolVar(&f.asJSON, "json", false, "print one JSON object instead of lines; the program's output goes to standard error")
 	cmd.MarkFlagsMutuallyExclusive("disk", "image-snapshot")
 	return cmd
 }
 
-func (f *traceFlags) run(cmd *cobra.Command, image string) (err error) {
+func (f *recordFlags) run(cmd *cobra.Command, image string) (err error) {
 	named, err := reference.ParseDockerRef(image)
 	if err != nil {
 		return fmt.Errorf("image %q: %w", image, err)
@@ -121,7 +121,7 @@ func (f *traceFlags) run(cmd *cobra.Command, image string) (err error) {
 		return errors.New("--disk needs --output: nobody keeps lists of a disk that berthd does not know")
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("trace mounts disks and runs containers: run it as root")
+		return errors.New("record mounts disks and runs containers: run it as root")
 	}
 	if f.options.Dir, err = filepath.Abs(f.options.Dir); err != nil {
 		return err
@@ -142,13 +142,13 @@ func (f *traceFlags) run(cmd *cobra.Command, image string) (err error) {
 }
 
 // record runs the image and merges the list with the old one, if there is one.
-func (f *traceFlags) record(ctx context.Context, old *accesslist.List) (*trialrun.Result, error) {
+func (f *recordFlags) record(ctx context.Context, old *accesslist.List) (*trialrun.Result, error) {
 	res, err := trialrun.Run(ctx, f.options)
 	if ctx.Err() != nil && err != nil {
 		return nil, errors.New("interrupted, nothing was kept")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("trace %s: %w", f.options.Image, err)
+		return nil, fmt.Errorf("record %s: %w", f.options.Image, err)
 	}
 	if old != nil {
 		if res.List, err = accesslist.Merge(old, res.List); err != nil {
@@ -159,7 +159,7 @@ func (f *traceFlags) record(ctx context.Context, old *accesslist.List) (*trialru
 }
 
 // toFile writes the list to a file, or to standard output.
-func (f *traceFlags) toFile(ctx context.Context, stdout io.Writer) error {
+func (f *recordFlags) toFile(ctx context.Context, stdout io.Writer) error {
 	var old *accesslist.List
 	if f.merge && f.output != "-" {
 		var err error
@@ -201,8 +201,8 @@ func replaceFile(path string, data []byte) error {
 	return nil
 }
 
-// traceSummary is what berth trace --json prints. Sizes are in bytes.
-type traceSummary struct {
+// recordSummary is what berth record --json prints. Sizes are in bytes.
+type recordSummary struct {
 	Image    string             `json:"image"`
 	Platform string             `json:"platform"`
 	End      trialrun.EndReason `json:"end"`
@@ -219,8 +219,8 @@ type traceSummary struct {
 	KeptBy string `json:"keptBy"`
 }
 
-func (f *traceFlags) summary(w io.Writer, res *trialrun.Result, keptBy string) error {
-	s := traceSummary{
+func (f *recordFlags) summary(w io.Writer, res *trialrun.Result, keptBy string) error {
+	s := recordSummary{
 		Image: res.List.Image, Platform: res.List.Platform, End: res.End, Method: res.Summary.Method, Seconds: res.Summary.Duration.Seconds(),
 		Files: res.List.FileCount(), ImageBytes: res.ImageBytes, LostPages: res.Summary.Lost, KeptBy: keptBy,
 	}
@@ -245,7 +245,7 @@ func (f *traceFlags) summary(w io.Writer, res *trialrun.Result, keptBy string) e
 }
 
 // fromDaemon runs the image from a disk of berthd's, and has an image snapshot keep the list unless it goes to a file.
-func (f *traceFlags) fromDaemon(ctx context.Context, stdout io.Writer) error {
+func (f *recordFlags) fromDaemon(ctx context.Context, stdout io.Writer) error {
 	return f.daemon.dial(ctx, func(ctx context.Context, conn connection) error {
 		src := diskSource{control: controlv1.NewControlServiceClient(conn), snapshots: imagesnapshotv1.NewImageSnapshotServiceClient(conn)}
 		disk, release, err := src.find(ctx, f.snapshot, f.options.Image)
@@ -261,7 +261,7 @@ func (f *traceFlags) fromDaemon(ctx context.Context, stdout io.Writer) error {
 }
 
 // keep records, and puts the list where it belongs.
-func (f *traceFlags) keep(ctx context.Context, stdout io.Writer, c imageSnapshots, disk foundDisk) error {
+func (f *recordFlags) keep(ctx context.Context, stdout io.Writer, c imageSnapshots, disk foundDisk) error {
 	if f.output != "" {
 		return f.toFile(ctx, stdout)
 	}

@@ -13,10 +13,10 @@ import (
 	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
-// releaseTimeout bounds the detaching of a disk that was attached for a trace.
+// releaseTimeout bounds the detaching of a disk that was attached for a recording.
 const releaseTimeout = time.Minute
 
-// diskSource finds out of berthd which device has the disk to trace from.
+// diskSource finds out of berthd which device has the disk to record from.
 type diskSource struct {
 	control   controlv1.ControlServiceClient
 	snapshots imageSnapshots
@@ -59,7 +59,7 @@ func (d diskSource) find(ctx context.Context, snapshot, image string) (_ foundDi
 
 // attach has the image snapshot's disk attached.
 func (d diskSource) attach(ctx context.Context, s *imagesnapshotv1.ImageSnapshot) (foundDisk, func(context.Context) error, error) {
-	name := "trace-" + uuid.NewString()[:8]
+	name := "record-" + uuid.NewString()[:8]
 	resp, err := d.control.AttachDisk(ctx, &controlv1.AttachDiskRequest{
 		Name: name, Driver: s.GetStatus().GetDriver(), VolumeSnapshotId: s.GetStatus().GetVolumeSnapshotId(), ExpectIndexDigest: s.GetStatus().GetIndexDigest(), Keep: true,
 	})

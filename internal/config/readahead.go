@@ -11,8 +11,8 @@ const (
 	maxRecordTime     = 10 * time.Minute
 )
 
-// Hydration is about reading ahead what the start of an image reads from a layer disk.
-type Hydration struct {
+// ReadAhead is about reading ahead what the start of an image reads from a layer disk.
+type ReadAhead struct {
 	// Enabled reads ahead.
 	Enabled bool `toml:"enabled"`
 	// Workers are the reads that are under way at once for one start.
@@ -31,17 +31,17 @@ type Hydration struct {
 	RecordTime Duration `toml:"record_time"`
 }
 
-func defaultHydration() Hydration {
-	return Hydration{Enabled: true, Workers: 16, AtOnce: 2, MemoryShare: 0.5, RecordTime: Duration(defaultRecordTime)}
+func defaultReadAhead() ReadAhead {
+	return ReadAhead{Enabled: true, Workers: 16, AtOnce: 2, MemoryShare: 0.5, RecordTime: Duration(defaultRecordTime)}
 }
 
 // check names every key whose value cannot be used.
-func (h Hydration) check() []error {
+func (h ReadAhead) check() []error {
 	var errs []error
 	refuse := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("hydration.%s: %w", key, fmt.Errorf(format, args...)))
+		errs = append(errs, fmt.Errorf("read_ahead.%s: %w", key, fmt.Errorf(format, args...)))
 	}
-	// maxWorkers is hydrate.MaxWorkers.
+	// maxWorkers is readahead.MaxWorkers.
 	const maxWorkers, maxAtOnce, minRate = 64, 64, 1 << 20
 	if h.Workers < 1 || h.Workers > maxWorkers {
 		refuse("workers", "%d is not from 1 to %d", h.Workers, maxWorkers)

@@ -165,8 +165,8 @@ func (n *node) cachedPages(offset, length int64) int {
 	return pages
 }
 
-// hydrated waits for a replay of the image that has ended, and gives all there were.
-func (n *node) hydrated(p pushed, count int) (all []berth.ReadAhead) {
+// readAhead waits for a replay of the image that has ended, and gives all there were.
+func (n *node) readAhead(p pushed, count int) (all []berth.ReadAhead) {
 	n.Helper()
 	n.eventually("the image to be read ahead", func() error {
 		all = nil
@@ -194,7 +194,7 @@ func TestStartIsReadAhead(t *testing.T) {
 	n.start()
 	require.Zero(t, n.cachedPages(0, largeBytes))
 	n.pull(p)
-	got := n.hydrated(p, 1)
+	got := n.readAhead(p, 1)
 	require.Equal(t, []berth.ReadAhead{{Image: p.ref, Disk: "d", Listed: true, State: "done", TotalBytes: 3<<20 + 8192, Bytes: 3<<20 + 8192, Rate: got[0].Rate}}, got)
 	require.Positive(t, got[0].Rate)
 	require.Equal(t, 3<<20/4096, n.cachedPages(9<<20, 3<<20))
@@ -204,7 +204,7 @@ func TestStartIsReadAhead(t *testing.T) {
 	n.startBerthd()
 	require.Empty(t, n.status().ReadAhead)
 	n.run(p, "c", "true")
-	require.Equal(t, "done", n.hydrated(p, 1)[0].State)
+	require.Equal(t, "done", n.readAhead(p, 1)[0].State)
 }
 
 // Without a list it is the metadata of the file system.
@@ -214,7 +214,7 @@ func TestMetadataIsReadAheadWithoutList(t *testing.T) {
 	n.attachAtStart("d", n.build("d", p))
 	n.start()
 	n.pull(p)
-	got := n.hydrated(p, 1)
+	got := n.readAhead(p, 1)
 	require.Len(t, got, 1)
 	require.Equal(t, "done", got[0].State)
 	require.False(t, got[0].Listed)
@@ -231,7 +231,7 @@ func TestDetachWhileReadingAhead(t *testing.T) {
 	disk := n.build("d", p)
 	n.attachAtStart("d", disk)
 	n.list(p, disk, accesslist.Range{Length: largeBytes})
-	n.configure = func(c *berth.Config) { c.HydrationRate = 1 << 20 } // it would take half a minute
+	n.configure = func(c *berth.Config) { c.ReadAheadRate = 1 << 20 } // it would take half a minute
 	n.start()
 	n.pull(p)
 	n.eventually("reading ahead", func() error {
@@ -250,7 +250,7 @@ func TestDetachWhileReadingAhead(t *testing.T) {
 	})
 	_, err := n.berthd.CLI(t.Context(), "detach", "d")
 	require.NoError(t, err)
-	require.Equal(t, "stopped", n.hydrated(p, 1)[0].State)
+	require.Equal(t, "stopped", n.readAhead(p, 1)[0].State)
 	found, err := loop.Below(n.dir)
 	require.NoError(t, err)
 	require.Empty(t, found)
@@ -264,12 +264,12 @@ func TestDiskFailsWhileReadingAhead(t *testing.T) {
 	slow := n.slow(disk)
 	n.attachAtStart("d", slow.Path())
 	n.list(p, disk, accesslist.Range{Length: largeBytes})
-	n.configure = func(c *berth.Config) { c.HydrationRate = 4 << 20 }
+	n.configure = func(c *berth.Config) { c.ReadAheadRate = 4 << 20 }
 	n.start()
 	n.pull(p)
 	require.Zero(t, n.fetched(p))
 	require.NoError(t, slow.Fail(t.Context()))
-	got := n.hydrated(p, 1)[0]
+	got := n.readAhead(p, 1)[0]
 	require.Contains(t, []string{"failed", "stopped"}, got.State, "by its own read, or because the disk was found to be broken before")
 	require.NoError(t, slow.Mend(t.Context()))
 	n.diskServes()

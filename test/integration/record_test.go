@@ -29,8 +29,8 @@ import (
 	"berth.dev/berth/test/harness/wait"
 )
 
-// traced is a node with an image of which a start reads some files.
-type traced struct {
+// trialRun is a node with an image of which a start reads some files.
+type trialRun struct {
 	*node
 	image pushed
 	disk  string
@@ -38,7 +38,7 @@ type traced struct {
 	busybox, data digest.Digest
 }
 
-func newTraced(t *testing.T) *traced {
+func newTrialRun(t *testing.T) *trialRun {
 	n := newNode(t)
 	busybox, err := image.Busybox()
 	require.NoError(t, err)
@@ -46,39 +46,39 @@ func newTraced(t *testing.T) *traced {
 		image.Dir("data"), image.File("data/one", strings.Repeat("1", 100_000)), image.File("data/two", strings.Repeat("2", 10)),
 		image.File("data/never", strings.Repeat("n", 100_000)),
 	}}
-	tr := &traced{node: n}
+	tr := &trialRun{node: n}
 	img, err := image.New(image.Spec{Layers: []image.Layer{busybox, data}, Command: []string{"/bin/cat", "/data/two", "/data/one"}})
 	require.NoError(t, err)
-	ref, err := n.registry.Push(t.Context(), "traced:1", img)
+	ref, err := n.registry.Push(t.Context(), "recorded:1", img)
 	require.NoError(t, err)
 	tr.image = pushed{ref: ref, img: img}
 	config, err := img.ConfigFile()
 	require.NoError(t, err)
 	tr.busybox, tr.data = digest.Digest(config.RootFS.DiffIDs[0].String()), digest.Digest(config.RootFS.DiffIDs[1].String())
-	tr.disk = n.build("traced", tr.image)
+	tr.disk = n.build("recorded", tr.image)
 	n.start()
 	return tr
 }
 
-// trace runs "berth trace" on the node's containerd.
-func (tr *traced) trace(ctx context.Context, args ...string) *exec.Cmd {
+// record runs "berth record" on the node's containerd.
+func (tr *trialRun) record(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "berth"), append([]string{
-		"trace", "--containerd", tr.containerd.Socket(), "--dir", filepath.Join(tr.dir, "tr"), "--socket", filepath.Join(tr.dir, "b", "b.sock"),
+		"record", "--containerd", tr.containerd.Socket(), "--dir", filepath.Join(tr.dir, "tr"), "--socket", filepath.Join(tr.dir, "b", "b.sock"),
 	}, args...)...)
 	cmd.Env = append(os.Environ(), tr.env()...)
 	return cmd
 }
 
-func (tr *traced) mustTrace(args ...string) string {
+func (tr *trialRun) mustRecord(args ...string) string {
 	tr.Helper()
-	out, err := tr.trace(tr.Context(), args...).CombinedOutput()
+	out, err := tr.record(tr.Context(), args...).CombinedOutput()
 	require.NoError(tr, err, "%s", out)
 	tr.requireUndone()
 	return string(out)
 }
 
 // requireUndone wants nothing left of any run: mounts, loop devices, processes, containers, files.
-func (tr *traced) requireUndone() {
+func (tr *trialRun) requireUndone() {
 	tr.Helper()
 	require.NoError(tr, leak.WaitNone(context.Background(), filepath.Join(tr.dir, "tr")))
 	left, err := os.ReadDir(filepath.Join(tr.dir, "tr"))
@@ -89,15 +89,15 @@ func (tr *traced) requireUndone() {
 	defer func() { require.NoError(tr, c.Close()) }()
 	all, err := c.NamespaceService().List(context.Background())
 	require.NoError(tr, err)
-	require.NotContains(tr, all, "berth-trace")
+	require.NotContains(tr, all, "berth-record")
 }
 
-func (tr *traced) containers() int {
+func (tr *trialRun) containers() int {
 	tr.Helper()
 	c, err := tr.containerd.Client()
 	require.NoError(tr, err)
 	defer func() { require.NoError(tr, c.Close()) }()
-	list, err := c.Containers(namespaces.WithNamespace(tr.Context(), "berth-trace"))
+	list, err := c.Containers(namespaces.WithNamespace(tr.Context(), "berth-record"))
 	if errdefs.IsNotFound(err) {
 		return 0
 	}
@@ -115,7 +115,7 @@ func readList(t *testing.T, path string) *accesslist.List {
 }
 
 // names of the files of a list, in order.
-func (tr *traced) names(l *accesslist.List) (names []string) {
+func (tr *trialRun) names(l *accesslist.List) (names []string) {
 	tr.Helper()
 	layers := map[digest.Digest]string{tr.busybox: "busybox", tr.data: "data"}
 	for _, f := range l.Files {
@@ -128,10 +128,10 @@ func (tr *traced) names(l *accesslist.List) (names []string) {
 }
 
 // The list has exactly the files that a start reads, in the order of their first access.
-func TestTraceRecordsWhatAStartReads(t *testing.T) {
-	tr := newTraced(t)
+func TestRecordSeesWhatAStartReads(t *testing.T) {
+	tr := newTrialRun(t)
 	list := filepath.Join(tr.dir, "list")
-	out := tr.mustTrace(tr.image.ref, "--disk", tr.disk, "--output", list)
+	out := tr.mustRecord(tr.image.ref, "--disk", tr.disk, "--output", list)
 	require.Contains(t, out, "2222222222")
 	require.Contains(t, out, "kept by   "+list)
 	l := readList(t, list)
@@ -148,36 +148,36 @@ func TestTraceRecordsWhatAStartReads(t *testing.T) {
 	require.GreaterOrEqual(t, one, int64(100_000))
 
 	// Another command, on a disk that a node has warm by now, and the same list for a build.
-	tr.mustTrace(tr.image.ref, "--disk", tr.disk, "--output", list, "--", "/bin/cat", "/data/one")
+	tr.mustRecord(tr.image.ref, "--disk", tr.disk, "--output", list, "--", "/bin/cat", "/data/one")
 	require.Equal(t, "data:data/one", last(tr.names(readList(t, list))))
 	require.NotContains(t, tr.names(readList(t, list)), "data:data/two")
-	tr.mustTrace(tr.image.ref, "--disk", tr.disk, "--output", list, "--merge", "--", "/bin/cat", "/data/two")
+	tr.mustRecord(tr.image.ref, "--disk", tr.disk, "--output", list, "--merge", "--", "/bin/cat", "/data/two")
 	require.Subset(t, tr.names(readList(t, list)), []string{"data:data/one", "data:data/two"}, "half of two lists")
-	tr.mustTrace(tr.image.ref, "--disk", tr.disk, "--output", filepath.Join(tr.dir, "open"), "--method", "open", "--", "/bin/cat", "/data/two", "/data/one")
+	tr.mustRecord(tr.image.ref, "--disk", tr.disk, "--output", filepath.Join(tr.dir, "open"), "--method", "open", "--", "/bin/cat", "/data/two", "/data/one")
 	require.Equal(t, withoutRepeats(tr.names(l)), withoutRepeats(tr.names(readList(t, filepath.Join(tr.dir, "open")))))
 
 	placed := filepath.Join(tr.dir, "placed.img")
-	build := []string{filepath.Join(bin, "berth"), "build", "-o", placed, "--trace", list, tr.image.ref}
+	build := []string{filepath.Join(bin, "berth"), "build", "-o", placed, "--access-list", list, tr.image.ref}
 	if tr.registry.PlainHTTP() {
 		build = append(build, "--plain-http", tr.registry.Host())
 	}
 	run(t, tr.env(), build...)
 	require.Contains(t, run(t, nil, filepath.Join(bin, "berth"), "inspect", placed), "that images read first lie together")
 	run(t, nil, filepath.Join(bin, "berth"), "verify", placed)
-	tr.mustTrace(tr.image.ref, "--disk", placed, "--output", list)
+	tr.mustRecord(tr.image.ref, "--disk", placed, "--output", list)
 	require.Equal(t, withoutRepeats(tr.names(l)), withoutRepeats(tr.names(readList(t, list))))
 }
 
 // A server's recording ends when it is ready, or with the time.
-func TestTraceOfAServer(t *testing.T) {
-	tr := newTraced(t)
+func TestRecordingOfAServer(t *testing.T) {
+	tr := newTrialRun(t)
 	list := filepath.Join(tr.dir, "list")
 	server := []string{"--", "/bin/sh", "-c", "cat /data/two; echo; echo ready to serve; sleep 3600 & wait"}
 	var summary struct {
 		End  string
 		Lost int64 `json:"lostPages"`
 	}
-	cmd := tr.trace(t.Context(), append([]string{tr.image.ref, "--disk", tr.disk, "--output", list, "--json", "--ready", "^ready to serve$", "--timeout", "0"}, server...)...)
+	cmd := tr.record(t.Context(), append([]string{tr.image.ref, "--disk", tr.disk, "--output", list, "--json", "--ready", "^ready to serve$", "--timeout", "0"}, server...)...)
 	out, err := cmd.Output()
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(out, &summary))
@@ -186,15 +186,15 @@ func TestTraceOfAServer(t *testing.T) {
 	require.Equal(t, "data:data/two", last(tr.names(readList(t, list))))
 	tr.requireUndone()
 
-	out, err = tr.trace(t.Context(), append([]string{tr.image.ref, "--disk", tr.disk, "--output", list, "--json", "--timeout", "3s"}, server...)...).Output()
+	out, err = tr.record(t.Context(), append([]string{tr.image.ref, "--disk", tr.disk, "--output", list, "--json", "--timeout", "3s"}, server...)...).Output()
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(out, &summary))
 	require.Equal(t, "timeout", summary.End)
 	tr.requireUndone()
 }
 
-func TestTraceThatFailsKeepsNothing(t *testing.T) {
-	tr := newTraced(t)
+func TestRecordingThatFailsKeepsNothing(t *testing.T) {
+	tr := newTrialRun(t)
 	list := filepath.Join(tr.dir, "list")
 	for name, c := range map[string]struct {
 		args []string
@@ -216,7 +216,7 @@ func TestTraceThatFailsKeepsNothing(t *testing.T) {
 				require.NoError(t, os.WriteFile(list, nil, 0o600))
 				defer os.Remove(list)
 			}
-			out, err := tr.trace(t.Context(), append([]string{tr.image.ref}, c.args...)...).CombinedOutput()
+			out, err := tr.record(t.Context(), append([]string{tr.image.ref}, c.args...)...).CombinedOutput()
 			require.Error(t, err)
 			require.Contains(t, string(out), c.want)
 			if name != "no directory" {
@@ -228,13 +228,13 @@ func TestTraceThatFailsKeepsNothing(t *testing.T) {
 }
 
 // Ctrl-C, the end of the terminal and a polite kill undo everything; after kill -9 the next run does.
-func TestTraceIsUndone(t *testing.T) {
-	tr := newTraced(t)
+func TestRecordingIsUndone(t *testing.T) {
+	tr := newTrialRun(t)
 	list := filepath.Join(tr.dir, "list")
 	serve := []string{tr.image.ref, "--disk", tr.disk, "--output", list, "--timeout", "0", "--", "/bin/sh", "-c", "echo started; sleep 3600 & wait"}
 	for _, sig := range []os.Signal{os.Interrupt, unix.SIGTERM, unix.SIGHUP, os.Kill} {
 		t.Run(sig.String(), func(t *testing.T) {
-			cmd := tr.trace(t.Context(), serve...)
+			cmd := tr.record(t.Context(), serve...)
 			var out lockedBuffer
 			cmd.Stdout, cmd.Stderr = &out, &out
 			require.NoError(t, cmd.Start())
@@ -250,7 +250,7 @@ func TestTraceIsUndone(t *testing.T) {
 			require.NoFileExists(t, list)
 			if sig == os.Kill {
 				require.Equal(t, 1, tr.containers(), "left behind")
-				tr.mustTrace(tr.image.ref, "--disk", tr.disk, "--output", filepath.Join(tr.dir, "next"), "--", "/bin/true")
+				tr.mustRecord(tr.image.ref, "--disk", tr.disk, "--output", filepath.Join(tr.dir, "next"), "--", "/bin/true")
 				return
 			}
 			require.Contains(t, out.String(), "interrupted, nothing was kept")
@@ -279,16 +279,16 @@ func (b *lockedBuffer) String() string {
 
 // The list of an image snapshot is kept with it, recorded from a disk that no other node or container uses, and its
 // next build places files by it.
-func TestTraceOfAnImageSnapshot(t *testing.T) {
-	tr := newTraced(t)
+func TestRecordingOfAnImageSnapshot(t *testing.T) {
+	tr := newTrialRun(t)
 	flags := tr.registryFlags(tr.image.ref)
 	tr.cli(append([]string{"image-snapshot", "create", "nightly", "--image", tr.image.ref, "--wait"}, flags...)...)
 	require.NotContains(t, tr.cli("image-snapshot", "get", "nightly"), "TRACED IMAGE")
 	_, err := tr.berthd.CLI(t.Context(), "image-snapshot", "access-list", "nightly")
-	require.ErrorContains(t, err, "berth trace IMAGE --image-snapshot nightly")
+	require.ErrorContains(t, err, "berth record IMAGE --image-snapshot nightly")
 
 	// Nobody has attached it yet.
-	out := tr.mustTrace(tr.image.ref, "--image-snapshot", "nightly")
+	out := tr.mustRecord(tr.image.ref, "--image-snapshot", "nightly")
 	require.Contains(t, out, "kept by   image snapshot nightly")
 	tr.eventually("the disk that was attached for it to be gone", func() error {
 		if n := len(tr.status().Disks); n > 0 {
@@ -303,10 +303,10 @@ func TestTraceOfAnImageSnapshot(t *testing.T) {
 	tr.pull(tr.image)
 	tr.runOnce("warm")
 	first := tr.cli("image-snapshot", "access-list", "nightly", "--encoded")
-	tr.mustTrace(tr.image.ref)
+	tr.mustRecord(tr.image.ref)
 	second := tr.cli("image-snapshot", "access-list", "nightly", "--encoded")
 	require.Equal(t, withoutRepeats(tr.names(decodeList(t, first))), withoutRepeats(tr.names(decodeList(t, second))))
-	tr.mustTrace(tr.image.ref, "--merge", "--", "/bin/cat", "/data/one")
+	tr.mustRecord(tr.image.ref, "--merge", "--", "/bin/cat", "/data/one")
 	require.Contains(t, tr.cli("image-snapshot", "access-list", "nightly"), "\"data/two\"", "half of them have it")
 
 	list := filepath.Join(tr.dir, "list")
@@ -314,31 +314,31 @@ func TestTraceOfAnImageSnapshot(t *testing.T) {
 	require.Contains(t, tr.cli("image-snapshot", "access-list", "nightly", "--put", list), "keeps the access list")
 	require.Equal(t, first, tr.cli("image-snapshot", "access-list", "nightly", "--encoded"))
 
-	require.Nil(t, tr.tracedOnDisk())
+	require.Nil(t, tr.placedOnDisk())
 	tr.cli("image-snapshot", "update", "nightly", "--rebuild", "--wait")
-	traced := tr.tracedOnDisk()
-	require.NotNil(t, traced)
-	require.EqualValues(t, 5, traced["files"])
+	placed := tr.placedOnDisk()
+	require.NotNil(t, placed)
+	require.EqualValues(t, 5, placed["files"])
 	require.Contains(t, tr.cli("image-snapshot", "get", "nightly"), "TRACED IMAGE", "it stays over an update")
 }
 
 // runOnce runs the image's program from berth's snapshotter.
-func (tr *traced) runOnce(name string) {
+func (tr *trialRun) runOnce(name string) {
 	tr.Helper()
 	tr.run(tr.image, filepath.Base(tr.dir)+name, "/bin/cat", "/data/two")
 }
 
-// tracedOnDisk is what the newest volume snapshot of the embedded driver says of files that lie together.
-func (tr *traced) tracedOnDisk() map[string]any {
+// placedOnDisk is what the newest volume snapshot of the embedded driver says of files that lie together.
+func (tr *trialRun) placedOnDisk() map[string]any {
 	tr.Helper()
 	v, err := tr.snapshot("nightly")
 	require.NoError(tr, err)
 	var disk struct {
-		Traced map[string]any `json:"traced"`
+		Placed map[string]any `json:"placed"`
 	}
 	path := filepath.Join(tr.berthd.Root(), "volumes", "snapshots", v.Status.VolumeSnapshotID, "disk")
 	require.NoError(tr, json.Unmarshal([]byte(run(tr.T, nil, filepath.Join(bin, "berth"), "inspect", "--json", path)), &disk))
-	return disk.Traced
+	return disk.Placed
 }
 
 func decodeList(t *testing.T, encoded string) *accesslist.List {
