@@ -2,11 +2,15 @@ package csi
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"strings"
 	"time"
 	"unicode"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -56,8 +60,36 @@ func call[Req, Resp any](ctx context.Context, s *service, why purpose, name stri
 	if ctxErr := ctx.Err(); ctxErr != nil {
 		return resp, fmt.Errorf("%s: %w", name, ctxErr)
 	}
+	if status.Code(err) == codes.Unavailable && unheard(ctx, s.path) {
+		return resp, fmt.Errorf("%s: %w", name, &deadDriver{s.path})
+	}
 	return resp, fmt.Errorf("%s: %s: %w", name, describe(err), classOf(status.Code(err), why))
 }
+
+// deadDriver is the error of a request to a driver that does not run. It is ErrThrottled, for the driver may only be
+// restarted just now, but it does not say that the storage is busy.
+type deadDriver struct{ socket string }
+
+// Error says what to do.
+func (e *deadDriver) Error() string {
+	return "nobody listens on " + e.socket + ": start the CSI driver, or correct the path of its socket"
+}
+
+// Unwrap gives the class.
+func (e *deadDriver) Unwrap() error { return blockdev.ErrThrottled }
+
+// unheard says whether nobody listens on the socket. It asks the kernel, for gRPC says so in words only.
+func unheard(ctx context.Context, socket string) bool {
+	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+	}
+	_ = conn.Close() // nothing was sent
+	return false
+}
+
+// probeTimeout is far more than connecting to a local socket takes.
+const probeTimeout = time.Second
 
 // classOf is the one table of gRPC codes, as the spec uses them, and our classes.
 func classOf(code codes.Code, why purpose) error {

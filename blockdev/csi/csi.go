@@ -30,6 +30,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/keylock"
+	"berth.dev/berth/internal/unixsocket"
 )
 
 // Config of a CSI driver.
@@ -192,7 +193,9 @@ func (d *shared) forget(err error) {
 
 // service is a connection to one of the CSI driver's sockets.
 type service struct {
-	conn    *grpc.ClientConn
+	conn *grpc.ClientConn
+	// path of the socket.
+	path    string
 	timeout time.Duration
 }
 
@@ -204,9 +207,12 @@ func dial(path string, timeout time.Duration) (*service, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("socket %q: want an absolute path: %w", path, blockdev.ErrInvalid)
 	}
+	if err := unixsocket.CheckPath(path); err != nil {
+		return nil, err
+	}
 	conn, err := grpc.NewClient("unix://"+path, dialOptions()...)
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
-	return &service{conn, timeout}, nil
+	return &service{conn, path, timeout}, nil
 }

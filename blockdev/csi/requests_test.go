@@ -134,8 +134,12 @@ func TestCheckProvisioning(t *testing.T) {
 	err := bare.CheckProvisioning(t.Context())
 	require.ErrorIs(t, err, blockdev.ErrUnsupported)
 	require.ErrorContains(t, err, "it has no volume snapshots (CREATE_DELETE_SNAPSHOT)")
-	nobody := openDriver(t, csi.Config{Node: filepath.Join(t.TempDir(), "none"), Directory: t.TempDir(), Timeout: time.Second})
-	require.True(t, errdefs.IsUnavailable(nobody.CheckProvisioning(t.Context())))
+	dead := filepath.Join(t.TempDir(), "none")
+	nobody := openDriver(t, csi.Config{Node: dead, Directory: t.TempDir(), Timeout: time.Second})
+	err = nobody.CheckProvisioning(t.Context())
+	require.ErrorIs(t, err, blockdev.ErrThrottled)
+	require.ErrorContains(t, err, "nobody listens on "+dead+": start the CSI driver")
+	require.NotContains(t, err.Error(), "busy")
 }
 
 // TestDriverThatDoesSomethingElse answers with success and has not done what was asked for.

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"berth.dev/berth/internal/unixsocket"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
@@ -88,6 +89,9 @@ func answered(err error) error {
 
 // reachable asks the kernel before gRPC, whose errors would have to be read for it.
 func (f *daemonFlags) reachable(ctx context.Context) error {
+	if err := unixsocket.CheckPath(f.socket); err != nil {
+		return err
+	}
 	conn, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "unix", f.socket)
 	switch {
 	case err == nil:

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,12 +18,27 @@ import (
 // microseconds, even if its owner is busy.
 const probeTimeout = 2 * time.Second
 
+// maxPath is what the kernel takes of a socket's path, without the zero byte at its end.
+const maxPath = len(unix.RawSockaddrUnix{}.Path) - 1
+
+// CheckPath refuses a path that is too long for a unix socket; the kernel says only that it is invalid.
+func CheckPath(path string) error {
+	if more := len(path) - maxPath; more > 0 {
+		return fmt.Errorf("socket path %s has %d bytes, %d more than the %d that a unix socket's may have: name a shorter one: %w",
+			path, len(path), more, maxPath, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
 // Listen makes the socket with mode 0600. A socket that somebody listens on is never taken away, what a crashed daemon
 // left behind is, and any other file is refused.
 //
 // It must be called while nothing else in the process makes files: the mode is made right from the start by the
 // process's umask, for a chmod afterwards would leave a moment in which others can connect.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
+	if err := CheckPath(path); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}

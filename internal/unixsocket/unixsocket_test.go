@@ -4,8 +4,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -36,6 +38,22 @@ func TestListen(t *testing.T) {
 	data, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Equal(t, "x", string(data))
+}
+
+func TestPathIsTooLong(t *testing.T) {
+	longest := "/" + strings.Repeat("a", 106)
+	require.NoError(t, unixsocket.CheckPath(longest))
+	_, err := unixsocket.Listen(t.Context(), longest+"bc")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	require.ErrorContains(t, err, "has 109 bytes, 2 more than the 107")
+
+	// What is just short enough for the check is so for the kernel.
+	dir, err := os.MkdirTemp("/tmp", "s")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	l, err := unixsocket.Listen(t.Context(), dir+"/"+strings.Repeat("a", 106-len(dir)))
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
 }
 
 // TestSocketIsPrivateAtOnce listens with a mask that would let others in.

@@ -46,7 +46,7 @@ func areas() map[string]area {
 		"internal/version":    {foreign: []string{}},
 
 		// Block storage knows no containers.
-		"blockdev": {own: []string{"internal/durable", "internal/backoff"}, foreign: []string{
+		"blockdev": {own: []string{"internal/durable", "internal/backoff", "internal/unixsocket"}, foreign: []string{
 			"github.com/container-storage-interface/spec", "github.com/containerd/errdefs", "github.com/google/uuid",
 			"github.com/moby/sys/mountinfo", "github.com/opencontainers/go-digest", "golang.org/x/sys",
 			"google.golang.org/grpc", "google.golang.org/protobuf",
