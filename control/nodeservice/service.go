@@ -170,10 +170,15 @@ func (s *Service) AttachDisk(ctx context.Context, spec stage.Spec) (disks.Disk, 
 		}
 	}
 	disk, err := s.cfg.Disks.Attach(ctx, spec)
-	if err != nil {
+	switch {
+	case err == nil:
+		return disk, nil
+	case errdefs.IsInvalidArgument(err) || errdefs.IsAlreadyExists(err):
 		return disks.Disk{}, fmt.Errorf("attach %s: %w", source, err)
+	case s.cfg.Disks.Tries(spec.Name):
+		return disks.Disk{}, fmt.Errorf("attach %s: it failed and is tried again in the background: %w", source, err)
 	}
-	return disk, nil
+	return disks.Disk{}, fmt.Errorf("attach %s: it failed and is not tried again: %w", source, err)
 }
 
 // DetachDisk returns the number of snapshots that still use a drained disk; 0 means that it is detached. A configured

@@ -41,7 +41,11 @@ func TestAttachDisk(t *testing.T) {
 	f.gone["/gone"] = true
 	_, err = s.AttachDisk(t.Context(), stage.Spec{VolumeID: "/gone"})
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)
-	require.ErrorContains(t, err, "attach /gone: ")
+	require.ErrorContains(t, err, "attach /gone: it failed and is not tried again: volume /gone is not there")
+	f.disks["gone"] = stage.DiskStatus{Name: "gone", State: stage.StateFailed}
+	_, err = s.AttachDisk(t.Context(), stage.Spec{VolumeID: "/gone"})
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "it failed and is tried again in the background: ")
 }
 
 func TestDetachDisk(t *testing.T) {

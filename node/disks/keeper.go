@@ -165,6 +165,12 @@ func (k *Keeper) begin(ctx context.Context, a *attempt) {
 	})
 }
 
+// Tries says whether a disk that is not attached is tried again in the background: one that is awaited, or that was
+// attached before.
+func (k *Keeper) Tries(name string) bool {
+	return k.awaits(name) || slices.ContainsFunc(k.stager.Disks(), func(d stage.DiskStatus) bool { return d.Name == name })
+}
+
 // awaits says whether attempts to attach the disk are under way.
 func (k *Keeper) awaits(name string) bool {
 	k.mu.Lock()
