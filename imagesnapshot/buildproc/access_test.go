@@ -92,7 +92,7 @@ func TestRegistryAccess(t *testing.T) {
 		{"plain HTTP", func(sp *imagesnapshot.Spec) {
 			sp.Registries[0].InsecureSkipVerify, sp.Registries[0].PlainHTTP = false, true
 		}, nil, "400"},
-		{"no secret", func(sp *imagesnapshot.Spec) { sp.Registries[0].Secret = "" }, errdefs.IsUnauthorized, "the secret of this registry"},
+		{"no secret", func(sp *imagesnapshot.Spec) { sp.Registries[0].Secret = "" }, errdefs.IsUnauthorized, "those of the secret that it names for this registry"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := build(t, c.change)
