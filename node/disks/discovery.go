@@ -3,11 +3,13 @@ package disks
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
@@ -30,6 +32,12 @@ type Found struct {
 // name is stable: it comes from the disk and not from where it is.
 func (f Found) name() string {
 	short := strings.ReplaceAll(f.UUID, "-", "")
+	return "found-" + short[:min(len(short), 12)]
+}
+
+// nameByIndex is for a disk whose UUID another one has.
+func (f Found) nameByIndex() string {
+	short := f.IndexDigest.Encoded()
 	return "found-" + short[:min(len(short), 12)]
 }
 
@@ -104,7 +112,13 @@ func (d *Discovery) compare(ctx context.Context, changed bool) {
 	}
 	list := d.stager.Disks()
 	d.giveUp(ctx, list, found)
-	for _, f := range sorted(found) {
+	all := sorted(found)
+	for _, f := range all {
+		if reason := rival(f, all, list); reason != nil {
+			d.refuse(ctx, f, reason)
+			continue
+		}
+		d.keeper.abandon(f.nameByIndex()) // if it was refused before
 		d.take(ctx, f, list)
 	}
 }
@@ -116,6 +130,36 @@ func sorted(found map[string]Found) []Found {
 	}
 	slices.SortFunc(all, func(a, b Found) int { return cmp.Compare(a.VolumeID, b.VolumeID) })
 	return all
+}
+
+// rival says why a found disk cannot be used: another one has its UUID, by which layers in use are remembered, and
+// another index. The one that is attached keeps the UUID, else the first by volume ID, so that all nodes choose alike.
+func rival(f Found, all []Found, list []stage.DiskStatus) error {
+	refusal := func(by string, index digest.Digest) error {
+		return fmt.Errorf("%s has the same UUID %s and another index, %s: detach one of the two, or build one anew: %w",
+			by, f.UUID, index, errdefs.ErrAlreadyExists)
+	}
+	attached := slices.IndexFunc(list, func(disk stage.DiskStatus) bool { return disk.UUID == f.UUID && disk.IndexDigest != "" })
+	if attached >= 0 {
+		if disk := list[attached]; disk.IndexDigest != f.IndexDigest {
+			return refusal("disk "+disk.Name, disk.IndexDigest)
+		}
+		return nil
+	}
+	first := all[slices.IndexFunc(all, func(other Found) bool { return other.UUID == f.UUID })]
+	if first.IndexDigest != f.IndexDigest {
+		return refusal("the layer disk on "+first.Device, first.IndexDigest)
+	}
+	return nil
+}
+
+// refuse shows a disk that is not used, and logs the reason once.
+func (d *Discovery) refuse(ctx context.Context, f Found, reason error) {
+	spec := stage.Spec{Name: f.nameByIndex(), Driver: f.Driver, VolumeID: f.VolumeID, Keep: true}
+	if d.keeper.refuse(spec, reason) {
+		log.G(ctx).WithError(reason).WithFields(log.Fields{"disk": spec.Name, "device": f.Device, "index": f.IndexDigest}).
+			Warn("found layer disk is not used")
+	}
 }
 
 // take has a found disk attached, if it is not and was not.

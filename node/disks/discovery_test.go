@@ -166,6 +166,41 @@ func TestDiscoveryOfAttached(t *testing.T) {
 	})
 }
 
+// Two disks have one UUID and different indexes: one is used, always the same, and the other is listed with the reason.
+// It takes over when the first has gone.
+func TestDiscoveryOfOneUUIDTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeStager()
+		k, _, found := discovering(t, f)
+		first, second := foundDisk(1), foundDisk(2)
+		second.UUID = first.UUID
+		found(second, first)
+		require.Equal(t, []string{"attach found-000000010000"}, f.took())
+		require.Equal(t, first.IndexDigest, f.disks["found-000000010000"].IndexDigest)
+		f.change("found-000000010000", func(d *stage.DiskStatus) { d.UUID = first.UUID })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		list := k.List()
+		require.Len(t, list, 2)
+		refused := list[1]
+		require.Equal(t, "found-"+second.IndexDigest.Encoded()[:12], refused.Name)
+		require.Equal(t, second.VolumeID, refused.VolumeID)
+		require.False(t, refused.Serving)
+		require.ErrorContains(t, refused.LastError, "disk found-000000010000 has the same UUID "+first.UUID+" and another index, "+first.IndexDigest.String())
+
+		// Looked at the other way round, the one that is attached keeps the UUID.
+		found(first, second)
+		require.Empty(t, f.took())
+		f.fault(first.VolumeID, -1)
+		found(second)
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		require.Equal(t, []string{"detach found-000000010000 false", "attach found-000000010000"}, f.took())
+		require.Equal(t, second.IndexDigest, f.disks["found-000000010000"].IndexDigest)
+		require.Len(t, k.List(), 1)
+	})
+}
+
 func TestKeepChecking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeStager()

@@ -71,6 +71,8 @@ type attempt struct {
 	since  time.Time
 	err    error
 	cancel context.CancelFunc
+	// refused says that nothing is tried: err is why.
+	refused bool
 }
 
 // NewKeeper returns a keeper that attaches nothing yet.
@@ -175,8 +177,8 @@ func (k *Keeper) Tries(name string) bool {
 func (k *Keeper) awaits(name string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	_, ok := k.awaited[name]
-	return ok
+	a, ok := k.awaited[name]
+	return ok && !a.refused
 }
 
 // Wait returns when no attempts are under way any more.
@@ -251,6 +253,20 @@ func (k *Keeper) foundSpecs() []stage.Spec {
 		}
 	}
 	return specs
+}
+
+// refuse lists a found disk with the reason why it is not used, and says whether that is new.
+func (k *Keeper) refuse(spec stage.Spec, reason error) (isNew bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if a := k.awaited[spec.Name]; a != nil {
+		if a.refused {
+			a.err = reason
+		}
+		return false
+	}
+	k.awaited[spec.Name] = &attempt{spec: spec, found: true, since: time.Now(), err: reason, cancel: func() {}, refused: true}
+	return true
 }
 
 // NameFor derives a disk's name from the ID of its volume or volume snapshot: the last part of a path without its
