@@ -5,10 +5,8 @@
 package imagesnapshotservice
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -92,27 +90,6 @@ func (s *Service) Get(ctx context.Context, nameOrID string) (*imagesnapshot.Imag
 		return nil, fmt.Errorf("there is no image snapshot %.160q: %w", nameOrID, errdefs.ErrNotFound)
 	}
 	return found, err
-}
-
-// List gives a page of image snapshots by name, from the first one behind token on, and the token of the next page,
-// empty if this is the last. A size of 0 is DefaultPage.
-func (s *Service) List(ctx context.Context, f Filter, size int, token string) ([]*imagesnapshot.ImageSnapshot, string, error) {
-	if size < 0 || size > MaxPage {
-		return nil, "", &imagesnapshot.FieldError{Field: "page_size", Detail: fmt.Sprintf("%d is not from 0 to %d", size, MaxPage)}
-	}
-	list, err := s.all(ctx, f)
-	if err != nil {
-		return nil, "", err
-	}
-	first, found := slices.BinarySearchFunc(list, token, func(o *imagesnapshot.ImageSnapshot, name string) int { return cmp.Compare(o.Name, name) })
-	if found {
-		first++
-	}
-	list = list[first:]
-	if size = cmp.Or(size, DefaultPage); len(list) <= size {
-		return list, "", nil
-	}
-	return list[:size], list[size-1].Name, nil
 }
 
 // all image snapshots that the filter lets through, ordered by name.

@@ -363,4 +363,20 @@ func TestListImageSnapshots(t *testing.T) {
 	require.Equal(t, []string{"s-1", "s-3"}, names(&imagesnapshotv1.ImageSnapshotFilter{Labels: map[string]string{"odd": "true"}}, 1))
 	require.Equal(t, []string{"s-1"}, names(&imagesnapshotv1.ImageSnapshotFilter{NameOrId: "s-1"}, 1))
 	require.Empty(t, names(&imagesnapshotv1.ImageSnapshotFilter{NameOrId: "s-1", Labels: map[string]string{"odd": "false"}}, 1))
+
+	first, err := w.ListImageSnapshots(ctx, &imagesnapshotv1.ListImageSnapshotsRequest{PageSize: 2})
+	require.NoError(t, err)
+	_, err = w.DeleteImageSnapshot(ctx, &imagesnapshotv1.DeleteImageSnapshotRequest{NameOrId: "s-0"})
+	require.NoError(t, err)
+	second, err := w.ListImageSnapshots(ctx, &imagesnapshotv1.ListImageSnapshotsRequest{PageSize: 2, PageToken: first.GetNextPageToken()})
+	require.NoError(t, err)
+	require.Equal(t, "s-1", second.GetImageSnapshots()[0].GetName(), "a page begins behind the one before, whatever became of that")
+	for name, token := range map[string]string{"a name": "s-1", "no base64": "?", "cut off": first.GetNextPageToken()[:8], "changed": first.GetNextPageToken() + "AAAA"} {
+		_, err = w.ListImageSnapshots(ctx, &imagesnapshotv1.ListImageSnapshotsRequest{PageToken: token})
+		require.Contains(t, violations(t, err), "page_token", name)
+	}
+	_, err = w.ListImageSnapshots(ctx, &imagesnapshotv1.ListImageSnapshotsRequest{
+		Filter: &imagesnapshotv1.ImageSnapshotFilter{Owner: &nobody}, PageSize: -1, PageToken: first.GetNextPageToken(),
+	})
+	require.ElementsMatch(t, []string{"page_token", "page_size"}, slices.Collect(maps.Keys(violations(t, err))), "of another filter")
 }

@@ -24,7 +24,8 @@ type Store interface {
 	Create(ctx context.Context, s *imagesnapshot.ImageSnapshot) (*imagesnapshot.ImageSnapshot, error)
 	// Get finds by name; NotFound.
 	Get(ctx context.Context, name string) (*imagesnapshot.ImageSnapshot, error)
-	// List gives what the filter lets through, sorted by name.
+	// List gives what the filter lets through, sorted by name. With Filter.Limit it costs no more than what it gives
+	// and what it passes over: of the owner, if one is named.
 	List(ctx context.Context, f Filter) ([]*imagesnapshot.ImageSnapshot, error)
 	// Update replaces the object of the same name if it is still at the ResourceVersion that s has, and gives the new
 	// one; Conflict if it is not or if the name is another object's (ID) by now, NotFound if it is gone.
@@ -88,11 +89,15 @@ type Filter struct {
 	ClientToken string
 	// Labels that the object must have, with these values.
 	Labels map[string]string
+	// After is a name: only those that come after it are listed, whether it is there or not.
+	After string
+	// Limit is how many are listed at most; 0 is all.
+	Limit int
 }
 
-// Match says whether the filter lets s through.
+// Match says whether the filter lets s through, apart from Limit.
 func (f Filter) Match(s *imagesnapshot.ImageSnapshot) bool {
-	if f.ID != "" && f.ID != s.ID || f.Owner != nil && *f.Owner != s.Owner || f.ClientToken != "" && f.ClientToken != s.ClientToken {
+	if f.ID != "" && f.ID != s.ID || f.Owner != nil && *f.Owner != s.Owner || f.ClientToken != "" && f.ClientToken != s.ClientToken || s.Name <= f.After && f.After != "" {
 		return false
 	}
 	for k := range maps.Keys(f.Labels) {

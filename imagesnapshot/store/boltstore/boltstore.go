@@ -14,7 +14,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,6 +60,8 @@ type objects struct {
 	mu       sync.RWMutex
 	byName   map[string]*imagesnapshot.ImageSnapshot
 	names    map[string]string // by ID
+	sorted   names             // of all
+	owned    map[string]*names // by owner
 	watchers map[*watcher]struct{}
 	closed   bool
 }
@@ -94,7 +95,7 @@ func open(path string) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{db: db, objects: &objects{
-		db: db, byName: make(map[string]*imagesnapshot.ImageSnapshot), names: make(map[string]string),
+		db: db, byName: make(map[string]*imagesnapshot.ImageSnapshot), names: make(map[string]string), owned: make(map[string]*names),
 		watchers: make(map[*watcher]struct{}),
 	}}
 	err = db.Update(func(tx *bolt.Tx) (err error) {
@@ -140,7 +141,7 @@ func (o *objects) load(tx *bolt.Tx) error {
 		if err := json.Unmarshal(v, obj); err != nil {
 			return fmt.Errorf("read object %q: %w: %w", k, err, errdefs.ErrDataLoss)
 		}
-		o.byName[string(k)], o.names[obj.ID] = obj, obj.Name
+		o.add(obj)
 		return nil
 	})
 }
@@ -207,9 +208,12 @@ func (s *Store) List(ctx context.Context, f store.Filter) ([]*imagesnapshot.Imag
 	s.objects.mu.RLock()
 	defer s.objects.mu.RUnlock()
 	var list []*imagesnapshot.ImageSnapshot
-	for _, name := range slices.Sorted(maps.Keys(s.objects.byName)) {
+	for _, name := range s.objects.candidates(f) {
 		if obj := s.objects.byName[name]; f.Match(obj) {
 			list = append(list, obj.Clone())
+		}
+		if f.Limit > 0 && len(list) == f.Limit {
+			break
 		}
 	}
 	return list, nil
@@ -298,10 +302,9 @@ func (o *objects) write(ctx context.Context, prepare func() (change, error)) err
 		return err
 	}
 	if c.deleted {
-		delete(o.byName, obj.Name)
-		delete(o.names, obj.ID)
+		o.remove(obj)
 	} else {
-		o.byName[obj.Name], o.names[obj.ID] = obj, obj.Name
+		o.add(obj)
 	}
 	for w := range o.watchers {
 		w.tell(store.Change{Object: obj, Deleted: c.deleted})

@@ -64,12 +64,29 @@ func list(t *testing.T, s Full) {
 		{"token of another owner", store.Filter{ClientToken: a.ClientToken, Owner: &nobody}, nil},
 		{"labels", store.Filter{Labels: map[string]string{"name": "c"}}, []*imagesnapshot.ImageSnapshot{c}},
 		{"label with another value", store.Filter{Labels: map[string]string{"name": "d"}}, nil},
+		{"after one that is there", store.Filter{After: "a"}, []*imagesnapshot.ImageSnapshot{b, c}},
+		{"after one that is not there", store.Filter{After: "aa"}, []*imagesnapshot.ImageSnapshot{b, c}},
+		{"after the last", store.Filter{After: "c"}, nil},
+		{"the first two", store.Filter{Limit: 2}, []*imagesnapshot.ImageSnapshot{a, b}},
+		{"the first one of an owner, after another", store.Filter{Owner: &tenant, After: "a", Limit: 1}, []*imagesnapshot.ImageSnapshot{b}},
+		{"the first with a label", store.Filter{Labels: map[string]string{"name": "c"}, Limit: 1}, []*imagesnapshot.ImageSnapshot{c}},
+		{"ID, behind it", store.Filter{ID: b.ID, After: "b"}, nil},
 		{"no such label", store.Filter{Labels: map[string]string{"other": ""}}, nil},
 	} {
 		got, err := s.List(t.Context(), test.filter)
 		require.NoError(t, err, test.name)
 		require.Equal(t, test.want, got, test.name)
 	}
+	require.NoError(t, s.Delete(t.Context(), "a", a.ResourceVersion))
+	b.Owner = ""
+	b, err = s.Update(t.Context(), b)
+	require.NoError(t, err)
+	got, err := s.List(t.Context(), store.Filter{Owner: &nobody})
+	require.NoError(t, err)
+	require.Equal(t, []*imagesnapshot.ImageSnapshot{b, c}, got, "an owner may change")
+	got, err = s.List(t.Context(), store.Filter{Owner: &tenant})
+	require.NoError(t, err)
+	require.Empty(t, got)
 }
 
 func update(t *testing.T, s Full) {
