@@ -82,6 +82,12 @@ func areas() map[string]area {
 		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}, foreign: append(format,
 			"github.com/containerd/log", "go.etcd.io/bbolt")},
 
+		"node/accesslists":  {own: []string{"imagesnapshot/store", "layerdisk", "readahead/..."}},
+		"node/diskfailures": {own: []string{"node/events", "node/stage"}},
+		"node/daemon": {own: []string{
+			"blockdev/...", "control/...", "imagesnapshot/...", "internal/...", "layerdisk", "matcher/...", "node/...", "readahead/...", "snapshotter",
+		}},
+
 		// The image snapshots' service is served where there is no node too.
 		"control/imagesnapshotservice": {own: []string{"imagesnapshot/...", "layerdisk", "matcher/...", "proto/...", "readahead/accesslist"}},
 		"control/nodeservice": {own: []string{
@@ -90,7 +96,7 @@ func areas() map[string]area {
 
 		// Commands join everything; tests use what they like.
 		"cmd/berth":  {own: []string{"blockdev/...", "builder/...", "control/...", "imagesnapshot/...", "internal/...", "layerdisk/...", "matcher/...", "node/...", "proto/...", "readahead/..."}},
-		"cmd/berthd": {own: []string{"blockdev/...", "control/...", "imagesnapshot/...", "internal/...", "layerdisk", "matcher/...", "node/...", "proto/...", "readahead/...", "snapshotter"}},
+		"cmd/berthd": {own: []string{"internal/...", "node/daemon"}},
 		"docs":       {},
 		"systemd":    {},
 		"test":       {own: []string{"..."}},

@@ -1,8 +1,12 @@
-package main
+package daemon
 
 import (
 	"cmp"
+	"context"
+	"errors"
+	"maps"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"berth.dev/berth/blockdev/attached"
@@ -16,8 +20,21 @@ import (
 // but whoever wants the disk asks again, and detaching it has to wait for an attempt to end.
 const deviceWait = 10 * time.Second
 
-// openDrivers opens all drivers that the configuration names, and measures them.
-func openDrivers(c config.Config, m *metrics.Drivers) (*drivers.Set, error) {
+// openDrivers opens all drivers that the configuration names and those of the program, and measures them.
+func openDrivers(_ context.Context, n *node) (err error) {
+	if n.drivers, err = drivers.Open(driverConfig(&n.config, metrics.RegisterDrivers(n.registry))); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(n.own)) {
+		if err := n.drivers.Add(name, n.own[name]); err != nil {
+			return errors.Join(err, n.drivers.Close())
+		}
+	}
+	return nil
+}
+
+// driverConfig is what the configuration says of drivers.
+func driverConfig(c *config.Config, m *metrics.Drivers) drivers.Config {
 	cfg := drivers.Config{
 		LoopDirectory: cmp.Or(c.Loop.Directory, filepath.Join(c.Root, "volumes")),
 		Attached: attached.Config{
@@ -36,5 +53,5 @@ func openDrivers(c config.Config, m *metrics.Drivers) (*drivers.Set, error) {
 			RestoreParameters: d.RestoreParameters, Topology: d.Topology, Secrets: csi.Secrets(d.Secrets),
 		}
 	}
-	return drivers.Open(cfg)
+	return cfg
 }

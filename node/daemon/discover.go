@@ -1,7 +1,8 @@
-package main
+package daemon
 
 import (
 	"context"
+	"sync"
 
 	"github.com/containerd/log"
 
@@ -9,10 +10,14 @@ import (
 	"berth.dev/berth/node/disks"
 )
 
-// discover tells what layer disks there are, until ctx ends.
-func discover(ctx context.Context, driver *attached.Driver, discovery *disks.Discovery) {
+// discover has layer disks attached that nobody named, until ctx ends.
+func discover(ctx context.Context, n *node) {
+	discovery := disks.NewDiscovery(n.disks)
+	var running sync.WaitGroup
+	running.Go(func() { discovery.Run(ctx) })
+	defer running.Wait()
 	refused := make(map[string]string)
-	err := driver.Watch(ctx, func(v attached.View) {
+	err := n.drivers.Found().Watch(ctx, func(v attached.View) {
 		if v.Deaf != nil {
 			log.G(ctx).WithError(v.Deaf).Warn("events about devices cannot be had, they are looked for every few seconds")
 		}

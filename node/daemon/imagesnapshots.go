@@ -1,37 +1,38 @@
-package main
+package daemon
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
-	"github.com/prometheus/client_golang/prometheus"
 
-	"berth.dev/berth/blockdev/drivers"
 	"berth.dev/berth/control/imagesnapshotservice"
 	"berth.dev/berth/imagesnapshot"
 	"berth.dev/berth/imagesnapshot/assembly"
 	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/lifecycle"
 	"berth.dev/berth/internal/config"
-	"berth.dev/berth/matcher/dialect"
 )
 
-// imageSnapshots are those that this node keeps.
-type imageSnapshots struct {
-	*assembly.ImageSnapshots
-	// annotations says how pods are read.
-	annotations dialect.Settings
-	// service is there after serveWith.
-	service *imagesnapshotservice.Service
+// openImageSnapshots does nothing outside the store yet. A store that fails is logged only: no container may fail to
+// start for want of image snapshots.
+func openImageSnapshots(ctx context.Context, n *node) error {
+	kept, err := keepImageSnapshots(ctx, n)
+	if err != nil {
+		log.G(ctx).WithError(err).Error("serving without image snapshots of this node's own, repair their store and restart")
+		return nil
+	}
+	n.kept, n.uses = kept, kept
+	return nil
 }
 
-// openImageSnapshots does nothing outside the store yet; Run does.
-func openImageSnapshots(ctx context.Context, c config.Config, all map[string]drivers.Driver, registry prometheus.Registerer) (_ *imageSnapshots, err error) {
-	annotations, err := c.Annotations()
-	if err != nil {
+func keepImageSnapshots(ctx context.Context, n *node) (_ *assembly.ImageSnapshots, err error) {
+	c := &n.config
+	if n.annotations, err = c.Annotations(); err != nil {
 		return nil, err
 	}
 	stores, err := assembly.OpenFile(cmp.Or(c.ImageSnapshots.Store, filepath.Join(c.Root, "imagesnapshots.db")))
@@ -40,7 +41,7 @@ func openImageSnapshots(ctx context.Context, c config.Config, all map[string]dri
 	}
 	defer func() {
 		if err != nil {
-			joinClose(&err, stores.Closer)
+			err = errors.Join(err, stores.Closer.Close())
 		}
 	}()
 	builder, err := assembly.OpenBuilder(ctx, buildsOf(c))
@@ -48,17 +49,35 @@ func openImageSnapshots(ctx context.Context, c config.Config, all map[string]dri
 		return nil, err
 	}
 	options := imageSnapshotOptions(c)
-	options.Stores, options.Builder, options.Registry = stores, builder, registry
-	options.Storage = assembly.Storage{Backends: assembly.Backends(all), Driver: c.ImageSnapshots.Driver, LegacyDriver: config.LoopDriver}
-	s, err := assembly.Open(ctx, options)
-	if err != nil {
-		return nil, err
+	options.Stores, options.Builder, options.Registry = stores, builder, n.registry
+	options.Storage = assembly.Storage{
+		Backends: assembly.Backends(n.drivers.All()), Driver: c.ImageSnapshots.Driver, LegacyDriver: config.LoopDriver,
 	}
-	return &imageSnapshots{ImageSnapshots: s, annotations: annotations}, nil
+	return assembly.Open(ctx, options)
+}
+
+// serveImageSnapshots makes their service. What matches is the chooser, which knows other catalogs too.
+func serveImageSnapshots(n *node) {
+	if n.kept != nil {
+		n.imageSnapshots = imagesnapshotservice.New(n.kept.Engine(), n.kept, n.chooser, n.annotations).WithAccessLists(n.kept)
+	}
+}
+
+func runImageSnapshots(ctx context.Context, n *node) {
+	if n.kept != nil {
+		n.kept.Run(ctx)
+	}
+}
+
+func closeImageSnapshots(n *node) error {
+	if n.kept == nil {
+		return nil
+	}
+	return n.kept.Close()
 }
 
 // imageSnapshotOptions is what the configuration says of them.
-func imageSnapshotOptions(c config.Config) assembly.Options {
+func imageSnapshotOptions(c *config.Config) assembly.Options {
 	cfg := c.ImageSnapshots
 	return assembly.Options{
 		Limits: limitsOf(c), MaxBuilds: cfg.Builds, OldDuringUpdate: cfg.ServeOldDuringUpdate, Automatic: automaticOf(c.Automatic),
@@ -74,7 +93,7 @@ func imageSnapshotOptions(c config.Config) assembly.Options {
 }
 
 // limitsOf image snapshots that a configuration sets.
-func limitsOf(c config.Config) imagesnapshot.Limits {
+func limitsOf(c *config.Config) imagesnapshot.Limits {
 	cfg := c.ImageSnapshots
 	return imagesnapshot.Limits{
 		MaxImages: cfg.MaxImages, MinSizeGiB: cfg.MinSizeGiB, MaxSizeGiB: cfg.MaxSizeGiB, DefaultSizeGiB: cfg.DefaultSizeGiB,
@@ -99,18 +118,13 @@ func automaticOf(c config.Automatic) *automatic.Config {
 }
 
 // buildsOf image snapshots, as the configuration limits them.
-func buildsOf(c config.Config) assembly.Builds {
+func buildsOf(c *config.Config) assembly.Builds {
 	cfg := c.ImageSnapshots
 	return assembly.Builds{
 		Command: cfg.BuildCommand, Directory: cmp.Or(cfg.BuildDirectory, filepath.Join(c.Root, "builds")), Cgroup: cfg.BuildCgroup,
 		CPUWeight: cfg.BuildCPUWeight, MemoryBytes: int64(cfg.BuildMemoryMiB) << 20, HostsDirectory: cfg.HostsDirectory,
 		SecretsDirectory: cfg.SecretsDirectory,
 	}
-}
-
-// serveWith makes the service. What matches is fleet, which knows other catalogs too.
-func (s *imageSnapshots) serveWith(fleet imagesnapshotservice.Fleet) {
-	s.service = imagesnapshotservice.New(s.Engine(), s, fleet, s.annotations).WithAccessLists(s)
 }
 
 // uses gets what is noted of image snapshots while a node works.
@@ -123,7 +137,7 @@ type uses interface {
 	NoteDiskFailure(ctx context.Context, name, id, message string) error
 }
 
-var _ uses = (*imageSnapshots)(nil)
+var _ uses = (*assembly.ImageSnapshots)(nil)
 
 // noUses is for a node that keeps no image snapshots.
 type noUses struct{}

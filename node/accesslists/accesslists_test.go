@@ -1,4 +1,4 @@
-package main
+package accesslists_test
 
 import (
 	"context"
@@ -12,24 +12,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/node/accesslists"
 	"berth.dev/berth/readahead"
 	"berth.dev/berth/readahead/accesslist"
 	"berth.dev/berth/readahead/liststore"
 )
-
-func TestReferenceOfAccessList(t *testing.T) {
-	for ref, want := range map[string]string{
-		"":                                   "",
-		"nginx":                              "docker.io/library/nginx:latest",
-		"docker.io/library/nginx:1.27":       "docker.io/library/nginx:1.27",
-		"registry.example:5000/team/app:7":   "registry.example:5000/team/app:7",
-		"Not A Reference":                    "",
-		"sha256:" + "e3b0c44298fc1c149afb":   "docker.io/library/sha256:e3b0c44298fc1c149afb",
-		"nginx@sha256:" + sum("x").Encoded(): "docker.io/library/nginx@sha256:" + sum("x").Encoded(),
-	} {
-		require.Equal(t, want, normalised(ref), ref)
-	}
-}
 
 func sum(text string) digest.Digest { return digest.FromString(text) }
 
@@ -40,7 +27,7 @@ func TestListOfTheDiskCounts(t *testing.T) {
 	for i, disk := range []string{"other", "this", "third"} {
 		putList(t, dir, app, sum(disk), time.Unix(int64(1000+i), 0))
 	}
-	lists := accessLists{directory: liststore.Open(dir)}
+	lists := accesslists.Places{Directory: liststore.Open(dir)}
 	get := func(disk, image string) (*accesslist.List, error) {
 		return lists.AccessList(context.Background(), readahead.Disk{Identity: layerdisk.Identity{IndexDigest: sum(disk)}}, image)
 	}

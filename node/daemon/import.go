@@ -1,7 +1,8 @@
-package main
+package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -16,7 +17,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth.dev/berth/internal/config"
 	"berth.dev/berth/internal/metrics"
 	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/imageimport"
@@ -32,27 +32,28 @@ const importReconnect = 2 * time.Second
 
 // openImporter makes what registers images of disks in containerd. Nothing is sent before there is something to
 // register.
-func (n *node) openImporter(c config.Config) error {
+func openImporter(_ context.Context, n *node) error {
+	c := &n.config
 	connect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: importReconnect}
 	connect.Backoff.MaxDelay = importReconnect
 	conn, err := grpc.NewClient("unix://"+c.Import.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(connect))
 	if err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
 	}
-	n.containerd = conn
 	ctr, err := client.NewWithConn(conn)
 	if err != nil {
-		return fmt.Errorf("make client of containerd: %w", err)
+		return errors.Join(fmt.Errorf("make client of containerd: %w", err), conn.Close())
 	}
+	n.containerd = conn
 	cri := criImages{runtime.NewImageServiceClient(conn), c.Root, c.Import.Snapshotter}
 	n.importer = imageimport.New(imageimport.Config{
 		Namespaces: c.Import.Namespaces, Snapshotter: c.Import.Snapshotter, Pinned: c.Import.Pinned, Images: c.Import.Images,
 		IdleTimeout: c.Stage.IdleTimeout.Std(), Platform: platforms.Default(), Marker: filepath.Join(c.Root, importMarker),
 		Observer: importObserver{metrics.RegisterImports(n.registry, texts(imageimport.Results())), n.ledger},
-	}, importNode{n.stage, n.snaps}, imageimport.Containerd{
+	}, importNode{n.stage, n.snapshotter}, imageimport.Containerd{
 		Content: ctr.ContentStore(), Images: ctr.ImageService(), Leases: ctr.LeasesService(),
 		Snapshots: ctr.SnapshotService(c.Import.Snapshotter), Usable: cri.usable,
-	}, c.ImportsFrom)
+	}, n.loaded.ImportsFrom)
 	n.pulls.importer = n.importer
 	return nil
 }
@@ -168,24 +169,4 @@ func (o importObserver) Image(ctx context.Context, disk string, img imageimport.
 		entry.WithField("reason", img.Reason).Warn("image of a disk is not registered in containerd")
 	}
 	o.ledger.Record(events.Event{Kind: kind, Disk: disk, ImageRef: img.Reference, Detail: img.Reason})
-}
-
-// pullWatcher is an observer of the snapshotter that keeps from others what no pull asked for: an image that is
-// registered is neither used nor started.
-type pullWatcher struct {
-	snapshotter.Observer
-	// importer is set before anything is asked.
-	importer *imageimport.Importer
-}
-
-func (w *pullWatcher) Hit(ctx context.Context, h snapshotter.Hit) {
-	if !w.importer.Asks(h.Layer.ChainID) {
-		w.Observer.Hit(ctx, h)
-	}
-}
-
-func (w *pullWatcher) Miss(ctx context.Context, m snapshotter.Miss) {
-	if !w.importer.Asks(m.Layer.ChainID) {
-		w.Observer.Miss(ctx, m)
-	}
 }
