@@ -19,6 +19,7 @@ import (
 
 	"berth.dev/berth/blockdev"
 	"berth.dev/berth/blockdev/sysblock"
+	"berth.dev/berth/internal/durable"
 )
 
 // Name of the driver.
@@ -34,20 +35,17 @@ type Config struct {
 	Wait time.Duration
 }
 
-// Driver plays blockdev.Attacher. It is safe for concurrent use.
+// Driver implements blockdev.Attacher. It is safe for concurrent use.
 type Driver struct {
 	scanner *scanner
-	dir     string
-	boot    string
-	wait    time.Duration
-	// key is held while what is attached changes or is looked up.
-	key chan struct{}
+	// claims are guarded by key, which is held while what is attached changes or is looked up.
+	claims claims
+	key    chan struct{}
+	wait   time.Duration
 	// rescan holds one request to look at all devices again.
 	rescan chan struct{}
-
-	// mu guards changed, which is closed and replaced when devices may have changed.
-	mu      sync.Mutex
-	changed chan struct{}
+	// devices rings when devices may have changed.
+	devices *bell
 }
 
 var _ blockdev.Attacher = (*Driver)(nil)
@@ -61,14 +59,14 @@ func Open(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open driver of attached disks: %w", err)
 	}
+	s := newScanner(cfg.Options)
 	return &Driver{
-		scanner: newScanner(cfg.Options),
-		dir:     cfg.Dir,
-		boot:    strings.TrimSpace(string(boot)),
-		wait:    cfg.Wait,
+		scanner: s,
+		claims:  claims{dir: cfg.Dir, boot: strings.TrimSpace(string(boot)), roots: s.opts.Roots},
 		key:     make(chan struct{}, 1),
+		wait:    cfg.Wait,
 		rescan:  make(chan struct{}, 1),
-		changed: make(chan struct{}),
+		devices: newBell(),
 	}, nil
 }
 
@@ -122,7 +120,7 @@ func (d *Driver) attach(ctx context.Context, id string, opts blockdev.AttachOpti
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	for asked := false; ; {
-		changed := d.changes()
+		changed := d.devices.next()
 		dev, err := d.attachNow(ctx, v, id, opts)
 		if !errors.Is(err, errAbsent) {
 			return dev, err
@@ -163,12 +161,12 @@ func (d *Driver) attachNow(ctx context.Context, v volumeID, id string, opts bloc
 	}
 	defer d.unlock()
 	// Another call may have been faster.
-	if dev, ok, err := d.attachment(id, opts); err != nil || ok {
+	if dev, ok, err := d.claims.attachment(id, opts); err != nil || ok {
 		return dev, err
 	}
 	var errs []error
 	for _, c := range candidates {
-		dev, err := d.claim(id, c, opts)
+		dev, err := d.claims.claim(id, c, opts)
 		if err == nil {
 			return dev, nil
 		}
@@ -182,21 +180,75 @@ func (d *Driver) attachedAlready(ctx context.Context, id string, opts blockdev.A
 		return blockdev.Device{}, false, err
 	}
 	defer d.unlock()
-	return d.attachment(id, opts)
+	return d.claims.attachment(id, opts)
 }
 
-// changes is closed when devices may have changed, if anybody watches.
-func (d *Driver) changes() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.changed
+// Detach lets the device go: it is writable again if Attach made it read-only. It stays attached to the node.
+func (d *Driver) Detach(ctx context.Context, volumeID string) error {
+	err := d.lock(ctx)
+	if err == nil {
+		defer d.unlock()
+		var (
+			r  record
+			ok bool
+		)
+		if r, ok, err = durable.Read[record](d.claims.path(volumeID)); err == nil && ok {
+			err = d.claims.release(r)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("detach volume %s: %w", volumeID, err)
+	}
+	return nil
 }
 
-func (d *Driver) noteChange() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	close(d.changed)
-	d.changed = make(chan struct{})
+// Attached lists the volumes that were attached here and whose devices are there.
+func (d *Driver) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
+	err := d.lock(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list attached volumes: %w", err)
+	}
+	defer d.unlock()
+	records, err := d.claims.records()
+	all := make(map[string]blockdev.Device, len(records))
+	for _, r := range records {
+		if err != nil {
+			break
+		}
+		var (
+			dev blockdev.Device
+			ok  bool
+		)
+		if dev, ok, err = d.claims.current(r); ok {
+			all[r.VolumeID] = dev
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list attached volumes: %w", err)
+	}
+	return all, nil
+}
+
+// bell wakes all who wait for it. It is safe for concurrent use.
+type bell struct {
+	mu   sync.Mutex // guards rung
+	rung chan struct{}
+}
+
+func newBell() *bell { return &bell{rung: make(chan struct{})} }
+
+// next is closed when the bell rings for the first time after this call.
+func (b *bell) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rung
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.rung)
+	b.rung = make(chan struct{})
 }
 
 // askSCSIHosts has every SCSI host look for new devices, as rescan-scsi-bus does; Hyper-V does not always tell by

@@ -170,7 +170,7 @@ func (s *scanner) lookIn(ctx context.Context, fitting, devices []sysblock.Device
 	for _, d := range devices {
 		for _, f := range fitting {
 			if d.Name == f.Name && len(d.Partitions) == 0 || d.Parent == f.Name {
-				results = append(results, s.look(ctx, d))
+				results = append(results, s.headers.look(ctx, d))
 			}
 		}
 	}

@@ -32,8 +32,8 @@ func (d *Driver) move(ctx context.Context, v volumeID, id string, dev blockdev.D
 		if old.Number != number {
 			continue
 		}
-		d.scanner.forget(old.Name)
-		f := d.scanner.look(ctx, old)
+		d.scanner.headers.forget(old.Name)
+		f := d.scanner.headers.look(ctx, old)
 		if err := ctx.Err(); err != nil {
 			return blockdev.Device{}, err
 		}
@@ -57,7 +57,7 @@ func (d *Driver) moveFrom(ctx context.Context, v volumeID, id string, old sysblo
 		return blockdev.Device{}, err
 	}
 	defer d.unlock()
-	r, ok, err := durable.Read[record](d.path(id))
+	r, ok, err := durable.Read[record](d.claims.path(id))
 	if err != nil {
 		return blockdev.Device{}, err
 	}
@@ -68,10 +68,10 @@ func (d *Driver) moveFrom(ctx context.Context, v volumeID, id string, old sysblo
 		if c.Same(old) {
 			continue
 		}
-		if got, err := d.claim(id, c, blockdev.AttachOptions{ReadOnly: true}); err == nil {
+		if got, err := d.claims.claim(id, c, blockdev.AttachOptions{ReadOnly: true}); err == nil {
 			return got, nil
 		}
 	}
 	// The attempts have taken the record with them.
-	return dev, d.write(r)
+	return dev, d.claims.write(r)
 }

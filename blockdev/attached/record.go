@@ -1,7 +1,6 @@
 package attached
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -36,14 +35,21 @@ func (r record) of(d sysblock.Device) bool {
 
 const recordSuffix = ".json"
 
-// claim attaches the volume on the device. The key is held.
-func (d *Driver) claim(id string, dev sysblock.Device, opts blockdev.AttachOptions) (blockdev.Device, error) {
-	others, err := d.records()
+// claims are the records of one driver, and what they say of devices. It is not safe for concurrent use.
+type claims struct {
+	dir   string
+	boot  string
+	roots sysblock.Roots
+}
+
+// claim attaches the volume on the device.
+func (c claims) claim(id string, dev sysblock.Device, opts blockdev.AttachOptions) (blockdev.Device, error) {
+	others, err := c.records()
 	if err != nil {
 		return blockdev.Device{}, err
 	}
 	for _, r := range others {
-		if r.BootID == d.boot && r.of(dev) {
+		if r.BootID == c.boot && r.of(dev) {
 			return blockdev.Device{}, fmt.Errorf("%s is attached as volume %s: detach that first: %w", dev.Path, r.VolumeID, blockdev.ErrInUse)
 		}
 	}
@@ -51,9 +57,9 @@ func (d *Driver) claim(id string, dev sysblock.Device, opts blockdev.AttachOptio
 	if err != nil {
 		return blockdev.Device{}, err
 	}
-	r := record{VolumeID: id, Name: dev.Name, Number: dev.Number, Sequence: dev.Sequence, BootID: d.boot,
+	r := record{VolumeID: id, Name: dev.Name, Number: dev.Number, Sequence: dev.Sequence, BootID: c.boot,
 		ReadOnly: opts.ReadOnly, MadeReadOnly: opts.ReadOnly && !was}
-	if err := d.write(r); err != nil {
+	if err := c.write(r); err != nil {
 		return blockdev.Device{}, err
 	}
 	if opts.ReadOnly {
@@ -62,12 +68,12 @@ func (d *Driver) claim(id string, dev sysblock.Device, opts blockdev.AttachOptio
 	if err == nil {
 		// Between looking and claiming, the name may have become another disk's.
 		var ok bool
-		if _, ok, err = d.present(r); err == nil && !ok {
+		if _, ok, err = c.present(r); err == nil && !ok {
 			err = errAbsent
 		}
 	}
 	if err != nil {
-		return blockdev.Device{}, errors.Join(err, d.release(r))
+		return blockdev.Device{}, errors.Join(err, c.release(r))
 	}
 	return blockdev.Device{Path: dev.Path, ReadOnly: opts.ReadOnly}, nil
 }
@@ -95,9 +101,9 @@ func claimable(dev sysblock.Device, opts blockdev.AttachOptions) (readonly bool,
 	return readonly, err
 }
 
-// release undoes claim, as far as the device still is the one. The key is held.
-func (d *Driver) release(r record) error {
-	dev, ok, err := d.present(r)
+// release undoes claim, as far as the device still is the one.
+func (c claims) release(r record) error {
+	dev, ok, err := c.present(r)
 	if err != nil {
 		return err
 	}
@@ -116,15 +122,15 @@ func (d *Driver) release(r record) error {
 			return err
 		}
 	}
-	return d.remove(r.VolumeID)
+	return c.remove(r.VolumeID)
 }
 
 // present finds the device of a record, which may have left, with or without another in its place.
-func (d *Driver) present(r record) (sysblock.Device, bool, error) {
-	if r.BootID != d.boot {
+func (c claims) present(r record) (sysblock.Device, bool, error) {
+	if r.BootID != c.boot {
 		return sysblock.Device{}, false, nil
 	}
-	all, err := sysblock.List(d.scanner.opts.Roots)
+	all, err := sysblock.List(c.roots)
 	if err != nil {
 		return sysblock.Device{}, false, err
 	}
@@ -140,19 +146,18 @@ func (d *Driver) present(r record) (sysblock.Device, bool, error) {
 	return sysblock.Device{}, false, nil
 }
 
-// attachment says whether and how the volume is attached, and forgets attachments whose device has left. The key is
-// held.
-func (d *Driver) attachment(id string, opts blockdev.AttachOptions) (blockdev.Device, bool, error) {
-	r, ok, err := durable.Read[record](d.path(id))
+// attachment says whether and how the volume is attached, and forgets attachments whose device has left.
+func (c claims) attachment(id string, opts blockdev.AttachOptions) (blockdev.Device, bool, error) {
+	r, ok, err := durable.Read[record](c.path(id))
 	if err != nil || !ok {
 		return blockdev.Device{}, false, err
 	}
-	dev, ok, err := d.current(r)
+	dev, ok, err := c.current(r)
 	if err != nil {
 		return blockdev.Device{}, false, err
 	}
 	if !ok {
-		return blockdev.Device{}, false, d.release(r)
+		return blockdev.Device{}, false, c.release(r)
 	}
 	if dev.ReadOnly != opts.ReadOnly {
 		return blockdev.Device{}, false, fmt.Errorf("it is attached as %s with read-only %t: %w", dev.Path, dev.ReadOnly, blockdev.ErrExists)
@@ -161,8 +166,8 @@ func (d *Driver) attachment(id string, opts blockdev.AttachOptions) (blockdev.De
 }
 
 // current is the attachment of a record. One that a crash interrupted before the device became read-only is none.
-func (d *Driver) current(r record) (blockdev.Device, bool, error) {
-	dev, ok, err := d.present(r)
+func (c claims) current(r record) (blockdev.Device, bool, error) {
+	dev, ok, err := c.present(r)
 	if err != nil || !ok {
 		return blockdev.Device{}, false, err
 	}
@@ -173,59 +178,13 @@ func (d *Driver) current(r record) (blockdev.Device, bool, error) {
 	return blockdev.Device{Path: dev.Path, ReadOnly: r.ReadOnly}, readonly || !r.ReadOnly, err
 }
 
-// Detach lets the device go: it is writable again if Attach made it read-only. It stays attached to the node.
-func (d *Driver) Detach(ctx context.Context, volumeID string) error {
-	err := d.lock(ctx)
-	if err == nil {
-		defer d.unlock()
-		var (
-			r  record
-			ok bool
-		)
-		if r, ok, err = durable.Read[record](d.path(volumeID)); err == nil && ok {
-			err = d.release(r)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("detach volume %s: %w", volumeID, err)
-	}
-	return nil
-}
-
-// Attached lists the volumes that were attached here and whose devices are there.
-func (d *Driver) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
-	err := d.lock(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list attached volumes: %w", err)
-	}
-	defer d.unlock()
-	records, err := d.records()
-	all := make(map[string]blockdev.Device, len(records))
-	for _, r := range records {
-		if err != nil {
-			break
-		}
-		var (
-			dev blockdev.Device
-			ok  bool
-		)
-		if dev, ok, err = d.current(r); ok {
-			all[r.VolumeID] = dev
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list attached volumes: %w", err)
-	}
-	return all, nil
-}
-
-func (d *Driver) path(volumeID string) string {
+func (c claims) path(volumeID string) string {
 	sum := sha256.Sum256([]byte(volumeID))
-	return filepath.Join(d.dir, hex.EncodeToString(sum[:16])+recordSuffix)
+	return filepath.Join(c.dir, hex.EncodeToString(sum[:16])+recordSuffix)
 }
 
-func (d *Driver) records() ([]record, error) {
-	entries, err := os.ReadDir(d.dir)
+func (c claims) records() ([]record, error) {
+	entries, err := os.ReadDir(c.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -234,7 +193,7 @@ func (d *Driver) records() ([]record, error) {
 		if !strings.HasSuffix(e.Name(), recordSuffix) {
 			continue
 		}
-		r, ok, err := durable.Read[record](filepath.Join(d.dir, e.Name()))
+		r, ok, err := durable.Read[record](filepath.Join(c.dir, e.Name()))
 		if err != nil {
 			return nil, err
 		}
@@ -247,6 +206,6 @@ func (d *Driver) records() ([]record, error) {
 
 // write is durable when it returns: a device that is read-only without anybody knowing why stays so until the next
 // boot.
-func (d *Driver) write(r record) error { return durable.Write(d.path(r.VolumeID), r) }
+func (c claims) write(r record) error { return durable.Write(c.path(r.VolumeID), r) }
 
-func (d *Driver) remove(volumeID string) error { return durable.Remove(d.path(volumeID)) }
+func (c claims) remove(volumeID string) error { return durable.Remove(c.path(volumeID)) }

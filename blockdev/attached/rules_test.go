@@ -208,9 +208,9 @@ func header(name string) layerdisk.Header {
 // holding makes the scanner read headers from a table; devices that are not in it hold nothing of ours.
 func holding(s *scanner, disks map[string]string) map[string]int {
 	reads := make(map[string]int)
-	s.read = func(d sysblock.Device) (layerdisk.Header, error) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
+	s.headers.read = func(d sysblock.Device) (layerdisk.Header, error) {
+		s.headers.mu.Lock()
+		defer s.headers.mu.Unlock()
 		reads[d.Name]++
 		name, ok := disks[d.Name]
 		switch {
@@ -266,7 +266,7 @@ func TestSamePrefix(t *testing.T) {
 	require.Equal(t, []string{"vdb", "vdc"}, got, "copies of one disk are equally good")
 
 	holding(s, nil)
-	s.forget("")
+	s.headers.forget("")
 	_, err = find(t, s, "openstack:"+cinderID)
 	require.ErrorContains(t, err, "hold 0 layer disks")
 }

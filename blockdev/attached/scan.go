@@ -5,18 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/blockdev/device"
 	"berth.dev/berth/blockdev/sysblock"
 	"berth.dev/berth/layerdisk"
 )
@@ -73,42 +69,18 @@ func Scan(ctx context.Context, opts Options) (View, error) {
 	return v, nil
 }
 
-// found is what was read from a device.
-type found struct {
-	device sysblock.Device
-	header layerdisk.Header
-	// none says that there is no berth header.
-	none bool
-	err  error
-}
-
-// scanner remembers what it has read: a device is read once for as long as it is the same and no event says that it
-// changed. It is safe for concurrent use.
+// scanner finds layer disks among the devices. It is safe for concurrent use.
 type scanner struct {
 	opts   Options
 	expect map[digest.Digest]bool
 	// loopsBelow is Options.LoopsBelow as the kernel calls them.
 	loopsBelow []string
-	// read reads a header; tests without real devices have their own.
-	read func(sysblock.Device) (layerdisk.Header, error)
-
-	// mu guards known and reading, by device name.
-	mu      sync.Mutex
-	known   map[string]found
-	reading map[string]*reading
-}
-
-// reading is a read under way.
-type reading struct {
-	device sysblock.Device
-	done   chan struct{}
-	result found
+	headers    *headers
 }
 
 func newScanner(opts Options) *scanner {
 	opts.Roots = opts.Roots.Filled()
-	s := &scanner{opts: opts, expect: make(map[digest.Digest]bool), read: readHeader,
-		known: make(map[string]found), reading: make(map[string]*reading)}
+	s := &scanner{opts: opts, expect: make(map[digest.Digest]bool), headers: newHeaders()}
 	for _, d := range opts.Expect {
 		s.expect[d] = true
 	}
@@ -123,17 +95,8 @@ func newScanner(opts Options) *scanner {
 	return s
 }
 
-// forget makes the next scan read the device again; an empty name is all. A read under way counts only for the latter,
-// or one that never ends would be joined by another each time.
-func (s *scanner) forget(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if name == "" {
-		clear(s.known)
-	}
-	delete(s.known, name)
-	delete(s.reading, name)
-}
+// readersAtOnce bounds the devices that are read at the same time.
+const readersAtOnce = 8
 
 // scan looks at all devices, in parallel: one that does not answer delays the rest by readWait at most.
 func (s *scanner) scan(ctx context.Context) (View, error) {
@@ -141,7 +104,7 @@ func (s *scanner) scan(ctx context.Context) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	s.keepOnly(devices)
+	s.headers.keepOnly(devices)
 	results := make([]found, len(devices))
 	var readers sync.WaitGroup
 	slots := make(chan struct{}, readersAtOnce)
@@ -153,7 +116,7 @@ func (s *scanner) scan(ctx context.Context) (View, error) {
 		readers.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			results[i] = s.look(ctx, d)
+			results[i] = s.headers.look(ctx, d)
 		})
 	}
 	readers.Wait()
@@ -170,21 +133,6 @@ func (s *scanner) list() ([]sysblock.Device, map[uint64]bool, error) {
 	}
 	written, err := sysblock.Written(s.opts.Roots)
 	return devices, written, err
-}
-
-// keepOnly forgets devices that are gone, so that memory does not grow.
-func (s *scanner) keepOnly(devices []sysblock.Device) {
-	there := make(map[string]bool, len(devices))
-	for _, d := range devices {
-		there[d.Name] = true
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for name := range s.known {
-		if !there[name] {
-			delete(s.known, name)
-		}
-	}
 }
 
 // Major numbers of devices that hold no layer disk, or whose reading costs more than it tells
@@ -229,79 +177,6 @@ func (s *scanner) wantsLoop(d sysblock.Device) bool {
 		}
 	}
 	return false
-}
-
-const (
-	// readWait is how long a device may take to give its first block, which a lazily restored volume fetches from far.
-	readWait = 5 * time.Second
-	// readersAtOnce bounds the devices that are read at the same time.
-	readersAtOnce = 8
-)
-
-// look reads what is on the device, unless that is known already. A device that does not answer in time is asked on in
-// the background, and a later look gets the answer.
-func (s *scanner) look(ctx context.Context, d sysblock.Device) found {
-	s.mu.Lock()
-	if f, ok := s.known[d.Name]; ok && f.device.Same(d) && f.device.SizeBytes == d.SizeBytes {
-		s.mu.Unlock()
-		f.device = d
-		return f
-	}
-	r := s.reading[d.Name]
-	if r == nil || !r.device.Same(d) {
-		r = &reading{device: d, done: make(chan struct{})}
-		s.reading[d.Name] = r
-		go s.run(r)
-	}
-	s.mu.Unlock()
-	timer := time.NewTimer(readWait)
-	defer timer.Stop()
-	select {
-	case <-r.done:
-		f := r.result
-		f.device = d
-		return f
-	case <-timer.C:
-		return found{device: d, none: true, err: fmt.Errorf("it has not answered for %s: %w", readWait, errdefs.ErrUnavailable)}
-	case <-ctx.Done():
-		return found{device: d, none: true, err: ctx.Err()}
-	}
-}
-
-// run ends when the device answers; the kernel lets nobody interrupt such a read.
-func (s *scanner) run(r *reading) {
-	f := found{device: r.device}
-	f.header, f.err = s.read(r.device)
-	// What cannot be read at all shows no header, and is nobody's business here.
-	f.none = f.err != nil && !errors.Is(f.err, layerdisk.ErrVersion) && !errors.Is(f.err, layerdisk.ErrCorrupt)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r.result = f
-	if s.reading[r.device.Name] == r {
-		delete(s.reading, r.device.Name)
-		// Other errors than these may be gone the next time.
-		if f.err == nil || !f.none || errors.Is(f.err, layerdisk.ErrNotLayerDisk) {
-			s.known[r.device.Name] = f
-		}
-	}
-	close(r.done)
-}
-
-// readHeader reads the first block, and only of a layer disk a little more.
-func readHeader(d sysblock.Device) (layerdisk.Header, error) {
-	first, err := device.ReadFirst(d.Path, d.Number)
-	if err != nil {
-		return layerdisk.Header{}, err
-	}
-	if _, err := layerdisk.ParseHeader(first); err != nil {
-		return layerdisk.Header{}, err
-	}
-	f, err := os.Open(d.Path)
-	if err != nil {
-		return layerdisk.Header{}, fmt.Errorf("open device: %w", err)
-	}
-	defer f.Close()
-	return layerdisk.ReadHeader(f)
 }
 
 // view puts together what was found.

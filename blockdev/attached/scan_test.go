@@ -23,7 +23,7 @@ func TestPartitions(t *testing.T) {
 	got, err := find(t, s, "serial:s")
 	require.NoError(t, err)
 	require.Equal(t, []string{"vdb2"}, got)
-	s.forget("")
+	s.headers.forget("")
 	holding(s, nil)
 	_, err = find(t, s, "serial:s")
 	require.ErrorContains(t, err, "none of them is a layer disk")
@@ -93,7 +93,7 @@ func TestScan(t *testing.T) {
 	require.Equal(t, want, reads, "nothing else is opened")
 	check()
 	require.Equal(t, want, reads, "what was read is known")
-	s.forget("vdc")
+	s.headers.forget("vdc")
 	check()
 	want["vdc"]++
 	require.Equal(t, want, reads)

@@ -61,7 +61,7 @@ func (d *Driver) Watch(ctx context.Context, tell func(View)) error {
 			return fmt.Errorf("watch for layer disks: %w", err)
 		}
 		view.Deaf = deaf
-		d.noteChange()
+		d.devices.ring()
 		if now := view.summary(); first || now != last {
 			last = now
 			tell(view)
@@ -105,20 +105,20 @@ func (w *watch) wait(ctx context.Context, unread bool) error {
 	}
 	timer := time.NewTimer(every)
 	defer timer.Stop()
-	scanner := w.driver.scanner
+	headers := w.driver.scanner.headers
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-w.driver.rescan:
-		scanner.forget("")
+		headers.forget("")
 		return nil
 	case <-timer.C:
 		if !unread {
-			scanner.forget("")
+			headers.forget("")
 		}
 		return nil
 	case name := <-w.names:
-		scanner.forget(name)
+		headers.forget(name)
 	}
 	settled := time.NewTimer(settleTime)
 	defer settled.Stop()
@@ -129,7 +129,7 @@ func (w *watch) wait(ctx context.Context, unread bool) error {
 		case <-settled.C:
 			return nil
 		case name := <-w.names:
-			scanner.forget(name)
+			headers.forget(name)
 		}
 	}
 }
