@@ -23,10 +23,10 @@ func (s *controller) ControllerGetCapabilities(context.Context, *csi.ControllerG
 			}
 		}
 	}
-	publish, list, get, snapshots := !s.without[Publish], !s.without[List], !s.without[Get], !s.without[Snapshots]
+	publish, list, get, snapshots := !s.storage.without[Publish], !s.storage.without[List], !s.storage.without[Get], !s.storage.without[Snapshots]
 	add(true, csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME)
 	add(publish, csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME)
-	add(publish && !s.without[ReadOnly], csi.ControllerServiceCapability_RPC_PUBLISH_READONLY)
+	add(publish && !s.storage.without[ReadOnly], csi.ControllerServiceCapability_RPC_PUBLISH_READONLY)
 	add(list, csi.ControllerServiceCapability_RPC_LIST_VOLUMES)
 	add(list && publish, csi.ControllerServiceCapability_RPC_LIST_VOLUMES_PUBLISHED_NODES)
 	add(get, csi.ControllerServiceCapability_RPC_GET_VOLUME)
@@ -36,7 +36,7 @@ func (s *controller) ControllerGetCapabilities(context.Context, *csi.ControllerG
 	return resp, nil
 }
 
-func (s *controller) describe(v blockdev.Volume) *csi.Volume {
+func (s *storage) describe(v blockdev.Volume) *csi.Volume {
 	out := &csi.Volume{VolumeId: v.ID, CapacityBytes: v.SizeBytes, AccessibleTopology: []*csi.Topology{s.topology()}}
 	if v.SourceVolumeSnapshotID != "" {
 		out.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
@@ -62,26 +62,26 @@ func (s *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 		return nil, status.Error(codes.InvalidArgument, "there are no parameters")
 	case source != nil && snapshotID == "":
 		return nil, status.Error(codes.InvalidArgument, "a volume's content can come from a volume snapshot only")
-	case snapshotID != "" && s.without[Snapshots]:
+	case snapshotID != "" && s.storage.without[Snapshots]:
 		return nil, status.Error(codes.InvalidArgument, "there are no volume snapshots")
-	case !s.fits(req.GetAccessibilityRequirements()):
-		return nil, status.Errorf(codes.ResourceExhausted, "volumes are made on node %s only", s.options.NodeID)
+	case !s.storage.fits(req.GetAccessibilityRequirements()):
+		return nil, status.Errorf(codes.ResourceExhausted, "volumes are made on node %s only", s.storage.options.NodeID)
 	}
 	name, err := localName(req.GetName())
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.existing(ctx, name, req.GetCapacityRange(), snapshotID)
+	v, err := s.storage.existing(ctx, name, req.GetCapacityRange(), snapshotID)
 	if err != nil || v.ID != "" {
-		return &csi.CreateVolumeResponse{Volume: s.describe(v)}, err
+		return &csi.CreateVolumeResponse{Volume: s.storage.describe(v)}, err
 	}
 	atLeast := int64(0)
 	if snapshotID != "" {
-		snapshot, err := s.driver.GetVolumeSnapshot(ctx, snapshotID)
+		snapshot, err := s.storage.driver.GetVolumeSnapshot(ctx, snapshotID)
 		if err != nil {
 			return nil, toStatus(err)
 		}
-		if !s.ready(snapshot) {
+		if !s.storage.ready(snapshot) {
 			return nil, status.Errorf(codes.Aborted, "volume snapshot %s is not ready yet", snapshotID)
 		}
 		atLeast = snapshot.SizeBytes
@@ -90,16 +90,16 @@ func (s *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 	if err != nil {
 		return nil, err
 	}
-	v, err = s.driver.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: name, SizeBytes: bytes, SourceVolumeSnapshotID: snapshotID})
+	v, err = s.storage.driver.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: name, SizeBytes: bytes, SourceVolumeSnapshotID: snapshotID})
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &csi.CreateVolumeResponse{Volume: s.describe(v)}, nil
+	return &csi.CreateVolumeResponse{Volume: s.storage.describe(v)}, nil
 }
 
 // existing finds the volume of the name, whose parameters only have to be compatible with what is asked for: the loop
 // driver wants them to be the same.
-func (s *controller) existing(ctx context.Context, name string, r *csi.CapacityRange, snapshotID string) (blockdev.Volume, error) {
+func (s *storage) existing(ctx context.Context, name string, r *csi.CapacityRange, snapshotID string) (blockdev.Volume, error) {
 	v, err := s.driver.GetVolume(ctx, name)
 	if gone(err) {
 		return blockdev.Volume{}, nil
@@ -120,10 +120,10 @@ func (s *controller) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequ
 		return nil, err
 	}
 	// Only for what the driver knows: its refusal of paths would be an error where there is nothing to delete.
-	if _, err := s.driver.GetVolume(ctx, req.GetVolumeId()); gone(err) {
+	if _, err := s.storage.driver.GetVolume(ctx, req.GetVolumeId()); gone(err) {
 		return &csi.DeleteVolumeResponse{}, nil
 	}
-	if err := s.driver.DeleteVolume(ctx, req.GetVolumeId()); err != nil {
+	if err := s.storage.driver.DeleteVolume(ctx, req.GetVolumeId()); err != nil {
 		return nil, toStatus(err)
 	}
 	return &csi.DeleteVolumeResponse{}, nil
@@ -137,7 +137,7 @@ func (s *controller) ValidateVolumeCapabilities(ctx context.Context, req *csi.Va
 	if len(req.GetVolumeCapabilities()) == 0 {
 		return nil, status.Error(codes.InvalidArgument, "volume_capabilities is required")
 	}
-	if _, err := s.volume(ctx, req.GetVolumeId()); err != nil {
+	if _, err := s.storage.volume(ctx, req.GetVolumeId()); err != nil {
 		return nil, err
 	}
 	if err := checkCapabilities(req.GetVolumeCapabilities()...); err != nil {
@@ -150,14 +150,14 @@ func (s *controller) ValidateVolumeCapabilities(ctx context.Context, req *csi.Va
 
 // ListVolumes lists the volumes by name, and where they are attached.
 func (s *controller) ListVolumes(ctx context.Context, req *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
-	if s.without[List] {
+	if s.storage.without[List] {
 		return nil, status.Error(codes.Unimplemented, "volumes cannot be listed")
 	}
-	list, err := s.driver.ListVolumes(ctx)
+	list, err := s.storage.driver.ListVolumes(ctx)
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	attached, err := s.driver.Attached(ctx)
+	attached, err := s.storage.driver.Attached(ctx)
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -167,9 +167,9 @@ func (s *controller) ListVolumes(ctx context.Context, req *csi.ListVolumesReques
 	}
 	resp := &csi.ListVolumesResponse{NextToken: next}
 	for _, v := range part {
-		e := &csi.ListVolumesResponse_Entry{Volume: s.describe(v), Status: &csi.ListVolumesResponse_VolumeStatus{}}
+		e := &csi.ListVolumesResponse_Entry{Volume: s.storage.describe(v), Status: &csi.ListVolumesResponse_VolumeStatus{}}
 		if _, ok := attached[v.ID]; ok {
-			node, err := s.holder(v.ID)
+			node, err := s.storage.holder(v.ID)
 			if err != nil {
 				return nil, err
 			}
@@ -182,29 +182,29 @@ func (s *controller) ListVolumes(ctx context.Context, req *csi.ListVolumesReques
 
 // ControllerGetVolume is ListVolumes for one.
 func (s *controller) ControllerGetVolume(ctx context.Context, req *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
-	if s.without[Get] {
+	if s.storage.without[Get] {
 		return nil, status.Error(codes.Unimplemented, "single volumes cannot be asked for")
 	}
 	if err := require("volume_id", req.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	v, err := s.volume(ctx, req.GetVolumeId())
+	v, err := s.storage.volume(ctx, req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	attached, err := s.driver.Attached(ctx)
+	attached, err := s.storage.driver.Attached(ctx)
 	if err != nil {
 		return nil, toStatus(err)
 	}
 	state := &csi.ControllerGetVolumeResponse_VolumeStatus{}
 	if _, ok := attached[v.ID]; ok {
-		node, err := s.holder(v.ID)
+		node, err := s.storage.holder(v.ID)
 		if err != nil {
 			return nil, err
 		}
 		state.PublishedNodeIds = []string{node}
 	}
-	return &csi.ControllerGetVolumeResponse{Volume: s.describe(v), Status: state}, nil
+	return &csi.ControllerGetVolumeResponse{Volume: s.storage.describe(v), Status: state}, nil
 }
 
 // readOnlyKey of the publish context says how the node has to attach the volume if it is not.
@@ -212,7 +212,7 @@ const readOnlyKey = "readOnly"
 
 // ControllerPublishVolume attaches the volume.
 func (s *controller) ControllerPublishVolume(ctx context.Context, req *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
-	if s.without[Publish] {
+	if s.storage.without[Publish] {
 		return nil, status.Error(codes.Unimplemented, "volumes are attached on the node")
 	}
 	if err := require("volume_id", req.GetVolumeId(), "node_id", req.GetNodeId()); err != nil {
@@ -221,11 +221,11 @@ func (s *controller) ControllerPublishVolume(ctx context.Context, req *csi.Contr
 	if err := checkCapabilities(req.GetVolumeCapability()); err != nil {
 		return nil, err
 	}
-	if req.GetNodeId() != s.nodeID {
-		return nil, status.Errorf(codes.NotFound, "node %q: this is %q", req.GetNodeId(), s.nodeID)
+	if req.GetNodeId() != s.storage.nodeID {
+		return nil, status.Errorf(codes.NotFound, "node %q: this is %q", req.GetNodeId(), s.storage.nodeID)
 	}
-	readonly := req.GetReadonly() && !s.without[ReadOnly]
-	if _, err := s.attach(ctx, req.GetVolumeId(), readonly); err != nil {
+	readonly := req.GetReadonly() && !s.storage.without[ReadOnly]
+	if _, err := s.storage.attach(ctx, req.GetVolumeId(), readonly); err != nil {
 		return nil, err
 	}
 	return &csi.ControllerPublishVolumeResponse{PublishContext: map[string]string{readOnlyKey: strconv.FormatBool(readonly)}}, nil
@@ -233,7 +233,7 @@ func (s *controller) ControllerPublishVolume(ctx context.Context, req *csi.Contr
 
 // ControllerUnpublishVolume detaches the volume, which must not be published on the node any more.
 func (s *controller) ControllerUnpublishVolume(ctx context.Context, req *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
-	if s.without[Publish] {
+	if s.storage.without[Publish] {
 		return nil, status.Error(codes.Unimplemented, "volumes are detached on the node")
 	}
 	if err := require("volume_id", req.GetVolumeId()); err != nil {
@@ -242,7 +242,7 @@ func (s *controller) ControllerUnpublishVolume(ctx context.Context, req *csi.Con
 	// Without a node ID the volume is to leave whichever node has it.
 	from := *s.storage
 	if from.nodeID = req.GetNodeId(); from.nodeID == "" {
-		holder, err := s.holder(req.GetVolumeId())
+		holder, err := s.storage.holder(req.GetVolumeId())
 		if err != nil {
 			return nil, err
 		}

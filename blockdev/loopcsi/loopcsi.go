@@ -69,10 +69,10 @@ type Options struct {
 
 // Server has the identity, controller and node services. It is safe for concurrent use.
 type Server struct {
-	*identity
-	*controller
-	*node
-	storage *storage
+	identity   *identity
+	controller *controller
+	node       *node
+	storage    *storage
 }
 
 // machine is what the services of all its nodes share.
@@ -99,12 +99,12 @@ type identity struct {
 
 type controller struct {
 	csi.UnimplementedControllerServer
-	*storage
+	storage *storage
 }
 
 type node struct {
 	csi.UnimplementedNodeServer
-	*storage
+	storage *storage
 }
 
 // New serves the driver, which the caller closes. Options that cannot be are blockdev.ErrInvalid.

@@ -54,13 +54,13 @@ func block() *csi.VolumeCapability {
 
 func create(t *testing.T, s *loopcsi.Server, name string, r *csi.CapacityRange) (*csi.Volume, error) {
 	t.Helper()
-	resp, err := s.CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: name, CapacityRange: r, VolumeCapabilities: []*csi.VolumeCapability{block()}})
+	resp, err := s.Controller().CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: name, CapacityRange: r, VolumeCapabilities: []*csi.VolumeCapability{block()}})
 	return resp.GetVolume(), err
 }
 
 func remove(t *testing.T, s *loopcsi.Server, id string) {
 	t.Helper()
-	_, err := s.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
+	_, err := s.Controller().DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
 	require.NoError(t, err)
 }
 
@@ -128,13 +128,13 @@ func TestPathsAreNoVolumes(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "precious")
 	require.NoError(t, os.WriteFile(file, make([]byte, mib), 0o600))
 	target := filepath.Join(t.TempDir(), "target")
-	_, err := s.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: file, NodeId: "node", VolumeCapability: block(), Readonly: true})
+	_, err := s.Controller().ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: file, NodeId: "node", VolumeCapability: block(), Readonly: true})
 	require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
-	_, err = s.NodeStageVolume(t.Context(), &csi.NodeStageVolumeRequest{VolumeId: file, StagingTargetPath: target, VolumeCapability: block()})
+	_, err = s.Node().NodeStageVolume(t.Context(), &csi.NodeStageVolumeRequest{VolumeId: file, StagingTargetPath: target, VolumeCapability: block()})
 	require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
-	_, err = s.NodePublishVolume(t.Context(), &csi.NodePublishVolumeRequest{VolumeId: file, TargetPath: target, VolumeCapability: block()})
+	_, err = s.Node().NodePublishVolume(t.Context(), &csi.NodePublishVolumeRequest{VolumeId: file, TargetPath: target, VolumeCapability: block()})
 	require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
-	_, err = s.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: file})
+	_, err = s.Controller().CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: file})
 	require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
 	remove(t, s, file)
 	require.FileExists(t, file)
@@ -152,7 +152,7 @@ func TestUnpublishLeavesOthersAlone(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("precious"), 0o600))
 	require.NoError(t, os.Mkdir(sub, 0o700))
 	for _, target := range []string{file, sub} {
-		_, err := s.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: "v", TargetPath: target})
+		_, err := s.Node().NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: "v", TargetPath: target})
 		require.Equal(t, codes.InvalidArgument, status.Code(err), "%v", err)
 	}
 	require.FileExists(t, file)
@@ -164,13 +164,13 @@ func TestPublishedDevice(t *testing.T) {
 	v, err := create(t, s, "v", &csi.CapacityRange{RequiredBytes: mib})
 	require.NoError(t, err)
 	id, target := v.GetVolumeId(), filepath.Join(t.TempDir(), "target")
-	resp, err := s.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: id, NodeId: "node", VolumeCapability: block()})
+	resp, err := s.Controller().ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: id, NodeId: "node", VolumeCapability: block()})
 	require.NoError(t, err)
 	publish := &csi.NodePublishVolumeRequest{
 		VolumeId: id, TargetPath: target, StagingTargetPath: target + "-staging", VolumeCapability: block(), PublishContext: resp.GetPublishContext(), Readonly: true,
 	}
 	for range 2 {
-		_, err = s.NodePublishVolume(t.Context(), publish)
+		_, err = s.Node().NodePublishVolume(t.Context(), publish)
 		require.NoError(t, err)
 	}
 	readonly, err := device.ReadOnly(target)
@@ -178,23 +178,23 @@ func TestPublishedDevice(t *testing.T) {
 	require.True(t, readonly, "though the controller attached it for writing")
 
 	unpublish := &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: "node"}
-	_, err = s.ControllerUnpublishVolume(t.Context(), unpublish)
+	_, err = s.Controller().ControllerUnpublishVolume(t.Context(), unpublish)
 	require.Equal(t, codes.FailedPrecondition, status.Code(err), "it is published: %v", err)
-	_, err = s.ControllerUnpublishVolume(t.Context(), &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: "elsewhere"})
+	_, err = s.Controller().ControllerUnpublishVolume(t.Context(), &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: "elsewhere"})
 	require.NoError(t, err)
 
 	// As after a reboot: the mount and the device have gone, the file that was mounted on is left.
 	require.NoError(t, unix.Unmount(target, 0))
 	require.NoError(t, driver.Detach(t.Context(), id))
-	_, err = s.NodePublishVolume(t.Context(), publish)
+	_, err = s.Node().NodePublishVolume(t.Context(), publish)
 	require.NoError(t, err)
 	_, err = device.Number(target)
 	require.NoError(t, err)
 
-	_, err = s.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: target})
+	_, err = s.Node().NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: target})
 	require.NoError(t, err)
 	require.NoFileExists(t, target)
-	_, err = s.ControllerUnpublishVolume(t.Context(), unpublish)
+	_, err = s.Controller().ControllerUnpublishVolume(t.Context(), unpublish)
 	require.NoError(t, err)
 	remove(t, s, id)
 }
@@ -204,20 +204,20 @@ func TestSnapshotTime(t *testing.T) {
 	s, driver := newServer(t, loopcsi.Options{SnapshotTime: time.Hour})
 	_, err := create(t, s, "v", &csi.CapacityRange{RequiredBytes: mib})
 	require.NoError(t, err)
-	made, err := s.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: "v"})
+	made, err := s.Controller().CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: "v"})
 	require.NoError(t, err)
 	require.False(t, made.GetSnapshot().GetReadyToUse())
 	copy := &csi.CreateVolumeRequest{Name: "copy", VolumeCapabilities: []*csi.VolumeCapability{block()}, VolumeContentSource: &csi.VolumeContentSource{
 		Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: "s"}},
 	}}
-	_, err = s.CreateVolume(t.Context(), copy)
+	_, err = s.Controller().CreateVolume(t.Context(), copy)
 	require.Equal(t, codes.Aborted, status.Code(err), err)
 	quick, err := loopcsi.New(driver, loopcsi.Options{NodeID: "node"})
 	require.NoError(t, err)
-	got, err := quick.GetSnapshot(t.Context(), &csi.GetSnapshotRequest{SnapshotId: "s"})
+	got, err := quick.Controller().GetSnapshot(t.Context(), &csi.GetSnapshotRequest{SnapshotId: "s"})
 	require.NoError(t, err)
 	require.True(t, got.GetSnapshot().GetReadyToUse())
-	_, err = quick.CreateVolume(t.Context(), copy)
+	_, err = quick.Controller().CreateVolume(t.Context(), copy)
 	require.NoError(t, err)
 	for _, id := range []string{"v", "copy"} {
 		remove(t, s, id)
@@ -233,32 +233,32 @@ func TestTwoNodes(t *testing.T) {
 	_, err = a.ForNode("")
 	require.True(t, errdefs.IsInvalidArgument(err), "%v", err)
 	publish := func(s *loopcsi.Server, id, node string) error {
-		_, err := s.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: id, NodeId: node, VolumeCapability: block()})
+		_, err := s.Controller().ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: id, NodeId: node, VolumeCapability: block()})
 		return err
 	}
 	unpublish := func(s *loopcsi.Server, id, node string) {
-		_, err := s.ControllerUnpublishVolume(t.Context(), &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: node})
+		_, err := s.Controller().ControllerUnpublishVolume(t.Context(), &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: node})
 		require.NoError(t, err)
 	}
 	for _, name := range []string{"one", "two"} {
 		_, err := create(t, a, name, &csi.CapacityRange{RequiredBytes: mib})
 		require.NoError(t, err)
 	}
-	info, err := b.NodeGetInfo(t.Context(), nil)
+	info, err := b.Node().NodeGetInfo(t.Context(), nil)
 	require.NoError(t, err)
 	require.Equal(t, "other", info.GetNodeId())
-	mine, err := a.NodeGetInfo(t.Context(), nil)
+	mine, err := a.Node().NodeGetInfo(t.Context(), nil)
 	require.NoError(t, err)
 	require.Equal(t, mine.GetAccessibleTopology(), info.GetAccessibleTopology(), "it is one machine's storage")
 
 	require.NoError(t, publish(a, "one", "node"))
 	require.Equal(t, codes.FailedPrecondition, status.Code(publish(b, "one", "other")))
-	_, err = b.NodeStageVolume(t.Context(), &csi.NodeStageVolumeRequest{VolumeId: "one", StagingTargetPath: "/s", VolumeCapability: block()})
+	_, err = b.Node().NodeStageVolume(t.Context(), &csi.NodeStageVolumeRequest{VolumeId: "one", StagingTargetPath: "/s", VolumeCapability: block()})
 	require.Equal(t, codes.FailedPrecondition, status.Code(err), "the node asks too, as after a reboot")
 	require.Equal(t, codes.ResourceExhausted, status.Code(publish(a, "two", "node")))
 	require.NoError(t, publish(b, "two", "other"), "the limit is that of a node")
 	unpublish(b, "one", "other")
-	list, err := b.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
+	list, err := b.Controller().ListVolumes(t.Context(), &csi.ListVolumesRequest{})
 	require.NoError(t, err)
 	require.Equal(t, []string{"node"}, list.GetEntries()[0].GetStatus().GetPublishedNodeIds(), "another node's detach leaves it alone")
 	require.Equal(t, []string{"other"}, list.GetEntries()[1].GetStatus().GetPublishedNodeIds())

@@ -20,7 +20,7 @@ import (
 // NodeGetCapabilities lists what was not left out.
 func (s *node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
 	resp := &csi.NodeGetCapabilitiesResponse{}
-	if !s.without[Stage] {
+	if !s.storage.without[Stage] {
 		resp.Capabilities = []*csi.NodeServiceCapability{{Type: &csi.NodeServiceCapability_Rpc{
 			Rpc: &csi.NodeServiceCapability_RPC{Type: csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME},
 		}}}
@@ -30,7 +30,7 @@ func (s *node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequ
 
 // NodeGetInfo says which node this is and how many volumes it can have.
 func (s *node) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
-	return &csi.NodeGetInfoResponse{NodeId: s.nodeID, MaxVolumesPerNode: int64(s.options.MaxVolumes), AccessibleTopology: s.topology()}, nil
+	return &csi.NodeGetInfoResponse{NodeId: s.storage.nodeID, MaxVolumesPerNode: int64(s.storage.options.MaxVolumes), AccessibleTopology: s.storage.topology()}, nil
 }
 
 // attach attaches a volume, within the limit.
@@ -140,7 +140,7 @@ func (s *storage) ensure(ctx context.Context, volumeID string, publishContext ma
 
 // NodeStageVolume has the device there. Nothing is put at the staging path: the device is all there is.
 func (s *node) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
-	if s.without[Stage] {
+	if s.storage.without[Stage] {
 		return nil, status.Error(codes.Unimplemented, "volumes are not staged")
 	}
 	if err := require("volume_id", req.GetVolumeId(), "staging_target_path", req.GetStagingTargetPath()); err != nil {
@@ -149,7 +149,7 @@ func (s *node) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequ
 	if err := checkCapabilities(req.GetVolumeCapability()); err != nil {
 		return nil, err
 	}
-	if _, err := s.ensure(ctx, req.GetVolumeId(), req.GetPublishContext()); err != nil {
+	if _, err := s.storage.ensure(ctx, req.GetVolumeId(), req.GetPublishContext()); err != nil {
 		return nil, err
 	}
 	return &csi.NodeStageVolumeResponse{}, nil
@@ -157,14 +157,14 @@ func (s *node) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequ
 
 // NodeUnstageVolume detaches the volume if no controller will.
 func (s *node) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	if s.without[Stage] {
+	if s.storage.without[Stage] {
 		return nil, status.Error(codes.Unimplemented, "volumes are not staged")
 	}
 	if err := require("volume_id", req.GetVolumeId(), "staging_target_path", req.GetStagingTargetPath()); err != nil {
 		return nil, err
 	}
-	if s.without[Publish] {
-		if err := s.detach(ctx, req.GetVolumeId()); err != nil {
+	if s.storage.without[Publish] {
+		if err := s.storage.detach(ctx, req.GetVolumeId()); err != nil {
 			return nil, err
 		}
 	}
@@ -183,11 +183,11 @@ func (s *node) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolume
 	if !filepath.IsAbs(target) {
 		return nil, status.Errorf(codes.InvalidArgument, "target_path %q is not absolute", target)
 	}
-	dev, err := s.ensure(ctx, req.GetVolumeId(), req.GetPublishContext())
+	dev, err := s.storage.ensure(ctx, req.GetVolumeId(), req.GetPublishContext())
 	if err != nil {
 		return nil, err
 	}
-	if req.GetReadonly() && !dev.ReadOnly && !s.without[ReadOnly] {
+	if req.GetReadonly() && !dev.ReadOnly && !s.storage.without[ReadOnly] {
 		// The mode of the bind mount would not keep anybody from writing to the device.
 		if _, err := device.SetReadOnly(dev.Path, true); err != nil {
 			return nil, toStatus(err)
@@ -232,8 +232,8 @@ func (s *node) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVo
 	if err := unpublish(req.GetTargetPath()); err != nil {
 		return nil, toStatus(err)
 	}
-	if s.without[Publish] && s.without[Stage] {
-		if err := s.detach(ctx, req.GetVolumeId()); err != nil {
+	if s.storage.without[Publish] && s.storage.without[Stage] {
+		if err := s.storage.detach(ctx, req.GetVolumeId()); err != nil {
 			return nil, err
 		}
 	}

@@ -12,18 +12,18 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-func (s *controller) describeSnapshot(v blockdev.VolumeSnapshot) *csi.Snapshot {
+func (s *storage) describeVolumeSnapshot(v blockdev.VolumeSnapshot) *csi.Snapshot {
 	return &csi.Snapshot{
 		SnapshotId: v.ID, SourceVolumeId: v.SourceVolumeID, SizeBytes: v.SizeBytes,
 		CreationTime: timestamppb.New(v.Created), ReadyToUse: s.ready(v),
 	}
 }
 
-func (s *controller) ready(v blockdev.VolumeSnapshot) bool {
+func (s *storage) ready(v blockdev.VolumeSnapshot) bool {
 	return v.ReadyToUse && time.Since(v.Created) >= s.options.SnapshotTime
 }
 
-func (s *controller) needSnapshots() error {
+func (s *storage) needVolumeSnapshots() error {
 	if s.without[Snapshots] {
 		return status.Error(codes.Unimplemented, "there are no volume snapshots")
 	}
@@ -32,7 +32,7 @@ func (s *controller) needSnapshots() error {
 
 // CreateSnapshot freezes what a volume holds that is not attached for writing; the snapshot is ready at once.
 func (s *controller) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
-	if err := s.needSnapshots(); err != nil {
+	if err := s.storage.needVolumeSnapshots(); err != nil {
 		return nil, err
 	}
 	if err := require("name", req.GetName(), "source_volume_id", req.GetSourceVolumeId()); err != nil {
@@ -45,27 +45,27 @@ func (s *controller) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshot
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.driver.GetVolumeSnapshot(ctx, name); gone(err) {
-		if _, err := s.volume(ctx, req.GetSourceVolumeId()); err != nil {
+	if _, err := s.storage.driver.GetVolumeSnapshot(ctx, name); gone(err) {
+		if _, err := s.storage.volume(ctx, req.GetSourceVolumeId()); err != nil {
 			return nil, err
 		}
 	}
-	snapshot, err := s.driver.CreateVolumeSnapshot(ctx, name, req.GetSourceVolumeId())
+	snapshot, err := s.storage.driver.CreateVolumeSnapshot(ctx, name, req.GetSourceVolumeId())
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &csi.CreateSnapshotResponse{Snapshot: s.describeSnapshot(snapshot)}, nil
+	return &csi.CreateSnapshotResponse{Snapshot: s.storage.describeVolumeSnapshot(snapshot)}, nil
 }
 
 // DeleteSnapshot deletes a volume snapshot; volumes made from it stay.
 func (s *controller) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
-	if err := s.needSnapshots(); err != nil {
+	if err := s.storage.needVolumeSnapshots(); err != nil {
 		return nil, err
 	}
 	if err := require("snapshot_id", req.GetSnapshotId()); err != nil {
 		return nil, err
 	}
-	if err := s.driver.DeleteVolumeSnapshot(ctx, req.GetSnapshotId()); err != nil {
+	if err := s.storage.driver.DeleteVolumeSnapshot(ctx, req.GetSnapshotId()); err != nil {
 		return nil, toStatus(err)
 	}
 	return &csi.DeleteSnapshotResponse{}, nil
@@ -73,10 +73,10 @@ func (s *controller) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshot
 
 // ListSnapshots lists volume snapshots by name, all, or those of an ID or a volume.
 func (s *controller) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
-	if s.without[Snapshots] || s.without[List] {
+	if s.storage.without[Snapshots] || s.storage.without[List] {
 		return nil, status.Error(codes.Unimplemented, "volume snapshots cannot be listed")
 	}
-	all, err := s.driver.ListVolumeSnapshots(ctx)
+	all, err := s.storage.driver.ListVolumeSnapshots(ctx)
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -93,22 +93,22 @@ func (s *controller) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRe
 	}
 	resp := &csi.ListSnapshotsResponse{NextToken: next}
 	for _, v := range part {
-		resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: s.describeSnapshot(v)})
+		resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: s.storage.describeVolumeSnapshot(v)})
 	}
 	return resp, nil
 }
 
 // GetSnapshot is ListSnapshots for one.
 func (s *controller) GetSnapshot(ctx context.Context, req *csi.GetSnapshotRequest) (*csi.GetSnapshotResponse, error) {
-	if s.without[Snapshots] || s.without[Get] {
+	if s.storage.without[Snapshots] || s.storage.without[Get] {
 		return nil, status.Error(codes.Unimplemented, "single volume snapshots cannot be asked for")
 	}
 	if err := require("snapshot_id", req.GetSnapshotId()); err != nil {
 		return nil, err
 	}
-	v, err := s.driver.GetVolumeSnapshot(ctx, req.GetSnapshotId())
+	v, err := s.storage.driver.GetVolumeSnapshot(ctx, req.GetSnapshotId())
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &csi.GetSnapshotResponse{Snapshot: s.describeSnapshot(v)}, nil
+	return &csi.GetSnapshotResponse{Snapshot: s.storage.describeVolumeSnapshot(v)}, nil
 }
