@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -30,18 +31,25 @@ type entry struct {
 	refusal error
 }
 
+// chooser takes the images of a disk that may be registered.
+type chooser struct {
+	// patterns of normalised references, as Config.Images has them.
+	patterns []string
+	platform platforms.MatchComparer
+}
+
 // choose takes for each reference of a disk the image for this node's platform, ordered by reference. A disk is data of
 // others: whatever it says is checked as far as containerd will rely on it.
-func (im *Importer) choose(ctx context.Context, ix *layerdisk.Index) []entry {
+func (c chooser) choose(ctx context.Context, ix *layerdisk.Index) []entry {
 	best := map[string]entry{}
 	for i := range ix.Images {
 		img := ix.Images[i]
-		fits := im.Platform.Match(img.Platform)
+		fits := c.platform.Match(img.Platform)
 		old, ok := best[img.Reference]
 		switch {
 		case !ok && !fits:
 			best[img.Reference] = entry{Image: img, refusal: fmt.Errorf("the disk has it for other platforms only: %w", errdefs.ErrNotFound)}
-		case !fits, ok && old.refusal == nil && !im.Platform.Less(img.Platform, old.Platform):
+		case !fits, ok && old.refusal == nil && !c.platform.Less(img.Platform, old.Platform):
 		default:
 			best[img.Reference] = entry{Image: img}
 		}
@@ -49,7 +57,7 @@ func (im *Importer) choose(ctx context.Context, ix *layerdisk.Index) []entry {
 	list := make([]entry, 0, len(best))
 	for _, e := range best {
 		if e.refusal == nil {
-			e.refusal = im.prove(ctx, &e)
+			e.refusal = c.prove(ctx, &e)
 		}
 		list = append(list, e)
 	}
@@ -58,8 +66,8 @@ func (im *Importer) choose(ctx context.Context, ix *layerdisk.Index) []entry {
 }
 
 // prove works out name and target, and that containerd will find in the image's own bytes what the disk says of it.
-func (im *Importer) prove(ctx context.Context, e *entry) error {
-	if !allowed(im.Images, e.Reference) {
+func (c chooser) prove(ctx context.Context, e *entry) error {
+	if !allowed(c.patterns, e.Reference) {
 		return fmt.Errorf("no pattern of import.images allows its name: %w", errdefs.ErrPermissionDenied)
 	}
 	named, err := reference.ParseDockerRef(e.Reference)
@@ -85,7 +93,7 @@ func (im *Importer) prove(ctx context.Context, e *entry) error {
 		}
 		blobs[b.desc.Digest] = b.data
 	}
-	config, err := images.Config(ctx, blobs, e.target, im.Platform)
+	config, err := images.Config(ctx, blobs, e.target, c.platform)
 	if err != nil {
 		return fmt.Errorf("containerd would not find the image in its index: %w", err)
 	}

@@ -33,20 +33,32 @@ const (
 	cleanTimeout = 30 * time.Second
 )
 
+// registrar makes what containerd needs of an image.
+type registrar struct {
+	ctr Containerd
+	// snapshotter is the name that containerd knows berth by.
+	snapshotter string
+	// pinned keeps the kubelet from removing the images.
+	pinned bool
+	asked  *asked
+	// crash, in tests, is called between steps.
+	crash func(step string)
+}
+
 // register registers the images of a disk in a namespace and marks the disk as done there. All images are tried; an
 // error is why some have to be tried again.
-func (im *Importer) register(ctx context.Context, ns string, d Disk, entries []entry) ([]Image, error) {
+func (r *registrar) register(ctx context.Context, ns string, d Disk, entries []entry) ([]Image, error) {
 	ctx = namespaces.WithNamespace(ctx, ns)
-	if im.ctr.Usable != nil {
-		if err := im.ctr.Usable(ctx, ns); err != nil {
+	if r.ctr.Usable != nil {
+		if err := r.ctr.Usable(ctx, ns); err != nil {
 			return nil, fmt.Errorf("namespace %s: %w", ns, err)
 		}
 	}
-	lease, err := im.hold(ctx, d.UUID)
+	lease, err := r.hold(ctx, d.UUID)
 	if err != nil {
 		return nil, err
 	}
-	im.crash("leased")
+	r.crash("leased")
 	var (
 		list []Image
 		errs []error
@@ -56,7 +68,7 @@ func (im *Importer) register(ctx context.Context, ns string, d Disk, entries []e
 		out := Image{Reference: e.Reference, Namespace: ns, Result: Registered}
 		err := e.refusal
 		if err == nil {
-			err = im.registerImage(held, ns, d.UUID, &e)
+			err = r.registerImage(held, ns, d.UUID, &e)
 		}
 		var left *leftError
 		switch {
@@ -77,21 +89,21 @@ func (im *Importer) register(ctx context.Context, ns string, d Disk, entries []e
 	if err := errors.Join(errs...); err != nil {
 		return list, err // the lease keeps what is there for the next attempt
 	}
-	im.crash("registered")
-	_, err = im.ctr.Leases.Create(ctx, leases.WithID(doneLease(d.UUID)), leases.WithLabel(labelDisk, d.UUID))
+	r.crash("registered")
+	_, err = r.ctr.Leases.Create(ctx, leases.WithID(doneLease(d.UUID)), leases.WithLabel(labelDisk, d.UUID))
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return list, fmt.Errorf("mark images as registered: %w", err)
 	}
-	im.crash("marked")
-	return list, im.release(ctx, d.UUID)
+	r.crash("marked")
+	return list, r.release(ctx, d.UUID)
 }
 
 // hold has a new lease for what is about to be registered: one of an earlier attempt may have expired.
-func (im *Importer) hold(ctx context.Context, diskUUID string) (leases.Lease, error) {
-	if err := im.release(ctx, diskUUID); err != nil {
+func (r *registrar) hold(ctx context.Context, diskUUID string) (leases.Lease, error) {
+	if err := r.release(ctx, diskUUID); err != nil {
 		return leases.Lease{}, err
 	}
-	lease, err := im.ctr.Leases.Create(ctx, leases.WithID(workLease(diskUUID)), leases.WithLabel(labelDisk, diskUUID), leases.WithExpiration(leaseLife))
+	lease, err := r.ctr.Leases.Create(ctx, leases.WithID(workLease(diskUUID)), leases.WithLabel(labelDisk, diskUUID), leases.WithExpiration(leaseLife))
 	if err != nil {
 		return leases.Lease{}, fmt.Errorf("make lease: %w", err)
 	}
@@ -99,8 +111,8 @@ func (im *Importer) hold(ctx context.Context, diskUUID string) (leases.Lease, er
 }
 
 // release gives up that lease, if there is one.
-func (im *Importer) release(ctx context.Context, diskUUID string) error {
-	if err := im.ctr.Leases.Delete(ctx, leases.Lease{ID: workLease(diskUUID)}); err != nil && !errdefs.IsNotFound(err) {
+func (r *registrar) release(ctx context.Context, diskUUID string) error {
+	if err := r.ctr.Leases.Delete(ctx, leases.Lease{ID: workLease(diskUUID)}); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete lease: %w", err)
 	}
 	return nil
@@ -112,10 +124,10 @@ type leftError struct{ reason string }
 func (e *leftError) Error() string { return e.reason }
 
 // registerImage registers one image; all of it may be there already.
-func (im *Importer) registerImage(ctx context.Context, ns, diskUUID string, e *entry) error {
+func (r *registrar) registerImage(ctx context.Context, ns, diskUUID string, e *entry) error {
 	ctx, cancel := context.WithTimeout(ctx, imageTimeout)
 	defer cancel()
-	old, err := im.ctr.Images.Get(ctx, e.name)
+	old, err := r.ctr.Images.Get(ctx, e.name)
 	if err == nil {
 		err = vacant(old, diskUUID)
 	}
@@ -127,21 +139,21 @@ func (im *Importer) registerImage(ctx context.Context, ns, diskUUID string, e *e
 		return fmt.Errorf("read config: %w", err)
 	}
 	for _, b := range e.blobs() {
-		if err := im.write(ctx, b, e.ChainID); err != nil {
+		if err := r.write(ctx, b, e.ChainID); err != nil {
 			return err
 		}
-		im.crash("written")
+		r.crash("written")
 	}
 	var parent digest.Digest
 	for i, diffID := range diffIDs {
 		chain := identity.ChainID(diffIDs[:i+1])
-		if err := im.adopt(ctx, chain, parent, diffID, e.name); err != nil {
+		if err := r.adopt(ctx, chain, parent, diffID, e.name); err != nil {
 			return fmt.Errorf("have layer %d of %d served from the disk: %w", i+1, len(diffIDs), err)
 		}
-		im.crash("adopted")
+		r.crash("adopted")
 		parent = chain
 	}
-	return im.record(ctx, ns, diskUUID, e)
+	return r.record(ctx, ns, diskUUID, e)
 }
 
 // vacant says why a record stays as it is; nil if it is what we made.
@@ -157,20 +169,20 @@ func vacant(old images.Image, diskUUID string) error {
 
 // write has a blob in the content store, with labels by which garbage collection finds what it refers to. The layers
 // are not there, as after a pull that did not need them.
-func (im *Importer) write(ctx context.Context, b blob, chain digest.Digest) error {
+func (r *registrar) write(ctx context.Context, b blob, chain digest.Digest) error {
 	refers, err := refersTo(ctx, b)
 	if err != nil {
 		return err
 	}
 	labels := maps.Clone(refers)
 	if len(refers) == 0 && chain != "" {
-		labels[labelSnapshot+im.Snapshotter] = chain.String()
+		labels[labelSnapshot+r.snapshotter] = chain.String()
 	}
 	ref := "berth-import-" + b.desc.Digest.String()
-	if err := content.WriteBlob(ctx, im.ctr.Content, ref, bytes.NewReader(b.data), b.desc, content.WithLabels(labels)); err != nil {
+	if err := content.WriteBlob(ctx, r.ctr.Content, ref, bytes.NewReader(b.data), b.desc, content.WithLabels(labels)); err != nil {
 		return fmt.Errorf("write %s: %w", b.desc.Digest, err)
 	}
-	info, err := im.ctr.Content.Info(ctx, b.desc.Digest)
+	info, err := r.ctr.Content.Info(ctx, b.desc.Digest)
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", b.desc.Digest, err)
 	}
@@ -184,7 +196,7 @@ func (im *Importer) write(ctx context.Context, b blob, chain digest.Digest) erro
 	for key := range refers {
 		paths = append(paths, "labels."+key)
 	}
-	if _, err := im.ctr.Content.Update(ctx, content.Info{Digest: b.desc.Digest, Labels: refers}, paths...); err != nil {
+	if _, err := r.ctr.Content.Update(ctx, content.Info{Digest: b.desc.Digest, Labels: refers}, paths...); err != nil {
 		return fmt.Errorf("label %s: %w", b.desc.Digest, err)
 	}
 	return nil
@@ -208,15 +220,15 @@ func refersTo(ctx context.Context, b blob) (map[string]string, error) {
 
 // adopt has a snapshot of a chain, the way containerd's unpacker does: the snapshotter answers that it is there
 // already.
-func (im *Importer) adopt(ctx context.Context, chain, parent, diffID digest.Digest, name string) error {
+func (r *registrar) adopt(ctx context.Context, chain, parent, diffID digest.Digest, name string) error {
 	labels := map[string]string{
 		snapshots.LabelSnapshotRef:    chain.String(),
 		snapshots.LabelSnapshotDiffID: diffID.String(),
 		snapshotters.TargetRefLabel:   name,
 	}
 	key := fmt.Sprintf(snapshots.UnpackKeyFormat, "import-"+uuid.NewString(), chain)
-	defer im.asking(chain)()
-	mounts, err := im.ctr.Snapshots.Prepare(ctx, key, parent.String(), snapshots.WithLabels(labels))
+	defer r.asked.asking(chain)()
+	mounts, err := r.ctr.Snapshots.Prepare(ctx, key, parent.String(), snapshots.WithLabels(labels))
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}
@@ -224,7 +236,7 @@ func (im *Importer) adopt(ctx context.Context, chain, parent, diffID digest.Dige
 		return fmt.Errorf("prepare snapshot: %w", err)
 	}
 	if early(mounts) {
-		err = im.ctr.Snapshots.Commit(ctx, chain.String(), key, snapshots.WithLabels(labels))
+		err = r.ctr.Snapshots.Commit(ctx, chain.String(), key, snapshots.WithLabels(labels))
 		if err == nil {
 			return nil
 		}
@@ -233,7 +245,7 @@ func (im *Importer) adopt(ctx context.Context, chain, parent, diffID digest.Dige
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
-	if removeErr := im.ctr.Snapshots.Remove(clean, key); removeErr != nil && !errdefs.IsNotFound(removeErr) {
+	if removeErr := r.ctr.Snapshots.Remove(clean, key); removeErr != nil && !errdefs.IsNotFound(removeErr) {
 		err = errors.Join(err, removeErr)
 	}
 	if errdefs.IsAlreadyExists(err) {
@@ -250,15 +262,15 @@ func early(mounts []mount.Mount) bool {
 // record makes the image records. CRI knows an image by its name, by its repository and digest, and by the digest of
 // its config. As soon as it hears of the name it makes what is missing of the others, which would be its own then, so
 // the name comes last.
-func (im *Importer) record(ctx context.Context, ns, diskUUID string, e *entry) error {
+func (r *registrar) record(ctx context.Context, ns, diskUUID string, e *entry) error {
 	labels := map[string]string{labelDisk: diskUUID}
 	if e.ChainID != "" {
-		labels[labelSnapshot+im.Snapshotter] = e.ChainID.String()
+		labels[labelSnapshot+r.snapshotter] = e.ChainID.String()
 	}
 	var others []string
 	if ns == criNamespace {
 		labels[labelCRIImage] = criManaged
-		if im.Pinned {
+		if r.pinned {
 			labels[labelCRIPinned] = criPinned
 		}
 		others = []string{e.Config.Digest.String(), e.repository + "@" + e.target.Digest.String()}
@@ -267,24 +279,24 @@ func (im *Importer) record(ctx context.Context, ns, diskUUID string, e *entry) e
 		if name == e.name {
 			continue
 		}
-		err := im.create(ctx, name, e.target, labels)
+		err := r.create(ctx, name, e.target, labels)
 		var left *leftError
 		if err != nil && !errors.As(err, &left) {
 			return err
 		}
-		im.crash("recorded")
+		r.crash("recorded")
 	}
 	labels[labelImage] = e.Reference
-	return im.create(ctx, e.name, e.target, labels)
+	return r.create(ctx, e.name, e.target, labels)
 }
 
 // create makes one record, unless it is there.
-func (im *Importer) create(ctx context.Context, name string, target ocispec.Descriptor, labels map[string]string) error {
+func (r *registrar) create(ctx context.Context, name string, target ocispec.Descriptor, labels map[string]string) error {
 	labels = maps.Clone(labels)
 	labels[labelRecord] = recordLabel(target.Digest, name)
-	_, err := im.ctr.Images.Create(ctx, images.Image{Name: name, Target: target, Labels: labels})
+	_, err := r.ctr.Images.Create(ctx, images.Image{Name: name, Target: target, Labels: labels})
 	if errdefs.IsAlreadyExists(err) {
-		old, getErr := im.ctr.Images.Get(ctx, name)
+		old, getErr := r.ctr.Images.Get(ctx, name)
 		if getErr != nil {
 			return fmt.Errorf("look at record of %s: %w", name, getErr)
 		}
