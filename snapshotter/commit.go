@@ -65,7 +65,7 @@ func (c *committer) commit(ctx context.Context, name, key string, want snapshots
 		return err
 	}
 	if n.adopted != nil {
-		c.holds.releaseAll(ctx, n.adopted)
+		c.holds.releaseAll(ctx, n.adopted.locations())
 		if n.adopted.Early != nil {
 			c.observer.Miss(ctx, Miss{Layer: *n.adopted.Early, Err: fmt.Errorf(
 				"containerd unpacked the layer although disk %s has it, as versions before 2.4 do when they unpack in parallel: %w",

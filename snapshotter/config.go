@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -22,6 +23,10 @@ type Config struct {
 	Source LayerSource
 	// Observer is told what became of each layer; nil if nobody wants to know.
 	Observer Observer
+	// Maker makes layers anew whose disks are lost; nil if nobody can.
+	Maker LayerMaker
+	// MendWait is how long a request waits for that, which goes on afterwards.
+	MendWait time.Duration
 	// Protocol is how adopted layers are reported to containerd; the zero value is ProtocolAuto.
 	Protocol Protocol
 	// MountOptions are added to every overlay mount, as the option mount_options of containerd's overlay snapshotter.
@@ -115,6 +120,9 @@ type Adopted struct {
 	DiskUUID    string
 	LayerNumber int
 	ChainID     digest.Digest
+	// Local says that the layer was made anew since, so that only containers that were started before can need the
+	// disk. ChainID is empty then.
+	Local bool
 }
 
 func (c Config) validate() error {

@@ -77,10 +77,10 @@ func (h *holds) release(ctx context.Context, holder string) {
 	}
 }
 
-// releaseAll gives up all that is held for an adopted snapshot.
-func (h *holds) releaseAll(ctx context.Context, r *record) {
-	for _, p := range r.locations() {
-		h.release(ctx, p.Holder)
+// releaseAll gives up several holds.
+func (h *holds) releaseAll(ctx context.Context, all []location) {
+	for _, l := range all {
+		h.release(ctx, l.Holder)
 	}
 }
 

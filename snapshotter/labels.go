@@ -33,6 +33,8 @@ const (
 	privatePrefix = "berth.dev/"
 	// labelAdopted holds a record: the content is on a layer disk.
 	labelAdopted = privatePrefix + "adopted"
+	// labelHeld holds a heldRecord: the layer was made anew, but the disks that it was on stay held.
+	labelHeld = privatePrefix + "held"
 	// labelApart marks an extraction snapshot that was prepared without its parent and handed out in overlay form.
 	labelApart = privatePrefix + "apart"
 	// labelRemapped marks a committed snapshot whose files containerd has given to a user namespace by chown.

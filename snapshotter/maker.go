@@ -14,6 +14,7 @@ type maker struct {
 	overlay snapshots.Snapshotter
 	rows    rows
 	stacks  *stacks
+	mender  *mender
 }
 
 // creator is Prepare or View of the wrapped snapshotter.
@@ -27,7 +28,7 @@ func (m *maker) create(ctx context.Context, do creator, key, parent string, labe
 
 // createOn is create, and tells what is below.
 func (m *maker) createOn(ctx context.Context, do creator, key, parent string, labels map[string]string) ([]mount.Mount, lowers, error) {
-	below, err := m.stacks.below(ctx, parent)
+	below, err := m.mender.below(ctx, parent)
 	if err != nil {
 		return nil, below, err
 	}

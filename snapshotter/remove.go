@@ -15,9 +15,11 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return err
 	}
 	s.step("removed")
-	if n.adopted != nil {
-		s.holds.releaseAll(ctx, n.adopted)
+	all, err := held(n.info.Labels)
+	if err != nil {
+		return err
 	}
+	s.holds.releaseAll(ctx, all)
 	return nil
 }
 

@@ -27,6 +27,7 @@ type Snapshotter struct {
 	rows      rows
 	stacks    *stacks
 	maker     *maker
+	mender    *mender
 	unpacker  *unpacker
 	committer *committer
 	holds     *holds
@@ -91,12 +92,17 @@ func newSnapshotter(root string, meta *storage.MetaStore, cfg Config) (*Snapshot
 	if cfg.step == nil {
 		cfg.step = func(string) {}
 	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
 	s := &Snapshotter{
 		overlay: wrapped, cleaner: cleaner, rows: rows{store{meta}, newIndex()}, holds: &holds{source: cfg.Source},
 		observer: cfg.Observer, step: cfg.step,
 	}
 	s.stacks = &stacks{root: root, rows: s.rows, source: cfg.Source, holds: s.holds, step: s.step}
-	s.maker = &maker{overlay: wrapped, rows: s.rows, stacks: s.stacks}
+	s.mender = newMender(s.stacks, cfg.Maker, cfg.MendWait, boot)
+	s.maker = &maker{overlay: wrapped, rows: s.rows, stacks: s.stacks, mender: s.mender}
 	s.unpacker = &unpacker{rows: s.rows, stacks: s.stacks, maker: s.maker, holds: s.holds, observer: s.observer,
 		protocol: cfg.Protocol, step: s.step}
 	s.committer = &committer{rows: s.rows, stacks: s.stacks, holds: s.holds, observer: s.observer, step: s.step}
@@ -120,6 +126,12 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("read metadata: %w", err)
 	}
+	if err := s.rows.forgetHeld(ctx, s.mender.boot); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("forget holds of earlier boots: %w", err)
+	}
+	if err := os.RemoveAll(filepath.Join(s.stacks.root, mendDir)); err != nil {
+		return fmt.Errorf("remove layers that were half made: %w", err)
+	}
 	return setAside(filepath.Join(s.stacks.root, "snapshots"), ids)
 }
 
@@ -130,16 +142,20 @@ func (s *Snapshotter) Adopted(ctx context.Context) ([]Adopted, error) {
 	var list []Adopted
 	err := s.rows.read(ctx, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
+			all, err := held(info.Labels)
+			if err != nil {
+				return fmt.Errorf("read snapshot %s: %w", info.Name, err)
+			}
 			r, err := recordOf(info.Labels)
 			if err != nil {
 				return fmt.Errorf("read snapshot %s: %w", info.Name, err)
 			}
-			if r != nil {
-				for _, p := range r.locations() {
-					list = append(list, Adopted{
-						Name: info.Name, Holder: p.Holder, DiskUUID: p.DiskUUID, LayerNumber: p.LayerNumber, ChainID: r.ChainID,
-					})
+			for _, l := range all {
+				a := Adopted{Name: info.Name, Holder: l.Holder, DiskUUID: l.DiskUUID, LayerNumber: l.LayerNumber, Local: r == nil}
+				if r != nil {
+					a.ChainID = r.ChainID
 				}
+				list = append(list, a)
 			}
 			return nil
 		})
@@ -203,7 +219,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the wrapped snapshotter speaks for itself
 	}
-	below, err := s.stacks.below(ctx, n.info.Parent)
+	below, err := s.mender.below(ctx, n.info.Parent)
 	if err != nil {
 		return nil, err
 	}
@@ -215,6 +231,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 
 // Close implements snapshots.Snapshotter. Mounts stay as they are.
 func (s *Snapshotter) Close() error {
+	s.mender.close()
 	return s.overlay.Close() //nolint:wrapcheck // the wrapped snapshotter speaks for itself
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/log"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -90,8 +91,9 @@ type node struct {
 	snapshotter *snapshotter.Snapshotter
 	pulls       *pulls
 	importer    *imageimport.Importer
-	// containerd's services, for the importer.
+	// containerd's services, for the importer and for making layers anew.
 	containerd *grpc.ClientConn
+	client     *client.Client
 }
 
 // Open has disks and snapshots ready, in the order that makes them agree after a crash or a reboot. Mounts and

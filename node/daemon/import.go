@@ -2,19 +2,13 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
-	"time"
 
-	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth.dev/berth/internal/metrics"
@@ -27,25 +21,10 @@ import (
 // importMarker is the file below the root that says that images were registered in containerd.
 const importMarker = "imageimport.json"
 
-// importReconnect bounds the wait between attempts to reach a containerd that was away: pods wait for it.
-const importReconnect = 2 * time.Second
-
-// openImporter makes what registers images of disks in containerd. Nothing is sent before there is something to
-// register.
+// openImporter makes what registers images of disks in containerd.
 func openImporter(_ context.Context, n *node) error {
-	c := &n.config
-	connect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: importReconnect}
-	connect.Backoff.MaxDelay = importReconnect
-	conn, err := grpc.NewClient("unix://"+c.Import.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(connect))
-	if err != nil {
-		return fmt.Errorf("connect to containerd: %w", err)
-	}
-	ctr, err := client.NewWithConn(conn)
-	if err != nil {
-		return errors.Join(fmt.Errorf("make client of containerd: %w", err), conn.Close())
-	}
-	n.containerd = conn
-	cri := criImages{runtime.NewImageServiceClient(conn), c.Root, c.Import.Snapshotter}
+	c, ctr := &n.config, n.client
+	cri := criImages{runtime.NewImageServiceClient(n.containerd), c.Root, c.Import.Snapshotter}
 	n.importer = imageimport.New(imageimport.Config{
 		Namespaces: c.Import.Namespaces, Snapshotter: c.Import.Snapshotter, Pinned: c.Import.Pinned, Images: c.Import.Images,
 		IdleTimeout: c.Stage.IdleTimeout.Std(), Platform: platforms.Default(), Marker: filepath.Join(c.Root, importMarker),

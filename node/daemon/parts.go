@@ -36,11 +36,9 @@ func parts(c *config.Config) []part {
 		},
 		{name: "read ahead", open: openReadAhead, close: func(n *node) error { return n.reader.Close() }},
 		{name: "records of first starts", open: openRecorder, close: func(n *node) error { return n.recorder.Close() }},
+		{name: "containerd's client", open: openContainerd, close: func(n *node) error { return n.containerd.Close() }},
 		{name: "snapshotter", open: openSnapshotter, close: func(n *node) error { return n.snapshotter.Close() }},
-		{
-			name: "imports", open: openImporter, run: func(ctx context.Context, n *node) { n.importer.Run(ctx) },
-			close: func(n *node) error { return n.containerd.Close() },
-		},
+		{name: "imports", open: openImporter, run: func(ctx context.Context, n *node) { n.importer.Run(ctx) }},
 		{name: "holds", open: reconcile},
 		{name: "reports of failed disks", open: nothing, run: func(ctx context.Context, n *node) { n.failures.Run(ctx, n.chooser, n.uses) }},
 		{name: "checks of disks", open: nothing, run: func(ctx context.Context, n *node) { disks.KeepChecking(ctx, n.stage) }},

@@ -77,6 +77,7 @@ func areas() map[string]area {
 		"node/disks":            {own: []string{"internal/backoff", "layerdisk", "node/events", "node/stage"}},
 		"node/doctor":           {own: []string{"blockdev/attached", "blockdev/sysblock", "node/containerdconfig", "proto/..."}},
 		"node/events":           {own: []string{"layerdisk"}},
+		"node/heal":             {},
 		"node/imageimport":      {own: []string{"internal/backoff", "internal/durable", "layerdisk"}},
 		"node/ondemand":         {own: []string{"imagesnapshot/catalog", "internal/backoff", "layerdisk", "matcher", "node/stage"}},
 		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}, foreign: append(format,

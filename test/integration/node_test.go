@@ -171,7 +171,8 @@ func (n *node) attachAtStart(name, path string) {
 func (n *node) start() {
 	n.Helper()
 	var err error
-	cfg := berth.Config{Dir: filepath.Join(n.dir, "b"), Bin: bin, Disks: n.disks, CSI: n.csi, IdleTimeout: n.idle, Env: n.env()}
+	cfg := berth.Config{Dir: filepath.Join(n.dir, "b"), Bin: bin, Disks: n.disks, CSI: n.csi, IdleTimeout: n.idle, Env: n.env(),
+		Containerd: filepath.Join(n.dir, "c", "c.sock")}
 	if n.configure != nil {
 		n.configure(&cfg)
 	}

@@ -62,6 +62,9 @@ type Config struct {
 	ImageSnapshots, Automatic string
 	// Import has the images of all disks registered in a containerd; nil in none.
 	Import *Import
+	// Containerd is the socket of the containerd that has lost layers fetched, where Import does not name one; empty is
+	// berthd's own.
+	Containerd string
 	// ReadAheadRate in bytes a second that is read ahead at; 0 is no limit.
 	ReadAheadRate int64
 	// NoReadAhead reads nothing ahead.
@@ -131,6 +134,9 @@ func (d *Daemon) writeConfig() error {
 	if im := d.cfg.Import; im != nil {
 		fmt.Fprintf(&b, "[import]\nenabled = true\ncontainerd = %q\npinned = %t\n", im.Containerd, im.Pinned)
 		fmt.Fprintf(&b, "namespaces = [%s]\nimages = [%s]\n", quoted(im.Namespaces), quoted(im.Images))
+	}
+	if d.cfg.Import == nil && d.cfg.Containerd != "" {
+		fmt.Fprintf(&b, "[import]\ncontainerd = %q\n", d.cfg.Containerd)
 	}
 	fmt.Fprintf(&b, "[read_ahead]\nenabled = %t\nrate = %d\n", !d.cfg.NoReadAhead, d.cfg.ReadAheadRate)
 	if d.cfg.RecordTime > 0 {

@@ -1,0 +1,67 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/platforms"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"berth.dev/berth/node/heal"
+	"berth.dev/berth/snapshotter"
+)
+
+const (
+	// reconnect bounds the wait between attempts to reach a containerd that was away: pods wait for it.
+	reconnect = 2 * time.Second
+	// mendWait is how long a start waits for layers of a lost disk to be made anew. containerd holds a lock of its
+	// snapshots meanwhile, behind which its garbage collection and then others wait. The kubelet tries again.
+	mendWait = 30 * time.Second
+	// hostsDir is where hosts.toml files are unless containerd is configured otherwise.
+	hostsDir = "/etc/containerd/certs.d"
+)
+
+// openContainerd makes the client of containerd. Nothing is sent before there is something to ask.
+func openContainerd(_ context.Context, n *node) error {
+	connect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: reconnect}
+	connect.Backoff.MaxDelay = reconnect
+	conn, err := grpc.NewClient("unix://"+n.config.Import.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(connect))
+	if err != nil {
+		return fmt.Errorf("connect to containerd: %w", err)
+	}
+	c, err := client.NewWithConn(conn)
+	if err != nil {
+		return errors.Join(fmt.Errorf("make client of containerd: %w", err), conn.Close())
+	}
+	n.containerd, n.client = conn, c
+	return nil
+}
+
+// layerMaker is the healer as the snapshotter sees it.
+type layerMaker struct {
+	healer *heal.Healer
+}
+
+var _ snapshotter.LayerMaker = layerMaker{}
+
+func (m layerMaker) MakeLayer(ctx context.Context, l snapshotter.LostLayer) error {
+	return m.healer.MakeLayer(ctx, heal.Layer(l))
+}
+
+// newLayerMaker makes layers anew with the help of containerd.
+func newLayerMaker(c *client.Client) layerMaker {
+	fetcher := heal.TransferService{Service: c, Images: c.ImageService()}
+	if _, err := os.Stat(hostsDir); err == nil {
+		fetcher.HostsDir = hostsDir
+	}
+	return layerMaker{heal.New(heal.Containerd{
+		Namespaces: c.NamespaceService().List, Images: c.ImageService(), Content: c.ContentStore(), Fetcher: fetcher,
+	}, platforms.Default())}
+}
