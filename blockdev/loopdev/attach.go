@@ -32,6 +32,19 @@ type attachment struct {
 	MadeReadOnly bool   `json:"madeReadOnly,omitempty"`
 }
 
+// attacher attaches volumes.
+type attacher struct {
+	files *files
+	held  *attachments
+}
+
+var _ blockdev.Attacher = (*attacher)(nil)
+
+// Properties of the driver: there is no limit but the kernel's, which was not met at 1,000 loop devices.
+func (d *attacher) Properties() blockdev.Properties {
+	return blockdev.Properties{ReadOnlyAttach: true, VolumeSnapshots: true}
+}
+
 // Attach attaches a volume of the driver, or a file or block device that the user brought if volumeID is an absolute
 // path; those only read-only. A block device becomes read-only for everybody until it is detached, so it must not be in
 // use: ErrInUse. A volume that is attached the other way is ErrExists.
@@ -39,9 +52,9 @@ type attachment struct {
 // A volume that shares its file with a snapshot or another volume is attached read-only as it is. Attached for writing,
 // it is copied first, so that takes as long as copying; what ends with an error or by ctx leaves the volume as it was,
 // and a storage without room for the copy is ErrNoSpace.
-func (d *Driver) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
+func (d *attacher) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	var dev blockdev.Device
-	err := d.keys.Do(ctx, volumeKey(volumeID), func() (err error) {
+	err := d.files.keys.Do(ctx, volumeKey(volumeID), func() (err error) {
 		dev, err = d.attach(ctx, volumeID, opts)
 		return err
 	})
@@ -51,8 +64,8 @@ func (d *Driver) Attach(ctx context.Context, volumeID string, opts blockdev.Atta
 	return dev, nil
 }
 
-func (d *Driver) attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
-	dev, attached, err := d.attachment(volumeID)
+func (d *attacher) attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
+	dev, attached, err := d.held.attachment(volumeID)
 	if err != nil {
 		return blockdev.Device{}, err
 	}
@@ -67,7 +80,7 @@ func (d *Driver) attach(ctx context.Context, volumeID string, opts blockdev.Atta
 		return blockdev.Device{}, err
 	}
 	if !opts.ReadOnly {
-		if err := d.own(ctx, volumeID); err != nil {
+		if err := d.files.own(ctx, volumeID); err != nil {
 			return blockdev.Device{}, err
 		}
 		// It may be another file now.
@@ -75,26 +88,26 @@ func (d *Driver) attach(ctx context.Context, volumeID string, opts blockdev.Atta
 			return blockdev.Device{}, err
 		}
 	}
-	if err := d.writeAttachment(a); err != nil {
+	if err := d.held.writeAttachment(a); err != nil {
 		return blockdev.Device{}, err
 	}
-	d.crash("recorded")
+	d.files.crash("recorded")
 	if a.Block {
 		_, err = device.ClaimReadOnly(a.Path)
 		dev = blockdev.Device{Path: a.Path, ReadOnly: true}
 	} else {
 		var loop device.Loop
-		loop, err = device.AttachLoop(ctx, a.Path, device.LoopOptions{ReadOnly: opts.ReadOnly, Tag: d.volumeTag(volumeID)})
+		loop, err = device.AttachLoop(ctx, a.Path, device.LoopOptions{ReadOnly: opts.ReadOnly, Tag: d.held.volumeTag(volumeID)})
 		dev = blockdev.Device{Path: loop.Path, ReadOnly: loop.ReadOnly}
 	}
 	if err != nil {
-		return blockdev.Device{}, errors.Join(err, d.removeAttachment(volumeID))
+		return blockdev.Device{}, errors.Join(err, d.held.removeAttachment(volumeID))
 	}
 	return dev, nil
 }
 
 // plan says what is to be attached for a volume that is not.
-func (d *Driver) plan(volumeID string, opts blockdev.AttachOptions) (attachment, error) {
+func (d *attacher) plan(volumeID string, opts blockdev.AttachOptions) (attachment, error) {
 	a := attachment{VolumeID: volumeID}
 	path := volumeID
 	switch {
@@ -102,7 +115,7 @@ func (d *Driver) plan(volumeID string, opts blockdev.AttachOptions) (attachment,
 		if checkName("volume", volumeID) != nil {
 			return a, blockdev.ErrNotFound
 		}
-		path = d.path(volumesDir, volumeID, diskFile)
+		path = d.files.path(volumesDir, volumeID, diskFile)
 	case !opts.ReadOnly:
 		return a, fmt.Errorf("a disk that is not the driver's own is attached read-only or not at all: %w", blockdev.ErrUnsupported)
 	}
@@ -134,15 +147,15 @@ func (d *Driver) plan(volumeID string, opts blockdev.AttachOptions) (attachment,
 }
 
 // Detach undoes Attach. A block device that Attach made read-only is writable again.
-func (d *Driver) Detach(ctx context.Context, volumeID string) error {
-	if err := d.keys.Do(ctx, volumeKey(volumeID), func() error { return d.detach(ctx, volumeID) }); err != nil {
+func (d *attacher) Detach(ctx context.Context, volumeID string) error {
+	if err := d.files.keys.Do(ctx, volumeKey(volumeID), func() error { return d.detach(ctx, volumeID) }); err != nil {
 		return fmt.Errorf("detach volume %s: %w", volumeID, err)
 	}
 	return nil
 }
 
-func (d *Driver) detach(ctx context.Context, volumeID string) error {
-	a, ok, err := d.readAttachment(volumeID)
+func (d *attacher) detach(ctx context.Context, volumeID string) error {
+	a, ok, err := d.held.readAttachment(volumeID)
 	if err != nil || !ok {
 		return err
 	}
@@ -150,7 +163,7 @@ func (d *Driver) detach(ctx context.Context, volumeID string) error {
 		err = a.release()
 	} else {
 		var loops []device.Loop
-		loops, err = d.loops(a)
+		loops, err = d.held.loops(a)
 		for _, loop := range loops {
 			err = errors.Join(err, device.DetachLoop(ctx, loop))
 		}
@@ -158,7 +171,7 @@ func (d *Driver) detach(ctx context.Context, volumeID string) error {
 	if err != nil {
 		return err
 	}
-	return d.removeAttachment(volumeID)
+	return d.held.removeAttachment(volumeID)
 }
 
 // release gives a block device back as it was.
@@ -185,8 +198,8 @@ func (a attachment) release() error {
 }
 
 // Attached lists the volumes that this driver has attached, disks that the user brought included.
-func (d *Driver) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
-	entries, err := os.ReadDir(filepath.Join(d.dir, attachmentsDir))
+func (d *attacher) Attached(ctx context.Context) (map[string]blockdev.Device, error) {
+	entries, err := os.ReadDir(d.held.dir)
 	if err != nil {
 		return nil, fmt.Errorf("list attached volumes: %w", err)
 	}
@@ -198,10 +211,10 @@ func (d *Driver) Attached(ctx context.Context) (map[string]blockdev.Device, erro
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		a, ok, err := durable.Read[attachment](filepath.Join(d.dir, attachmentsDir, e.Name()))
+		a, ok, err := durable.Read[attachment](filepath.Join(d.held.dir, e.Name()))
 		if err == nil && ok {
 			var dev blockdev.Device
-			dev, ok, err = d.device(a)
+			dev, ok, err = d.held.device(a)
 			if err == nil && ok {
 				all[a.VolumeID] = dev
 			}
@@ -213,8 +226,15 @@ func (d *Driver) Attached(ctx context.Context) (map[string]blockdev.Device, erro
 	return all, nil
 }
 
+// attachments are the records of what is attached, and what there is of it.
+type attachments struct {
+	dir string
+	// tag marks our loop devices, with the volume's own part added.
+	tag string
+}
+
 // attachment says whether and how the volume is attached.
-func (d *Driver) attachment(volumeID string) (blockdev.Device, bool, error) {
+func (d *attachments) attachment(volumeID string) (blockdev.Device, bool, error) {
 	a, ok, err := d.readAttachment(volumeID)
 	if err != nil || !ok {
 		return blockdev.Device{}, false, err
@@ -223,7 +243,7 @@ func (d *Driver) attachment(volumeID string) (blockdev.Device, bool, error) {
 }
 
 // device finds what is there of an attachment: after a crash in the middle, or a reboot, nothing.
-func (d *Driver) device(a attachment) (blockdev.Device, bool, error) {
+func (d *attachments) device(a attachment) (blockdev.Device, bool, error) {
 	if a.Block {
 		number, err := device.Number(a.Path)
 		if errors.Is(err, blockdev.ErrNotFound) || err == nil && number != a.Number {
@@ -243,7 +263,7 @@ func (d *Driver) device(a attachment) (blockdev.Device, bool, error) {
 }
 
 // loops of an attachment: one, unless somebody interfered.
-func (d *Driver) loops(a attachment) ([]device.Loop, error) {
+func (d *attachments) loops(a attachment) ([]device.Loop, error) {
 	tag := d.volumeTag(a.VolumeID)
 	var st unix.Stat_t
 	if err := unix.Stat(a.Path, &st); err != nil || st.Dev != a.Dev || st.Ino != a.Inode {
@@ -263,7 +283,7 @@ func (d *Driver) loops(a attachment) ([]device.Loop, error) {
 }
 
 // volumeTag marks the loop devices of a volume of this directory, in the 63 bytes there are.
-func (d *Driver) volumeTag(volumeID string) string {
+func (d *attachments) volumeTag(volumeID string) string {
 	return d.tag + ":" + hash(volumeID)[:16]
 }
 
@@ -272,18 +292,18 @@ func hash(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (d *Driver) attachmentPath(volumeID string) string {
-	return filepath.Join(d.dir, attachmentsDir, hash(volumeID)[:32]+recordSuffix)
+func (d *attachments) attachmentPath(volumeID string) string {
+	return filepath.Join(d.dir, hash(volumeID)[:32]+recordSuffix)
 }
 
-func (d *Driver) readAttachment(volumeID string) (attachment, bool, error) {
+func (d *attachments) readAttachment(volumeID string) (attachment, bool, error) {
 	return durable.Read[attachment](d.attachmentPath(volumeID))
 }
 
-func (d *Driver) writeAttachment(a attachment) error {
+func (d *attachments) writeAttachment(a attachment) error {
 	return full(durable.Write(d.attachmentPath(a.VolumeID), a))
 }
 
-func (d *Driver) removeAttachment(volumeID string) error {
+func (d *attachments) removeAttachment(volumeID string) error {
 	return durable.Remove(d.attachmentPath(volumeID))
 }

@@ -31,7 +31,7 @@ const (
 
 // duplicate puts at dst, durably, what the file src holds, then zeros up to sizeBytes, which is not less than it has.
 // The file may be src itself under a second name: see own.
-func (d *Driver) duplicate(ctx context.Context, dst, src string, sizeBytes int64) error {
+func (d *files) duplicate(ctx context.Context, dst, src string, sizeBytes int64) error {
 	done, err := reflink(dst, src, sizeBytes)
 	if err == nil && !done {
 		done, err = d.share(dst, src, sizeBytes)
@@ -62,7 +62,7 @@ func reflink(dst, src string, sizeBytes int64) (bool, error) {
 
 // share makes dst a second name of src, and is false if the two cannot be one file: of another size, on another file
 // system, one with too many names or without such names, or one that somebody may be writing to.
-func (d *Driver) share(dst, src string, sizeBytes int64) (_ bool, err error) {
+func (d *files) share(dst, src string, sizeBytes int64) (_ bool, err error) {
 	file, err := os.Open(src)
 	if err != nil {
 		return false, err
@@ -98,7 +98,7 @@ func (d *Driver) share(dst, src string, sizeBytes int64) (_ bool, err error) {
 
 // own gives a volume that is not attached, and is to be written to, a file that nobody else has: its own already, or a
 // copy, which takes the place of the shared one when it is whole and on the disk. The caller holds the volume's key.
-func (d *Driver) own(ctx context.Context, volumeID string) error {
+func (d *files) own(ctx context.Context, volumeID string) error {
 	path := d.path(volumesDir, volumeID, diskFile)
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -120,7 +120,7 @@ func (d *Driver) own(ctx context.Context, volumeID string) error {
 
 // replace puts a copy in the place of the volume's file. A crash leaves the one or the other there; what it leaves
 // besides, the next Open deletes.
-func (d *Driver) replace(ctx context.Context, volumeID, path string, sizeBytes int64) (err error) {
+func (d *files) replace(ctx context.Context, volumeID, path string, sizeBytes int64) (err error) {
 	temp, err := os.MkdirTemp(filepath.Join(d.dir, volumesDir), tempPrefix+"new-")
 	if err != nil {
 		return err

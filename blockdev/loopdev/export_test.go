@@ -1,4 +1,4 @@
 package loopdev
 
 // CrashAt has f called between all steps.
-func (d *Driver) CrashAt(f func(step string)) { d.crash = f }
+func (d *Driver) CrashAt(f func(step string)) { d.files.crash = f }

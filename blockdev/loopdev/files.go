@@ -1,16 +1,20 @@
 package loopdev
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/blockdev"
+	"berth.dev/berth/blockdev/keylock"
+	"berth.dev/berth/internal/durable"
 )
 
 // meta is what a volume's or snapshot's file does not say itself.
@@ -26,8 +30,17 @@ type object struct {
 	sizeBytes int64
 }
 
+// files are those below the driver's directory. Of one volume or snapshot, one operation runs at a time.
+type files struct {
+	dir string
+	// keys of the volumes, snapshots and names that an operation is about now.
+	keys keylock.Set
+	// crash, in tests, is called between steps.
+	crash func(step string)
+}
+
 // load is ErrNotFound if there is none of that name.
-func (d *Driver) load(kind, name string) (object, error) {
+func (d *files) load(kind, name string) (object, error) {
 	info, err := os.Stat(d.path(kind, name, diskFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return object{}, blockdev.ErrNotFound
@@ -47,7 +60,7 @@ func (d *Driver) load(kind, name string) (object, error) {
 }
 
 // names of all volumes or snapshots.
-func (d *Driver) names(kind string) ([]string, error) {
+func (d *files) names(kind string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(d.dir, kind))
 	if err != nil {
 		return nil, err
@@ -63,7 +76,7 @@ func (d *Driver) names(kind string) ([]string, error) {
 
 // make makes a volume or snapshot whose bytes put leaves at a path, synced. It is there whole or not at all: content
 // first, then its directory, then the name.
-func (d *Driver) make(kind, name string, m meta, put func(path string) error) (err error) {
+func (d *files) make(kind, name string, m meta, put func(path string) error) (err error) {
 	temp, err := os.MkdirTemp(filepath.Join(d.dir, kind), tempPrefix+"new-")
 	if err != nil {
 		return full(err)
@@ -98,7 +111,7 @@ func (d *Driver) make(kind, name string, m meta, put func(path string) error) (e
 }
 
 // remove takes the name away first, so that what is left by a crash is not taken for a whole one.
-func (d *Driver) remove(kind, name string) error {
+func (d *files) remove(kind, name string) error {
 	temp := filepath.Join(d.dir, kind, tempPrefix+"old-"+name)
 	err := os.Rename(d.path(kind, name), temp)
 	if errors.Is(err, os.ErrNotExist) {
@@ -143,4 +156,58 @@ func full(err error) error {
 		return fmt.Errorf("%w: %w", err, blockdev.ErrNoSpace)
 	}
 	return err
+}
+
+func (d *files) get(ctx context.Context, kind, name string) (object, error) {
+	if err := ctx.Err(); err != nil {
+		return object{}, err
+	}
+	if checkName(kind, name) != nil {
+		return object{}, blockdev.ErrNotFound
+	}
+	return d.load(kind, name)
+}
+
+func (d *files) each(ctx context.Context, kind string, do func(string, object)) error {
+	names, err := d.names(kind)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		o, err := d.get(ctx, kind, name)
+		if errors.Is(err, blockdev.ErrNotFound) {
+			continue // deleted since the listing
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		do(name, o)
+	}
+	return nil
+}
+
+// sweep deletes what creations and deletions left that did not come to their end.
+func (d *files) sweep() error {
+	for _, kind := range []string{volumesDir, snapshotsDir, attachmentsDir} {
+		entries, err := os.ReadDir(filepath.Join(d.dir, kind))
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			// A volume may have a name that ends so.
+			record := kind == attachmentsDir && strings.HasSuffix(e.Name(), durable.TempSuffix)
+			if !record && !strings.HasPrefix(e.Name(), tempPrefix) {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(d.dir, kind, e.Name())); err != nil {
+				return fmt.Errorf("delete leftover: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// path of a file of a volume or snapshot. The name has been checked.
+func (d *files) path(kind, name string, file ...string) string {
+	return filepath.Join(append([]string{d.dir, kind, name}, file...)...)
 }

@@ -29,8 +29,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/blockdev"
-	"berth.dev/berth/blockdev/keylock"
-	"berth.dev/berth/internal/durable"
 )
 
 // Name of the driver in configurations and wherever volumes are named.
@@ -39,14 +37,11 @@ const Name = "loop"
 // Driver plays all roles of package blockdev. It is safe for concurrent use; of one volume or snapshot, one operation
 // runs at a time.
 type Driver struct {
-	dir string
-	// tag marks our loop devices, with the volume's own part added.
-	tag  string
-	lock *os.File
-	// keys of the volumes, snapshots and names that an operation is about now.
-	keys keylock.Set
-	// crash, in tests, is called between steps.
-	crash func(step string)
+	blockdev.Attacher
+	blockdev.Provisioner
+	blockdev.VolumeSnapshotter
+	files *files
+	lock  *os.File
 }
 
 var (
@@ -96,9 +91,14 @@ func open(dir string) (*Driver, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256([]byte(dir))
-	d := &Driver{dir: dir, tag: "berth:" + hex.EncodeToString(sum[:8]), lock: lock, crash: func(string) {}}
-	if err := d.sweep(); err != nil {
-		return nil, errors.Join(err, d.Close())
+	all := &files{dir: dir, crash: func(string) {}}
+	held := &attachments{dir: filepath.Join(dir, attachmentsDir), tag: "berth:" + hex.EncodeToString(sum[:8])}
+	if err := all.sweep(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	d := &Driver{
+		Attacher: &attacher{all, held}, Provisioner: &provisioner{all, held}, VolumeSnapshotter: &snapshotter{all, held},
+		files: all, lock: lock,
 	}
 	return d, nil
 }
@@ -117,34 +117,8 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// sweep deletes what creations and deletions left that did not come to their end.
-func (d *Driver) sweep() error {
-	for _, kind := range []string{volumesDir, snapshotsDir, attachmentsDir} {
-		entries, err := os.ReadDir(filepath.Join(d.dir, kind))
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			// A volume may have a name that ends so.
-			record := kind == attachmentsDir && strings.HasSuffix(e.Name(), durable.TempSuffix)
-			if !record && !strings.HasPrefix(e.Name(), tempPrefix) {
-				continue
-			}
-			if err := os.RemoveAll(filepath.Join(d.dir, kind, e.Name())); err != nil {
-				return fmt.Errorf("delete leftover: %w", err)
-			}
-		}
-	}
-	return nil
-}
-
 // Close lets other processes use the directory. What is attached stays attached. No operation may be running.
 func (d *Driver) Close() error { return d.lock.Close() }
-
-// Properties of the driver: there is no limit but the kernel's, which was not met at 1,000 loop devices.
-func (d *Driver) Properties() blockdev.Properties {
-	return blockdev.Properties{ReadOnlyAttach: true, VolumeSnapshots: true}
-}
 
 const maxNameBytes = 128
 
@@ -158,9 +132,4 @@ func checkName(kind, name string) error {
 		return fmt.Errorf("%s name %q: want 1 to %d of a-z, A-Z, 0-9, '.', '_' and '-', not beginning with '.': %w", kind, name, maxNameBytes, blockdev.ErrInvalid)
 	}
 	return nil
-}
-
-// path of a file of a volume or snapshot. The name has been checked.
-func (d *Driver) path(kind, name string, file ...string) string {
-	return filepath.Join(append([]string{d.dir, kind, name}, file...)...)
 }
