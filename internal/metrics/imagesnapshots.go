@@ -157,14 +157,14 @@ func newTotals(get func() (ImageSnapshotTotals, error)) *totals {
 	}
 }
 
-// Describe is of prometheus.Collector.
+// Describe implements prometheus.Collector.
 func (t *totals) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{t.phases, t.automatic, t.owners, t.largest, t.quota} {
 		ch <- d
 	}
 }
 
-// Collect is of prometheus.Collector.
+// Collect implements prometheus.Collector.
 func (t *totals) Collect(ch chan<- prometheus.Metric) {
 	now, err := t.get()
 	if err != nil {

@@ -209,7 +209,7 @@ func (s scaled) GetVolumeSnapshot(ctx context.Context, id string) (blockdev.Volu
 	return v, err
 }
 
-// Plan is of lifecycle.Builder.
+// Plan implements lifecycle.Builder.
 func (a *whole) Plan(_ context.Context, req lifecycle.PlanRequest) (lifecycle.Plan, error) {
 	var p lifecycle.Plan
 	ix := a.disks[label(req.Spec.Images)].Index
@@ -222,7 +222,7 @@ func (a *whole) Plan(_ context.Context, req lifecycle.PlanRequest) (lifecycle.Pl
 	return p, nil
 }
 
-// Build is of lifecycle.Builder: it writes the label of the disk, last of all.
+// Build implements lifecycle.Builder: it writes the label of the disk, last of all.
 func (a *whole) Build(ctx context.Context, req lifecycle.BuildRequest) (lifecycle.BuildResult, error) {
 	dev, err := a.fake.OpenDevice(req.Device, true)
 	if err != nil {
