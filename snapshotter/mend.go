@@ -104,7 +104,7 @@ func (m *mender) below(ctx context.Context, parent string) (lowers, error) {
 }
 
 // start has the stack mended unless that is under way; nil after close.
-func (m *mender) start(ctx context.Context, top string) *mending {
+func (m *mender) start(ctx context.Context, top string) *mending { //nolint:contextcheck // the work outlives the request
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if task := m.tasks[top]; task != nil || m.closed {

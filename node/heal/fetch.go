@@ -16,15 +16,15 @@ import (
 	"github.com/google/uuid"
 )
 
-// Transferer is containerd's transfer service.
-type Transferer interface {
+// TransferClient is a client of containerd's transfer service.
+type TransferClient interface {
 	Transfer(ctx context.Context, source, destination any, opts ...transfer.Opt) error
 }
 
 // TransferService is a Fetcher that asks containerd's transfer service, which takes the registry's hosts.toml and
 // credentials from containerd's own configuration.
 type TransferService struct {
-	Service Transferer
+	Service TransferClient
 	Images  images.Store
 	// HostsDir is a directory of hosts.toml files; empty is the one that the transfer service is configured with.
 	HostsDir string
