@@ -268,7 +268,7 @@ func TestDetach(t *testing.T) {
 
 	out, err = berth(t, "detach", "used", "--drain", "--socket", socket)
 	require.NoError(t, err)
-	require.Equal(t, "used: draining, 4 snapshots still use it\n", out)
+	require.Equal(t, "used: draining, 4 snapshots still in use\n", out)
 	require.True(t, f.detached.GetDrain())
 
 }

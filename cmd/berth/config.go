@@ -24,7 +24,7 @@ type containerdFlags struct {
 func (f *containerdFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.binary, "containerd", "containerd", "containerd's `binary`")
-	fl.StringVar(&f.address, "containerd-address", "/run/containerd/containerd.sock", "containerd's `socket`")
+	fl.StringVar(&f.address, "containerd-address", defaultContainerd, "containerd's `socket`")
 	fl.StringVar(&f.snapshotter, "snapshotter", "berth", "`name` of the proxy plugin, which pulls name to use berthd")
 	fl.StringVar(&f.root, "root", "/var/lib/berth", "berthd's root `directory`")
 	fl.StringVar(&f.socket, "socket", cmp.Or(os.Getenv("BERTH_SOCKET"), defaultSocket),

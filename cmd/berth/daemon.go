@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	defaultSocket = "/run/berth/berthd.sock"
+	defaultSocket     = "/run/berth/berthd.sock"
+	defaultContainerd = "/run/containerd/containerd.sock"
 	// maxMessage is for image configs, which registries and containerd allow up to 8 MiB.
 	maxMessage = 32 << 20
 	// connectTimeout is for a socket on this machine, whose owner need not even be awake.

@@ -60,7 +60,7 @@ func (r *resolver) register(f *pflag.FlagSet) {
 	f.StringVar(&r.platform, "platform", "", "`os/arch` of the image, the node's if not given")
 	f.StringSliceVar(&r.plainHTTP, "plain-http", nil, "`registries` to ask over http; * is all")
 	f.StringSliceVar(&r.skipVerify, "insecure-skip-verify", nil, "`registries` whose certificate is not checked; * is all")
-	f.StringVar(&r.address, "containerd-address", "/run/containerd/containerd.sock", "containerd's `socket`")
+	f.StringVar(&r.address, "containerd-address", defaultContainerd, "containerd's `socket`")
 	f.StringVarP(&r.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"), "containerd `namespace` to look in, all if not given")
 }
 

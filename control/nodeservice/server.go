@@ -65,6 +65,23 @@ func (s *server) DetachDisk(ctx context.Context, req *controlv1.DetachDiskReques
 	return &controlv1.DetachDiskResponse{Detached: holders == 0, Holders: int64(holders)}, nil
 }
 
+// ListUses implements the service.
+func (s *server) ListUses(ctx context.Context, req *controlv1.ListUsesRequest) (*controlv1.ListUsesResponse, error) {
+	uses, err := s.service.ListUses(ctx, req.GetDisk())
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	resp := &controlv1.ListUsesResponse{}
+	for _, u := range uses {
+		m := &controlv1.DiskUse{Disk: u.Disk, Uuid: u.UUID}
+		for _, c := range u.Chains {
+			m.ChainIds = append(m.ChainIds, c.String())
+		}
+		resp.Uses = append(resp.Uses, m)
+	}
+	return resp, nil
+}
+
 // FindImage implements the service.
 func (s *server) FindImage(_ context.Context, req *controlv1.FindImageRequest) (*controlv1.FindImageResponse, error) {
 	platform := platforms.DefaultSpec()

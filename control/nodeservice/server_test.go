@@ -1,12 +1,15 @@
 package nodeservice_test
 
 import (
+	"context"
 	"errors"
 	"net"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
@@ -157,4 +160,27 @@ func TestWatchOverTheWire(t *testing.T) {
 			ledger.Record(events.Event{Kind: events.Miss, Reason: "no-disk"})
 		}
 	}
+}
+
+func TestListUses(t *testing.T) {
+	one, two := digest.FromString("1"), digest.FromString("2")
+	s, f, _ := newService(t, func(c *nodeservice.Config) {
+		c.Uses = func(context.Context) (map[string][]digest.Digest, error) {
+			return map[string][]digest.Digest{"b": {two, one}, "gone": {one}}, nil
+		}
+	})
+	f.disks["base"] = stage.DiskStatus{Name: "base", UUID: "b"}
+	f.disks["unused"] = stage.DiskStatus{Name: "unused", UUID: "u"}
+	all, err := s.ListUses(t.Context(), "")
+	require.NoError(t, err)
+	chains := slices.Sorted(slices.Values([]digest.Digest{one, two}))
+	require.Equal(t, []nodeservice.DiskUse{{Disk: "base", UUID: "b", Chains: chains}, {UUID: "gone", Chains: []digest.Digest{one}}}, all)
+	all, err = s.ListUses(t.Context(), "base")
+	require.NoError(t, err)
+	require.Equal(t, []nodeservice.DiskUse{{Disk: "base", UUID: "b", Chains: chains}}, all)
+	all, err = s.ListUses(t.Context(), "unused")
+	require.NoError(t, err)
+	require.Empty(t, all)
+	_, err = s.ListUses(t.Context(), "none")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"time"
@@ -57,6 +58,9 @@ type ReadAhead interface {
 	Runs() []readahead.Run
 }
 
+// Uses gives the chain IDs of the stacks of layers that snapshots of containerd have from each disk, by its UUID.
+type Uses func(ctx context.Context) (map[string][]digest.Digest, error)
+
 // Config is what the service tells of and acts on.
 type Config struct {
 	Node   Node
@@ -68,6 +72,8 @@ type Config struct {
 	Images    Images
 	Choices   Choices
 	ReadAhead ReadAhead
+	// Uses of disks.
+	Uses Uses
 }
 
 // Node is what Status says about the daemon itself.
@@ -197,6 +203,35 @@ func (s *Service) DetachDisk(ctx context.Context, name string, drain bool) (hold
 		return 0, fmt.Errorf("detach disk %s: %w", name, err)
 	}
 	return holders, nil
+}
+
+// DiskUse is what is in use of a disk. Disk is its name, empty for one that the node does not have any more.
+type DiskUse struct {
+	Disk, UUID string
+	Chains     []digest.Digest
+}
+
+// ListUses lists what is in use of a disk, or of all disks if no name is given, by UUID.
+func (s *Service) ListUses(ctx context.Context, disk string) ([]DiskUse, error) {
+	chains, err := s.cfg.Uses(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list uses of disks: %w", err)
+	}
+	names, found := map[string]string{}, disk == ""
+	for _, d := range s.cfg.Disks.List() {
+		names[d.UUID] = d.Name
+		found = found || d.Name == disk
+	}
+	if !found {
+		return nil, fmt.Errorf("list uses of disk %s: there is no disk of this name: %w", disk, errdefs.ErrNotFound)
+	}
+	var uses []DiskUse
+	for _, uuid := range slices.Sorted(maps.Keys(chains)) {
+		if disk == "" || names[uuid] == disk {
+			uses = append(uses, DiskUse{Disk: names[uuid], UUID: uuid, Chains: slices.Sorted(slices.Values(chains[uuid]))})
+		}
+	}
+	return uses, nil
 }
 
 // FindImage finds the image that fits the platform best in the indexes of the attached disks.

@@ -24,7 +24,7 @@ func openDisks(ctx context.Context, n *node) (err error) {
 		return err
 	}
 	n.disks = disks.NewKeeper(n.stage, n.ledger)
-	metrics.RegisterDisks(n.registry, func() (metrics.DiskTotals, error) { return diskTotals(n.stage.Disks()), nil })
+	metrics.RegisterDisks(n.registry, func() (metrics.DiskTotals, error) { return diskTotals(n.disks.List()), nil })
 	if err := restore(ctx, n.stage, c.RestoreTimeout.Std()); err != nil {
 		return errors.Join(err, n.stage.Close())
 	}
@@ -60,8 +60,8 @@ func diskSpecs(c *Config) []stage.Spec {
 	return specs
 }
 
-// diskTotals are for the gauges.
-func diskTotals(list []stage.DiskStatus) metrics.DiskTotals {
+// diskTotals are for the gauges. Configured disks that are missing count as waiting.
+func diskTotals(list []disks.Disk) metrics.DiskTotals {
 	t := metrics.DiskTotals{ByState: map[string]int{}}
 	for _, d := range list {
 		t.ByState[string(d.State)]++

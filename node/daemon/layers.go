@@ -3,10 +3,14 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/control/nodeservice"
 	"berth.dev/berth/node/ondemand"
 	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
@@ -113,4 +117,16 @@ func hold(ctx context.Context, sn *snapshotter.Snapshotter, st *stage.Stager) (m
 		}
 	}
 	return missing, nil
+}
+
+// usesOf gives the chain IDs in use of each disk.
+func usesOf(snaps *snapshotter.Snapshotter) nodeservice.Uses {
+	return func(ctx context.Context) (map[string][]digest.Digest, error) {
+		uses, err := snaps.Uses(ctx)
+		chains := make(map[string][]digest.Digest, len(uses))
+		for uuid, u := range uses {
+			chains[uuid] = slices.Collect(maps.Keys(u.Chains))
+		}
+		return chains, err
+	}
 }

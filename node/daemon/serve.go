@@ -73,6 +73,7 @@ func (d *Daemon) server() (*grpc.Server, *health.Server) {
 	c := nodeservice.Config{
 		Node:  nodeservice.Node{Version: version.String(), PID: os.Getpid(), Started: n.started, Root: n.config.Root},
 		Disks: n.disks, Layers: n.stage, Ledger: n.ledger, Images: n.importer, Choices: n.chooser,
+		Uses: usesOf(n.snapshotter),
 	}
 	if n.reader != nil {
 		c.ReadAhead = n.reader

@@ -1,18 +1,23 @@
 package doctor
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/containerd/v2/client"
+	"github.com/opencontainers/go-digest"
+
+	"berth.dev/berth/node/users"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 	"berth.dev/berth/proto/enumword"
 )
 
 // checkDisks looks at the disks that berthd has. One that is away is a failure if the configuration or --keep asks for
 // it, or if images use it, which then do not start.
-func checkDisks(disks []*controlv1.Disk) []Result {
+func checkDisks(ctx context.Context, n Node, disks []*controlv1.Disk) []Result {
 	var results []Result
 	for _, d := range disks {
 		name := "disk " + d.GetName()
@@ -21,9 +26,9 @@ func checkDisks(disks []*controlv1.Disk) []Result {
 			if d.GetConfigured() || d.GetKeep() {
 				r.Status = Fail
 			}
-			if n := d.GetHolders(); n > 0 {
+			if holders := d.GetHolders(); holders > 0 {
 				r.Status = Fail
-				r.Detail += fmt.Sprintf("; images and containers use its layers (snapshots: %d), and those images do not start", n)
+				r.Detail += fmt.Sprintf("; images and containers use its layers (snapshots: %d), and those images do not start%s", holders, concerned(ctx, n, d.GetName()))
 				r.Advice = "attach it again; or remove the images that use it and pull them again; see docs/operations.md"
 			}
 			results = append(results, r)
@@ -37,6 +42,41 @@ func checkDisks(disks []*controlv1.Disk) []Result {
 		}
 	}
 	return results
+}
+
+// concerned names who uses the disk, as far as berthd and containerd say.
+func concerned(ctx context.Context, n Node, disk string) string {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	conn, err := dial(n.Socket)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	resp, err := controlv1.NewControlServiceClient(conn).ListUses(ctx, &controlv1.ListUsesRequest{Disk: disk})
+	if err != nil {
+		return ""
+	}
+	chains := map[digest.Digest]bool{}
+	for _, u := range resp.GetUses() {
+		for _, id := range u.GetChainIds() {
+			chains[digest.Digest(id)] = true
+		}
+	}
+	c, err := client.New(n.ContainerdAddress, client.WithTimeout(answerTimeout))
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	found, err := users.Find(ctx, c, n.Snapshotter, chains)
+	if err != nil || len(found) == 0 {
+		return ""
+	}
+	var names []string
+	for _, u := range found {
+		names = append(names, u.String())
+	}
+	return ": " + list(names)
 }
 
 // deletedFile is the file of a loop device, if it has no name any more.

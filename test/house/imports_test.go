@@ -75,7 +75,8 @@ func areas() map[string]area {
 		// What runs on a node. Its parts meet in node/daemon only.
 		"node/containerdconfig": {},
 		"node/disks":            {own: []string{"internal/backoff", "layerdisk", "node/events", "node/stage"}},
-		"node/doctor":           {own: []string{"blockdev/attached", "blockdev/sysblock", "node/containerdconfig", "proto/..."}},
+		"node/users":            {},
+		"node/doctor":           {own: []string{"node/users", "blockdev/attached", "blockdev/sysblock", "node/containerdconfig", "proto/..."}},
 		"node/events":           {own: []string{"layerdisk"}},
 		"node/heal":             {},
 		"node/imageimport":      {own: []string{"internal/backoff", "internal/durable", "layerdisk"}},

@@ -5,6 +5,7 @@ package integration
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth.dev/berth/test/harness/containerd"
+	"berth.dev/berth/test/harness/loop"
 	"berth.dev/berth/test/harness/tools"
 )
 
@@ -119,4 +121,48 @@ func TestDoctor(t *testing.T) {
 	_, err = c.Pull(t.Context(), p.ref)
 	require.NoError(t, err, "it can be pulled again")
 	require.Empty(t, n.doctor())
+}
+
+// TestUsersOfADisk: who refuses to let a disk go is named, and who suffers when it is gone.
+func TestUsersOfADisk(t *testing.T) {
+	n := newNode(t)
+	p := n.push("all", n.fiveLayers()...)
+	n.pauseImage = n.push("pause", n.busybox()).ref
+	disk := n.build("d", p)
+	n.attachAtStart("d", disk)
+	n.start()
+	c := n.cri()
+	ref, err := c.Pull(t.Context(), p.ref)
+	require.NoError(t, err)
+	n.pod(c, "web", ref, 0)
+	n.pull(p)
+	n.runDetached(p, "loose")
+	space := filepath.Base(n.dir)
+	want := []string{
+		"used by image " + p.ref + " in namespace k8s.io",
+		"used by image " + p.ref + " in namespace " + space,
+		"used by container loose in namespace " + space,
+		"(pod test/web) in namespace k8s.io",
+	}
+	for _, more := range [][]string{nil, {"--drain"}} {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "berth"), append([]string{
+			"detach", "d", "--socket", n.berthd.Socket(), "--containerd-address", n.containerd.Socket(),
+		}, more...)...)
+		out, err := cmd.CombinedOutput()
+		require.Equal(t, more == nil, err != nil, string(out))
+		for _, line := range want {
+			require.Contains(t, string(out), line)
+		}
+		require.NotContains(t, string(out), "image sha256:")
+	}
+
+	// A disk that fails under them: the file is cut off, and the device with it.
+	require.NoError(t, n.berthd.Stop())
+	require.NoError(t, loop.DetachBelow(n.dir))
+	require.NoError(t, os.Truncate(disk, 4096))
+	n.startBerthd()
+	failed := n.doctor()
+	i := slices.IndexFunc(failed, func(d diagnosis) bool { return d.Name == "disk d" })
+	require.GreaterOrEqual(t, i, 0, "%v", failed)
+	require.Contains(t, failed[i].Detail, "image "+p.ref+" in namespace k8s.io")
 }

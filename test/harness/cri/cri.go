@@ -140,10 +140,16 @@ func (s PodSpec) namespaces() *runtime.NamespaceOption {
 	return options
 }
 
+// labels are those by which the kubelet says whose a sandbox or container is.
+func (s PodSpec) labels() map[string]string {
+	return map[string]string{"io.kubernetes.pod.name": s.Name, "io.kubernetes.pod.namespace": "test"}
+}
+
 func (s PodSpec) sandbox() *runtime.PodSandboxConfig {
 	return &runtime.PodSandboxConfig{
 		// The host name must be empty on the host's network.
 		Metadata:     &runtime.PodSandboxMetadata{Name: s.Name, Namespace: "test", Uid: s.Name},
+		Labels:       s.labels(),
 		LogDirectory: s.LogDir,
 		Linux: &runtime.LinuxPodSandboxConfig{
 			CgroupParent:    s.CgroupParent,
@@ -155,6 +161,7 @@ func (s PodSpec) sandbox() *runtime.PodSandboxConfig {
 func (s PodSpec) container() *runtime.ContainerConfig {
 	return &runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: "main"},
+		Labels:   s.labels(),
 		Image:    &runtime.ImageSpec{Image: s.Image},
 		Command:  s.Command,
 		LogPath:  filepath.Base(s.Name) + ".log",

@@ -1598,6 +1598,162 @@ func (x *DetachDiskResponse) GetHolders() int64 {
 	return 0
 }
 
+// ListUsesRequest is the request of ControlService.ListUses.
+type ListUsesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the only disk to list; empty lists all.
+	Disk          string `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUsesRequest) Reset() {
+	*x = ListUsesRequest{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUsesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUsesRequest) ProtoMessage() {}
+
+func (x *ListUsesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUsesRequest.ProtoReflect.Descriptor instead.
+func (*ListUsesRequest) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListUsesRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+// ListUsesResponse is the answer of ControlService.ListUses.
+type ListUsesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each disk of which a layer is in use, by UUID.
+	Uses          []*DiskUse `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUsesResponse) Reset() {
+	*x = ListUsesResponse{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUsesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUsesResponse) ProtoMessage() {}
+
+func (x *ListUsesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUsesResponse.ProtoReflect.Descriptor instead.
+func (*ListUsesResponse) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListUsesResponse) GetUses() []*DiskUse {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+// DiskUse is what is in use of a disk.
+type DiskUse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the disk; empty for one that this node does not have any more.
+	Disk string `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	// UUID of the disk.
+	Uuid string `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// Chain IDs of the stacks of layers whose uppermost layer lies on the disk, sorted.
+	ChainIds      []string `protobuf:"bytes,3,rep,name=chain_ids,json=chainIds,proto3" json:"chain_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskUse) Reset() {
+	*x = DiskUse{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskUse) ProtoMessage() {}
+
+func (x *DiskUse) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskUse.ProtoReflect.Descriptor instead.
+func (*DiskUse) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DiskUse) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *DiskUse) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *DiskUse) GetChainIds() []string {
+	if x != nil {
+		return x.ChainIds
+	}
+	return nil
+}
+
 // FindImageRequest is the request of ControlService.FindImage.
 type FindImageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1611,7 +1767,7 @@ type FindImageRequest struct {
 
 func (x *FindImageRequest) Reset() {
 	*x = FindImageRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[13]
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1779,7 @@ func (x *FindImageRequest) String() string {
 func (*FindImageRequest) ProtoMessage() {}
 
 func (x *FindImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[13]
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1792,7 @@ func (x *FindImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindImageRequest.ProtoReflect.Descriptor instead.
 func (*FindImageRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FindImageRequest) GetReference() string {
@@ -1668,7 +1824,7 @@ type FindImageResponse struct {
 
 func (x *FindImageResponse) Reset() {
 	*x = FindImageResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1836,7 @@ func (x *FindImageResponse) String() string {
 func (*FindImageResponse) ProtoMessage() {}
 
 func (x *FindImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[14]
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1849,7 @@ func (x *FindImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindImageResponse.ProtoReflect.Descriptor instead.
 func (*FindImageResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FindImageResponse) GetDisk() string {
@@ -1730,7 +1886,7 @@ type ExplainLayersRequest struct {
 
 func (x *ExplainLayersRequest) Reset() {
 	*x = ExplainLayersRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1898,7 @@ func (x *ExplainLayersRequest) String() string {
 func (*ExplainLayersRequest) ProtoMessage() {}
 
 func (x *ExplainLayersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[15]
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1911,7 @@ func (x *ExplainLayersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainLayersRequest.ProtoReflect.Descriptor instead.
 func (*ExplainLayersRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExplainLayersRequest) GetLayers() []*LayerName {
@@ -1789,7 +1945,7 @@ type LayerName struct {
 
 func (x *LayerName) Reset() {
 	*x = LayerName{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1957,7 @@ func (x *LayerName) String() string {
 func (*LayerName) ProtoMessage() {}
 
 func (x *LayerName) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1970,7 @@ func (x *LayerName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerName.ProtoReflect.Descriptor instead.
 func (*LayerName) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LayerName) GetChainId() string {
@@ -1858,7 +2014,7 @@ type ExplainLayersResponse struct {
 
 func (x *ExplainLayersResponse) Reset() {
 	*x = ExplainLayersResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2026,7 @@ func (x *ExplainLayersResponse) String() string {
 func (*ExplainLayersResponse) ProtoMessage() {}
 
 func (x *ExplainLayersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2039,7 @@ func (x *ExplainLayersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainLayersResponse.ProtoReflect.Descriptor instead.
 func (*ExplainLayersResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExplainLayersResponse) GetLayers() []*LayerAnswer {
@@ -1921,7 +2077,7 @@ type DiskChoice struct {
 
 func (x *DiskChoice) Reset() {
 	*x = DiskChoice{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	mi := &file_berth_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2089,7 @@ func (x *DiskChoice) String() string {
 func (*DiskChoice) ProtoMessage() {}
 
 func (x *DiskChoice) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	mi := &file_berth_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2102,7 @@ func (x *DiskChoice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskChoice.ProtoReflect.Descriptor instead.
 func (*DiskChoice) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DiskChoice) GetTime() *timestamppb.Timestamp {
@@ -2008,7 +2164,7 @@ type ChosenDisk struct {
 
 func (x *ChosenDisk) Reset() {
 	*x = ChosenDisk{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	mi := &file_berth_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2176,7 @@ func (x *ChosenDisk) String() string {
 func (*ChosenDisk) ProtoMessage() {}
 
 func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	mi := &file_berth_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2189,7 @@ func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChosenDisk.ProtoReflect.Descriptor instead.
 func (*ChosenDisk) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ChosenDisk) GetImageSnapshot() string {
@@ -2081,7 +2237,7 @@ type ChoiceCandidate struct {
 
 func (x *ChoiceCandidate) Reset() {
 	*x = ChoiceCandidate{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	mi := &file_berth_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2249,7 @@ func (x *ChoiceCandidate) String() string {
 func (*ChoiceCandidate) ProtoMessage() {}
 
 func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	mi := &file_berth_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2262,7 @@ func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoiceCandidate.ProtoReflect.Descriptor instead.
 func (*ChoiceCandidate) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ChoiceCandidate) GetName() string {
@@ -2158,7 +2314,7 @@ type LayerAnswer struct {
 
 func (x *LayerAnswer) Reset() {
 	*x = LayerAnswer{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[21]
+	mi := &file_berth_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2326,7 @@ func (x *LayerAnswer) String() string {
 func (*LayerAnswer) ProtoMessage() {}
 
 func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[21]
+	mi := &file_berth_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2339,7 @@ func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerAnswer.ProtoReflect.Descriptor instead.
 func (*LayerAnswer) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LayerAnswer) GetHit() bool {
@@ -2237,7 +2393,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[22]
+	mi := &file_berth_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2405,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[22]
+	mi := &file_berth_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2418,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 // WatchEventsResponse is one event.
@@ -2278,7 +2434,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[23]
+	mi := &file_berth_control_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2446,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[23]
+	mi := &file_berth_control_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2459,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -2349,7 +2505,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[24]
+	mi := &file_berth_control_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2517,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[24]
+	mi := &file_berth_control_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2530,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Event) GetTime() *timestamppb.Timestamp {
@@ -2538,7 +2694,15 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\"J\n" +
 	"\x12DetachDiskResponse\x12\x1a\n" +
 	"\bdetached\x18\x01 \x01(\bR\bdetached\x12\x18\n" +
-	"\aholders\x18\x02 \x01(\x03R\aholders\"L\n" +
+	"\aholders\x18\x02 \x01(\x03R\aholders\"%\n" +
+	"\x0fListUsesRequest\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\"A\n" +
+	"\x10ListUsesResponse\x12-\n" +
+	"\x04uses\x18\x01 \x03(\v2\x19.berth.control.v1.DiskUseR\x04uses\"N\n" +
+	"\aDiskUse\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1b\n" +
+	"\tchain_ids\x18\x03 \x03(\tR\bchainIds\"L\n" +
 	"\x10FindImageRequest\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x1a\n" +
 	"\bplatform\x18\x02 \x01(\tR\bplatform\"[\n" +
@@ -2672,7 +2836,7 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x16EVENT_KIND_DISK_FAILED\x10\x06\x12\x1d\n" +
 	"\x19EVENT_KIND_IMAGE_IMPORTED\x10\a\x12\x1e\n" +
 	"\x1aEVENT_KIND_IMAGE_WITHDRAWN\x10\b\x12!\n" +
-	"\x1dEVENT_KIND_IMAGE_NOT_IMPORTED\x10\t2\xfb\x04\n" +
+	"\x1dEVENT_KIND_IMAGE_NOT_IMPORTED\x10\t2\xce\x05\n" +
 	"\x0eControlService\x12K\n" +
 	"\x06Status\x12\x1f.berth.control.v1.StatusRequest\x1a .berth.control.v1.StatusResponse\x12T\n" +
 	"\tListDisks\x12\".berth.control.v1.ListDisksRequest\x1a#.berth.control.v1.ListDisksResponse\x12W\n" +
@@ -2681,7 +2845,8 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"DetachDisk\x12#.berth.control.v1.DetachDiskRequest\x1a$.berth.control.v1.DetachDiskResponse\x12T\n" +
 	"\tFindImage\x12\".berth.control.v1.FindImageRequest\x1a#.berth.control.v1.FindImageResponse\x12`\n" +
-	"\rExplainLayers\x12&.berth.control.v1.ExplainLayersRequest\x1a'.berth.control.v1.ExplainLayersResponse\x12\\\n" +
+	"\rExplainLayers\x12&.berth.control.v1.ExplainLayersRequest\x1a'.berth.control.v1.ExplainLayersResponse\x12Q\n" +
+	"\bListUses\x12!.berth.control.v1.ListUsesRequest\x1a\".berth.control.v1.ListUsesResponse\x12\\\n" +
 	"\vWatchEvents\x12$.berth.control.v1.WatchEventsRequest\x1a%.berth.control.v1.WatchEventsResponse0\x01B2Z0berth.dev/berth/proto/berth/control/v1;controlv1b\x06proto3"
 
 var (
@@ -2697,7 +2862,7 @@ func file_berth_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_berth_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_berth_control_v1_control_proto_goTypes = []any{
 	(LayerMatch)(0),               // 0: berth.control.v1.LayerMatch
 	(MissReason)(0),               // 1: berth.control.v1.MissReason
@@ -2719,24 +2884,27 @@ var file_berth_control_v1_control_proto_goTypes = []any{
 	(*AttachDiskResponse)(nil),    // 17: berth.control.v1.AttachDiskResponse
 	(*DetachDiskRequest)(nil),     // 18: berth.control.v1.DetachDiskRequest
 	(*DetachDiskResponse)(nil),    // 19: berth.control.v1.DetachDiskResponse
-	(*FindImageRequest)(nil),      // 20: berth.control.v1.FindImageRequest
-	(*FindImageResponse)(nil),     // 21: berth.control.v1.FindImageResponse
-	(*ExplainLayersRequest)(nil),  // 22: berth.control.v1.ExplainLayersRequest
-	(*LayerName)(nil),             // 23: berth.control.v1.LayerName
-	(*ExplainLayersResponse)(nil), // 24: berth.control.v1.ExplainLayersResponse
-	(*DiskChoice)(nil),            // 25: berth.control.v1.DiskChoice
-	(*ChosenDisk)(nil),            // 26: berth.control.v1.ChosenDisk
-	(*ChoiceCandidate)(nil),       // 27: berth.control.v1.ChoiceCandidate
-	(*LayerAnswer)(nil),           // 28: berth.control.v1.LayerAnswer
-	(*WatchEventsRequest)(nil),    // 29: berth.control.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 30: berth.control.v1.WatchEventsResponse
-	(*Event)(nil),                 // 31: berth.control.v1.Event
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
-	(v1.MatchVerdict)(0),          // 34: berth.imagesnapshot.v1.MatchVerdict
+	(*ListUsesRequest)(nil),       // 20: berth.control.v1.ListUsesRequest
+	(*ListUsesResponse)(nil),      // 21: berth.control.v1.ListUsesResponse
+	(*DiskUse)(nil),               // 22: berth.control.v1.DiskUse
+	(*FindImageRequest)(nil),      // 23: berth.control.v1.FindImageRequest
+	(*FindImageResponse)(nil),     // 24: berth.control.v1.FindImageResponse
+	(*ExplainLayersRequest)(nil),  // 25: berth.control.v1.ExplainLayersRequest
+	(*LayerName)(nil),             // 26: berth.control.v1.LayerName
+	(*ExplainLayersResponse)(nil), // 27: berth.control.v1.ExplainLayersResponse
+	(*DiskChoice)(nil),            // 28: berth.control.v1.DiskChoice
+	(*ChosenDisk)(nil),            // 29: berth.control.v1.ChosenDisk
+	(*ChoiceCandidate)(nil),       // 30: berth.control.v1.ChoiceCandidate
+	(*LayerAnswer)(nil),           // 31: berth.control.v1.LayerAnswer
+	(*WatchEventsRequest)(nil),    // 32: berth.control.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),   // 33: berth.control.v1.WatchEventsResponse
+	(*Event)(nil),                 // 34: berth.control.v1.Event
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(v1.MatchVerdict)(0),          // 37: berth.imagesnapshot.v1.MatchVerdict
 }
 var file_berth_control_v1_control_proto_depIdxs = []int32{
-	32, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	35, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	9,  // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.HitCount
 	10, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.MissCount
 	14, // 3: berth.control.v1.StatusResponse.disks:type_name -> berth.control.v1.Disk
@@ -2744,49 +2912,52 @@ var file_berth_control_v1_control_proto_depIdxs = []int32{
 	0,  // 5: berth.control.v1.HitCount.matched_by:type_name -> berth.control.v1.LayerMatch
 	1,  // 6: berth.control.v1.MissCount.reason:type_name -> berth.control.v1.MissReason
 	2,  // 7: berth.control.v1.ReadAhead.state:type_name -> berth.control.v1.ReadAheadState
-	32, // 8: berth.control.v1.ReadAhead.wanted:type_name -> google.protobuf.Timestamp
-	33, // 9: berth.control.v1.ReadAhead.took:type_name -> google.protobuf.Duration
+	35, // 8: berth.control.v1.ReadAhead.wanted:type_name -> google.protobuf.Timestamp
+	36, // 9: berth.control.v1.ReadAhead.took:type_name -> google.protobuf.Duration
 	14, // 10: berth.control.v1.ListDisksResponse.disks:type_name -> berth.control.v1.Disk
 	3,  // 11: berth.control.v1.Disk.state:type_name -> berth.control.v1.DiskState
-	32, // 12: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
+	35, // 12: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
 	15, // 13: berth.control.v1.Disk.imports:type_name -> berth.control.v1.ImportedImage
 	4,  // 14: berth.control.v1.ImportedImage.result:type_name -> berth.control.v1.ImportResult
 	14, // 15: berth.control.v1.AttachDiskResponse.disk:type_name -> berth.control.v1.Disk
-	23, // 16: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
-	28, // 17: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
-	25, // 18: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
-	32, // 19: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
-	33, // 20: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
-	26, // 21: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
-	27, // 22: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
-	5,  // 23: berth.control.v1.ChosenDisk.result:type_name -> berth.control.v1.ChosenDiskResult
-	34, // 24: berth.control.v1.ChoiceCandidate.verdict:type_name -> berth.imagesnapshot.v1.MatchVerdict
-	0,  // 25: berth.control.v1.LayerAnswer.matched_by:type_name -> berth.control.v1.LayerMatch
-	31, // 26: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
-	31, // 27: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
-	32, // 28: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
-	6,  // 29: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
-	0,  // 30: berth.control.v1.Event.matched_by:type_name -> berth.control.v1.LayerMatch
-	1,  // 31: berth.control.v1.Event.miss_reason:type_name -> berth.control.v1.MissReason
-	7,  // 32: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
-	12, // 33: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
-	16, // 34: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
-	18, // 35: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
-	20, // 36: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
-	22, // 37: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
-	29, // 38: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
-	8,  // 39: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
-	13, // 40: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
-	17, // 41: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
-	19, // 42: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
-	21, // 43: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
-	24, // 44: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
-	30, // 45: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
-	39, // [39:46] is the sub-list for method output_type
-	32, // [32:39] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	22, // 16: berth.control.v1.ListUsesResponse.uses:type_name -> berth.control.v1.DiskUse
+	26, // 17: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
+	31, // 18: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
+	28, // 19: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
+	35, // 20: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
+	36, // 21: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
+	29, // 22: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
+	30, // 23: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
+	5,  // 24: berth.control.v1.ChosenDisk.result:type_name -> berth.control.v1.ChosenDiskResult
+	37, // 25: berth.control.v1.ChoiceCandidate.verdict:type_name -> berth.imagesnapshot.v1.MatchVerdict
+	0,  // 26: berth.control.v1.LayerAnswer.matched_by:type_name -> berth.control.v1.LayerMatch
+	34, // 27: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
+	34, // 28: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
+	35, // 29: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
+	6,  // 30: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
+	0,  // 31: berth.control.v1.Event.matched_by:type_name -> berth.control.v1.LayerMatch
+	1,  // 32: berth.control.v1.Event.miss_reason:type_name -> berth.control.v1.MissReason
+	7,  // 33: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
+	12, // 34: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
+	16, // 35: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
+	18, // 36: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
+	23, // 37: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
+	25, // 38: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
+	20, // 39: berth.control.v1.ControlService.ListUses:input_type -> berth.control.v1.ListUsesRequest
+	32, // 40: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
+	8,  // 41: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
+	13, // 42: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
+	17, // 43: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
+	19, // 44: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
+	24, // 45: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
+	27, // 46: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
+	21, // 47: berth.control.v1.ControlService.ListUses:output_type -> berth.control.v1.ListUsesResponse
+	33, // 48: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
+	41, // [41:49] is the sub-list for method output_type
+	33, // [33:41] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_berth_control_v1_control_proto_init() }
@@ -2800,7 +2971,7 @@ func file_berth_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_control_v1_control_proto_rawDesc), len(file_berth_control_v1_control_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

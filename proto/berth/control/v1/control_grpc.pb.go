@@ -35,6 +35,7 @@ const (
 	ControlService_DetachDisk_FullMethodName    = "/berth.control.v1.ControlService/DetachDisk"
 	ControlService_FindImage_FullMethodName     = "/berth.control.v1.ControlService/FindImage"
 	ControlService_ExplainLayers_FullMethodName = "/berth.control.v1.ControlService/ExplainLayers"
+	ControlService_ListUses_FullMethodName      = "/berth.control.v1.ControlService/ListUses"
 	ControlService_WatchEvents_FullMethodName   = "/berth.control.v1.ControlService/WatchEvents"
 )
 
@@ -60,6 +61,9 @@ type ControlServiceClient interface {
 	// ExplainLayers says for each layer which disk would serve it now, or why none would, and how it was answered last.
 	// It changes nothing.
 	ExplainLayers(ctx context.Context, in *ExplainLayersRequest, opts ...grpc.CallOption) (*ExplainLayersResponse, error)
+	// ListUses lists for each disk the stacks of layers that snapshots of containerd have from it: what keeps the disk in
+	// use, and what a node lacks while the disk is away.
+	ListUses(ctx context.Context, in *ListUsesRequest, opts ...grpc.CallOption) (*ListUsesResponse, error)
 	// WatchEvents streams hits, misses and changes of disks from now on. A client that reads too slowly loses events, and
 	// learns how many.
 	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
@@ -133,6 +137,16 @@ func (c *controlServiceClient) ExplainLayers(ctx context.Context, in *ExplainLay
 	return out, nil
 }
 
+func (c *controlServiceClient) ListUses(ctx context.Context, in *ListUsesRequest, opts ...grpc.CallOption) (*ListUsesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListUsesResponse)
+	err := c.cc.Invoke(ctx, ControlService_ListUses_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlServiceClient) WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &ControlService_ServiceDesc.Streams[0], ControlService_WatchEvents_FullMethodName, cOpts...)
@@ -174,6 +188,9 @@ type ControlServiceServer interface {
 	// ExplainLayers says for each layer which disk would serve it now, or why none would, and how it was answered last.
 	// It changes nothing.
 	ExplainLayers(context.Context, *ExplainLayersRequest) (*ExplainLayersResponse, error)
+	// ListUses lists for each disk the stacks of layers that snapshots of containerd have from it: what keeps the disk in
+	// use, and what a node lacks while the disk is away.
+	ListUses(context.Context, *ListUsesRequest) (*ListUsesResponse, error)
 	// WatchEvents streams hits, misses and changes of disks from now on. A client that reads too slowly loses events, and
 	// learns how many.
 	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error
@@ -204,6 +221,9 @@ func (UnimplementedControlServiceServer) FindImage(context.Context, *FindImageRe
 }
 func (UnimplementedControlServiceServer) ExplainLayers(context.Context, *ExplainLayersRequest) (*ExplainLayersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainLayers not implemented")
+}
+func (UnimplementedControlServiceServer) ListUses(context.Context, *ListUsesRequest) (*ListUsesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListUses not implemented")
 }
 func (UnimplementedControlServiceServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
@@ -337,6 +357,24 @@ func _ControlService_ExplainLayers_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControlService_ListUses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListUsesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServiceServer).ListUses(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControlService_ListUses_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServiceServer).ListUses(ctx, req.(*ListUsesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ControlService_WatchEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchEventsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -378,6 +416,10 @@ var ControlService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ExplainLayers",
 			Handler:    _ControlService_ExplainLayers_Handler,
+		},
+		{
+			MethodName: "ListUses",
+			Handler:    _ControlService_ListUses_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,220 @@
+// Package users finds who in containerd uses layers: images, containers and leases, in all namespaces.
+package users
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Kind of a user.
+type Kind string
+
+// Kinds of users.
+const (
+	Image     Kind = "image"
+	Container Kind = "container"
+	Lease     Kind = "lease"
+)
+
+// User is one that uses layers.
+type User struct {
+	Namespace string
+	Kind      Kind
+	Name      string
+	// Pod is the namespace and the name of a container's pod in Kubernetes, if it is one's.
+	Pod string
+}
+
+// String is such as "container web (pod default/web-1) in namespace k8s.io".
+func (u User) String() string {
+	text := string(u.Kind) + " " + u.Name
+	if u.Pod != "" {
+		text += " (pod " + u.Pod + ")"
+	}
+	return text + " in namespace " + u.Namespace
+}
+
+// Labels that CRI puts on containers.
+const (
+	labelPod          = "io.kubernetes.pod.name"
+	labelPodNamespace = "io.kubernetes.pod.namespace"
+)
+
+// Find the users of stacks of layers, by the chain IDs of these: images first, then containers, then leases, namespace
+// by namespace. Only images that are unpacked with the snapshotter count.
+func Find(ctx context.Context, c *client.Client, snapshotter string, chains map[digest.Digest]bool) ([]User, error) {
+	spaces, err := c.NamespaceService().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find users of layers: list namespaces: %w", err)
+	}
+	var all []User
+	for _, ns := range spaces {
+		s := search{client: c, snapshotter: snapshotter, chains: chains, namespace: ns}
+		for _, look := range []func(context.Context) ([]User, error){s.images, s.containers, s.leases} {
+			found, err := look(namespaces.WithNamespace(ctx, ns))
+			if err != nil {
+				return nil, fmt.Errorf("find users of layers in namespace %s: %w", ns, err)
+			}
+			all = append(all, found...)
+		}
+	}
+	return all, nil
+}
+
+// search in one namespace.
+type search struct {
+	client                 *client.Client
+	snapshotter, namespace string
+	chains                 map[digest.Digest]bool
+}
+
+func (s search) images(ctx context.Context) (users []User, _ error) {
+	list, err := s.client.ImageService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	named := map[digest.Digest]bool{}
+	for _, img := range list {
+		named[img.Target.Digest] = named[img.Target.Digest] || !isID(img.Name)
+	}
+	for _, img := range list {
+		if isID(img.Name) && named[img.Target.Digest] {
+			continue
+		}
+		uses, err := s.image(ctx, img)
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", img.Name, err)
+		}
+		if uses {
+			users = append(users, User{Namespace: s.namespace, Kind: Image, Name: img.Name})
+		}
+	}
+	return users, nil
+}
+
+// isID says that the name of an image is that which CRI gives it beside those that people know.
+func isID(name string) bool { return digest.Digest(name).Validate() == nil }
+
+// image says whether one of the image's platforms is unpacked and has one of the stacks.
+func (s search) image(ctx context.Context, img images.Image) (uses bool, _ error) {
+	store := s.client.ContentStore()
+	visit := func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if images.IsConfigType(desc.MediaType) {
+			has, err := s.config(ctx, store, desc)
+			uses = uses || has
+			return nil, err
+		}
+		if !images.IsManifestType(desc.MediaType) && !images.IsIndexType(desc.MediaType) {
+			return nil, nil
+		}
+		children, err := images.Children(ctx, store, desc)
+		return children, ignoreMissing(err)
+	}
+	err := images.Walk(ctx, images.HandlerFunc(visit), img.Target)
+	return uses, err
+}
+
+// config says whether the image with this config is unpacked and has one of the stacks.
+func (s search) config(ctx context.Context, store content.Store, desc ocispec.Descriptor) (bool, error) {
+	info, err := store.Info(ctx, desc.Digest)
+	if err != nil || info.Labels["containerd.io/gc.ref.snapshot."+s.snapshotter] == "" {
+		return false, ignoreMissing(err)
+	}
+	raw, err := content.ReadBlob(ctx, store, desc)
+	if err != nil {
+		return false, ignoreMissing(err)
+	}
+	var config ocispec.Image
+	if err := json.Unmarshal(raw, &config); err != nil {
+		return false, fmt.Errorf("parse config %s: %w", desc.Digest, err)
+	}
+	return slices.ContainsFunc(identity.ChainIDs(config.RootFS.DiffIDs), func(c digest.Digest) bool { return s.chains[c] }), nil
+}
+
+func (s search) containers(ctx context.Context) (users []User, _ error) {
+	list, err := s.client.ContainerService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range list {
+		if c.Snapshotter != s.snapshotter {
+			continue
+		}
+		uses, err := s.snapshot(ctx, c.SnapshotKey)
+		if err != nil {
+			return nil, fmt.Errorf("container %s: %w", c.ID, err)
+		}
+		if uses {
+			u := User{Namespace: s.namespace, Kind: Container, Name: c.ID}
+			if pod := c.Labels[labelPod]; pod != "" {
+				u.Pod = c.Labels[labelPodNamespace] + "/" + pod
+			}
+			users = append(users, u)
+		}
+	}
+	return users, nil
+}
+
+func (s search) leases(ctx context.Context) (users []User, _ error) {
+	manager := s.client.LeasesService()
+	list, err := manager.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range list {
+		resources, err := manager.ListResources(ctx, l)
+		if err != nil {
+			if errdefs.IsNotFound(err) {
+				continue // it has ended meanwhile
+			}
+			return nil, fmt.Errorf("lease %s: %w", l.ID, err)
+		}
+		for _, r := range resources {
+			if r.Type != "snapshots/"+s.snapshotter {
+				continue
+			}
+			uses, err := s.snapshot(ctx, r.ID)
+			if err != nil {
+				return nil, fmt.Errorf("lease %s: %w", l.ID, err)
+			}
+			if uses {
+				users = append(users, User{Namespace: s.namespace, Kind: Lease, Name: l.ID})
+				break
+			}
+		}
+	}
+	return users, nil
+}
+
+// snapshot says whether a snapshot is one of the stacks or lies on one.
+func (s search) snapshot(ctx context.Context, key string) (bool, error) {
+	for service := s.client.SnapshotService(s.snapshotter); key != ""; {
+		if s.chains[digest.Digest(key)] {
+			return true, nil
+		}
+		info, err := service.Stat(ctx, key)
+		if err != nil {
+			return false, ignoreMissing(err)
+		}
+		key = info.Parent
+	}
+	return false, nil
+}
+
+func ignoreMissing(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
