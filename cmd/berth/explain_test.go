@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -153,4 +155,29 @@ func FuzzParseImage(f *testing.F) {
 			require.NotEmpty(t, shortDigest(l.DiffIDs[i]))
 		}
 	})
+}
+
+// TestExplainByMirror: the registry is asked as a build asks it, by way of hosts.toml.
+func TestExplainByMirror(t *testing.T) {
+	ref := pushImage(t)
+	server, _, _ := strings.Cut(ref, "/")
+	hosts := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(hosts, "registry.berth.invalid"), 0o755))
+	configure := func(scheme string) {
+		text := fmt.Sprintf("server = %q\n[host.%[1]q]\n  capabilities = [\"pull\", \"resolve\"]\n", scheme+"://"+server)
+		require.NoError(t, os.WriteFile(filepath.Join(hosts, "registry.berth.invalid", "hosts.toml"), []byte(text), 0o600))
+	}
+	ask := func() (string, error) {
+		return berth(t, "explain", "--platform", "linux/amd64", "--hosts-dir", hosts, "--containerd-address", filepath.Join(hosts, "none"),
+			"--socket", start(t, &fakeDaemon{}), "registry.berth.invalid/team/app:1")
+	}
+	configure("http")
+	out, err := ask()
+	require.NoError(t, err)
+	require.Contains(t, out, "registry.berth.invalid/team/app:1, manifest from registry registry.berth.invalid\n")
+	require.Contains(t, out, "0 of 3 layers on disks")
+
+	configure("https")
+	_, err = ask()
+	require.ErrorContains(t, err, "--plain-http HOST speaks HTTP")
 }

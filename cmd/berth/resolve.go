@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
-	"slices"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
@@ -18,12 +15,9 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
-	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
-	ggcr "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"berth.dev/berth/builder"
 	"berth.dev/berth/internal/program"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
@@ -53,13 +48,16 @@ type resolver struct {
 	platform string
 	// plainHTTP and skipVerify name registries; "*" is all.
 	plainHTTP, skipVerify []string
-	address, namespace    string
+	// hostsDir has containerd's hosts.toml files.
+	hostsDir           string
+	address, namespace string
 }
 
 func (r *resolver) register(f *pflag.FlagSet) {
 	f.StringVar(&r.platform, "platform", "", "`os/arch` of the image, the node's if not given")
 	f.StringSliceVar(&r.plainHTTP, "plain-http", nil, "`registries` to ask over http; * is all")
 	f.StringSliceVar(&r.skipVerify, "insecure-skip-verify", nil, "`registries` whose certificate is not checked; * is all")
+	f.StringVar(&r.hostsDir, "hosts-dir", "", "`directory` with containerd's hosts.toml files, such as /etc/containerd/certs.d")
 	f.StringVar(&r.address, "containerd-address", defaultContainerd, "containerd's `socket`")
 	f.StringVarP(&r.namespace, "namespace", "n", os.Getenv("CONTAINERD_NAMESPACE"), "containerd `namespace` to look in, all if not given")
 }
@@ -223,43 +221,21 @@ func (r *resolver) dial() (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 }
 
+// atRegistry asks as a build does: by containerd's client, with its hosts.toml files and the credentials of docker.
 func (r *resolver) atRegistry(ctx context.Context, ref string, p ocispec.Platform) (*imageLayers, error) {
-	parsed, err := name.ParseReference(ref)
+	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
 		return nil, fmt.Errorf("at the registry: %w", err)
 	}
-	host := parsed.Context().RegistryStr()
-	options := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
-		remote.WithPlatform(ggcr.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant})}
-	switch {
-	case matchHost(r.plainHTTP, host):
-		if parsed, err = name.ParseReference(ref, name.Insecure); err != nil {
-			return nil, fmt.Errorf("at the registry: %w", err)
-		}
-	case matchHost(r.skipVerify, host):
-		transport, ok := remote.DefaultTransport.(*http.Transport)
-		if !ok {
-			return nil, fmt.Errorf("at the registry: %w", errdefs.ErrNotImplemented)
-		}
-		transport = transport.Clone()
-		transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // asked for by name
-		options = append(options, remote.WithTransport(transport))
+	if err := log.SetLevel("error"); err != nil { // what the registry client remarks comes back as an error
+		return nil, err
 	}
-	img, err := remote.Image(parsed, options...)
+	manifest, config, err := builder.Manifest(ctx, builder.Options{
+		Images: []string{ref}, RegistryOnly: true, Platforms: []ocispec.Platform{p},
+		Registry: builder.RegistryOptions{PlainHTTP: r.plainHTTP, InsecureSkipVerify: r.skipVerify, HostsDir: r.hostsDir},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("at the registry: %w", err)
 	}
-	rawManifest, err := img.RawManifest()
-	if err != nil {
-		return nil, fmt.Errorf("at the registry: %w", err)
-	}
-	rawConfig, err := img.RawConfigFile()
-	if err != nil {
-		return nil, fmt.Errorf("at the registry: %w", err)
-	}
-	return parseImage("registry "+host, rawManifest, rawConfig)
-}
-
-func matchHost(hosts []string, host string) bool {
-	return slices.Contains(hosts, host) || slices.Contains(hosts, "*")
+	return parseImage("registry "+reference.Domain(named), manifest, config)
 }

@@ -280,6 +280,8 @@ func TestConfiguredDisks(t *testing.T) {
 	require.NoError(t, os.WriteFile(broken, make([]byte, 1<<20), 0o600))
 	p.leavesNothing(good, late, broken)
 	p.configure(fmt.Sprintf(`
+[metrics]
+address = "127.0.0.1:0"
 [[disk]]
 name = "good"
 path = %q
@@ -301,6 +303,7 @@ path = %q
 	require.Contains(t, p.disk("late").GetLastError(), "no such file")
 	require.Contains(t, p.disk("broken").GetLastError(), "layer disk")
 	require.Equal(t, []bool{true, true}, p.pull("app:1.0", "base", "app"))
+	require.Equal(t, "2", p.metrics()[`berth_disks{state="waiting"}`], "configured disks that are missing count too")
 
 	// The late one appears: it is another disk, made under another name and moved in place.
 	_, lateID := layerdisktest.Disk(t, p.path("tmp.img"), layerdisk.FileSystemEROFS, func(layer, dir string) {

@@ -14,6 +14,7 @@ import (
 	"berth.dev/berth/internal/metrics"
 	"berth.dev/berth/layerdisk"
 	"berth.dev/berth/node/diskfailures"
+	"berth.dev/berth/node/disks"
 	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
@@ -48,9 +49,10 @@ func TestObserverTellsLedgerAndMetrics(t *testing.T) {
 }
 
 func TestDiskTotals(t *testing.T) {
-	got := diskTotals([]stage.DiskStatus{
-		{State: stage.StateInUse, Serving: true, Layers: 5, LayersInUse: 2, Holders: 3},
-		{State: stage.StateFailed, Layers: 7, LayersInUse: 1, Holders: 1},
+	got := diskTotals([]disks.Disk{
+		{DiskStatus: stage.DiskStatus{State: stage.StateInUse, Serving: true, Layers: 5, LayersInUse: 2, Holders: 3}},
+		{DiskStatus: stage.DiskStatus{State: stage.StateFailed, Layers: 7, LayersInUse: 1, Holders: 1}},
+		{DiskStatus: stage.DiskStatus{State: disks.StateWaiting}, Configured: true},
 	})
-	require.Equal(t, metrics.DiskTotals{ByState: map[string]int{"in-use": 1, "failed": 1}, Layers: 5, LayersInUse: 3, Adopted: 4}, got)
+	require.Equal(t, metrics.DiskTotals{ByState: map[string]int{"in-use": 1, "failed": 1, "waiting": 1}, Layers: 5, LayersInUse: 3, Adopted: 4}, got)
 }
