@@ -80,6 +80,11 @@ func newRegistryClient(ctx context.Context, opts RegistryOptions, retry retryPol
 	}
 }
 
+// RegistryHosts says where registries are and how they are spoken to, as builds do, for the time of ctx.
+func RegistryHosts(ctx context.Context, opts RegistryOptions) docker.RegistryHosts {
+	return newRegistryClient(ctx, opts, defaultRetryPolicy()).registryHosts
+}
+
 // image is the source of one normalised reference.
 func (c *registryClient) image(ref string) source {
 	return &registryImage{client: c, ref: ref}
