@@ -87,6 +87,11 @@ func TestMend(t *testing.T) {
 		}
 		return nil
 	}))
+	require.NoError(t, snapshotter.ForgetBoot(ctx, n.berth))
+	list, err = n.berth.Adopted(ctx)
+	require.NoError(t, err)
+	require.Empty(t, list, "no container of an earlier boot runs")
+	n.requireTree(t, want, im, pulling{})
 	entries, err := os.ReadDir(filepath.Join(n.root, "mend"))
 	require.True(t, os.IsNotExist(err) || len(entries) == 0, "%v %v", entries, err)
 }
