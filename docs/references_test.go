@@ -46,9 +46,7 @@ func TestReferences(t *testing.T) {
 			return err
 		}
 		seen++
-		for _, complaint := range deadReferences(strings.TrimPrefix(filepath.ToSlash(file), "../"), string(text), pages) {
-			wrong = append(wrong, complaint)
-		}
+		wrong = append(wrong, deadReferences(strings.TrimPrefix(filepath.ToSlash(file), "../"), string(text), pages)...)
 		return nil
 	}))
 	require.Greater(t, seen, 500, "files")
