@@ -50,6 +50,10 @@ test-integration: bootstrap ## tests with a real containerd, CONTAINERD=VERSION
 	@scripts/tools containerd@$(CONTAINERD) runc registry nerdctl >/dev/null
 	BERTH_CONTAINERD=$(CONTAINERD) scripts/gotest -count=1 -tags integration -timeout $(TEST_TIMEOUT) -run '$(value RUN)' ./test/integration/... ./test/harness/containerd/...
 
+.PHONY: test-trees
+test-trees: bootstrap ## 10,000 random images, unpacked as containerd does; BERTH_STEPS=N images, BERTH_SEED=N the walk of a seed
+	BERTH_STEPS=$${BERTH_STEPS:-10000} scripts/gotest -timeout 120m -count=1 -run 'TestTrees$$' ./layerdisk/tree
+
 .PHONY: test-csi
 test-csi: bootstrap ## the CSI project's conformance suite, csi-sanity, against "berth csi-loop"
 	cd test/csisanity && ../../scripts/gotest -count=1 -timeout $(TEST_TIMEOUT) ./...

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
@@ -41,6 +42,17 @@ type reuse struct {
 	first int64
 	// blobs are the compressed forms that the layer was fetched in.
 	blobs []layerdisk.Blob
+}
+
+// tree is the layer as it is at the top of a chain.
+func (r *reuse) tree(chainID digest.Digest) *tree.Tree {
+	if t, ok := r.trees[r.base.layerOf[chainID]]; ok {
+		return t
+	}
+	for _, t := range r.trees {
+		return t // the only one: the layer is not bound to its stack
+	}
+	return nil
 }
 
 // maxListingBytes bounds one listing: as much as the tree of a layer may take.
@@ -122,9 +134,11 @@ func (b *base) apply(ctx context.Context, p *plan) error {
 	chains := p.chainsByJob()
 	for _, j := range p.jobs {
 		wanted := make(map[int]bool)
-		if n, ok := numbers[j.diffID]; ok {
+		n, ok := numbers[j.diffID]
+		_, bottom := b.layerOf[j.diffID] // the chain ID of a layer at the bottom is its diff ID
+		if ok && (bottom || !slices.Contains(chains[j.diffID], j.diffID)) {
 			wanted[n] = true
-		} else {
+		} else if !ok {
 			// A layer that is bound to its stack is the right one on that stack alone, and only if all stacks are
 			// there: another look of it could not be made without its archive.
 			for _, chainID := range chains[j.diffID] {
@@ -140,13 +154,13 @@ func (b *base) apply(ctx context.Context, p *plan) error {
 			continue
 		}
 		r, err := b.restore(ctx, wanted)
+		if errors.Is(err, tree.ErrLooks) {
+			continue // one look is that of the bottom, where names that the layer removes leave nothing
+		}
 		if err != nil {
 			return fmt.Errorf("take over layer %s: %w", j.diffID, err)
 		}
 		j.reuse = r
-		for _, t := range r.trees {
-			j.tree = t
-		}
 		close(j.done)
 	}
 	return nil

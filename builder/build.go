@@ -128,7 +128,7 @@ func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (e
 				return ctx.Err()
 			}
 			j.first = end
-			end += int64(j.tree.Blocks) //nolint:gosec // less than what was written
+			end += int64(j.layer.Blocks) //nolint:gosec // less than what was written
 		}
 		return nil
 	})
@@ -184,17 +184,18 @@ func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
 	if b.placed != nil {
 		r.PlacedFiles, r.PlacedBytes = b.placed.Files, b.placed.Length
 	}
-	for _, j := range b.plan.jobs {
+	for i, j := range b.plan.jobs {
+		tree := b.plan.layers[i].tree
 		r.LayerUses += j.uses
 		if j.uses > 1 {
 			r.SharedLayers++
 		}
 		if j.reuse != nil {
 			r.ReusedLayers++
-			r.ReusedBytes += j.tree.UnpackedBytes
+			r.ReusedBytes += tree.UnpackedBytes
 		}
-		r.UnpackedBytes += j.tree.UnpackedBytes
-		r.Inodes += j.tree.Inodes
+		r.UnpackedBytes += tree.UnpackedBytes
+		r.Inodes += tree.Inodes
 	}
 	return r
 }

@@ -22,7 +22,9 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.plan.stack()
+	if err := b.plan.stack(); err != nil {
+		return nil, err
+	}
 	if end, err = b.place(ctx, end); err != nil {
 		return nil, err
 	}

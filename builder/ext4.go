@@ -43,7 +43,9 @@ func (b *build) runExt4(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.plan.stack()
+	if err := b.plan.stack(); err != nil {
+		return nil, err
+	}
 	ix, encoded, listings, err := b.describe(ctx)
 	if err != nil {
 		return nil, err
@@ -150,32 +152,52 @@ func explainFull(err error, t *target) error {
 	return err
 }
 
-// applyAll unpacks the layers as containerd does, and checks each against its tree.
+// applyAll unpacks the layers as containerd does, each after those that it lies on, and checks each against its tree.
 func (b *build) applyAll(ctx context.Context, root string, spools []*os.File) error {
 	if err := os.Mkdir(filepath.Join(root, layerdisk.LayersDir), 0o755); err != nil {
 		return err
 	}
+	done := make([]chan struct{}, len(b.plan.layers))
+	for i := range done {
+		done[i] = make(chan struct{})
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(b.opts.Parallel)
-	for number, l := range b.plan.layers {
+	for _, number := range b.plan.order {
+		l := b.plan.layers[number]
 		group.Go(func() error {
-			if err := applyLayer(ctx, filepath.Join(root, layerdisk.LayerDir(number)), spools[l.number], l.tree); err != nil {
+			var lower []string
+			for _, below := range l.lower {
+				select {
+				case <-done[below]: // begun before this one
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+				lower = append(lower, filepath.Join(root, layerdisk.LayerDir(below)))
+			}
+			if err := applyLayer(ctx, filepath.Join(root, layerdisk.LayerDir(number)), lower, spools[l.number], l.tree); err != nil {
 				return fmt.Errorf("unpack layer %d of %s: %w", l.position, l.image, err)
 			}
+			close(done[number])
 			return nil
 		})
 	}
 	return group.Wait()
 }
 
-func applyLayer(ctx context.Context, dir string, spool *os.File, t *tree.Tree) error {
+// applyLayer unpacks a layer on top of these directories, ordered from the top.
+func applyLayer(ctx context.Context, dir string, lower []string, spool *os.File, t *tree.Tree) error {
 	if err := mkdirExactly(dir); err != nil {
 		return err
+	}
+	var opts []archive.ApplyOpt // a layer without lower ones has containerd's rules for a plain directory
+	if len(lower) > 0 {
+		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(lower))
 	}
 	// A reader of its own, since two looks of a layer may be unpacked at once. No buffer: archive/tar seeks over what
 	// it skips, and Apply copies with a buffer of its own.
 	in := io.NewSectionReader(spool, 0, math.MaxInt64)
-	if _, err := archive.Apply(ctx, dir, in, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout)); err != nil {
+	if _, err := archive.Apply(ctx, dir, in, opts...); err != nil {
 		return err
 	}
 	if err := settle(ctx, dir, t); err != nil {
@@ -202,13 +224,9 @@ func mkdirExactly(dir string) error {
 	return os.Chmod(dir, 0o755) // whatever the umask
 }
 
-// settle sets what containerd takes from the clock or the lower layers: times of whiteouts and of directories that the
-// archive does not mention, and the attributes of the latter.
+// settle sets the times that containerd takes from the clock: those of whiteouts and of directories that the archive
+// does not mention.
 func settle(ctx context.Context, dir string, t *tree.Tree) error {
-	implied := make(map[string]bool)
-	for path := range t.Implied() {
-		implied[path] = true
-	}
 	for e := range t.Entries() {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -217,30 +235,9 @@ func settle(ctx context.Context, dir string, t *tree.Tree) error {
 		if !whiteout && e.Type != attrs.Directory {
 			continue
 		}
-		if implied[e.Path] {
-			if err := copyAttributes(filepath.Join(dir, e.Path), e); err != nil {
-				return fmt.Errorf("set attributes of %q: %w", e.Path, err)
-			}
-		}
 		ts := unix.Timespec{Sec: e.MtimeSec, Nsec: int64(e.MtimeNsec)}
 		if err := unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(dir, e.Path), []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return fmt.Errorf("set time of %q: %w", e.Path, err)
-		}
-	}
-	return nil
-}
-
-// copyAttributes gives a directory its owner, mode and attributes from below.
-func copyAttributes(path string, e attrs.Entry) error {
-	if err := unix.Lchown(path, int(e.UID), int(e.GID)); err != nil {
-		return err
-	}
-	if err := unix.Chmod(path, e.Mode); err != nil {
-		return err
-	}
-	for name, value := range e.Xattrs {
-		if err := unix.Lsetxattr(path, name, value, 0); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -202,7 +202,7 @@ type LayerEvent struct {
 	// BlobBytes is the size of the blob, FetchedBytes what has come of it.
 	BlobBytes    int64 `json:"blob_bytes"`
 	FetchedBytes int64 `json:"fetched_bytes"`
-	// UnpackedBytes and Inodes are known when the layer is done.
+	// UnpackedBytes and Inodes are known when the layer is done: what its archive names twice is counted twice.
 	UnpackedBytes int64 `json:"unpacked_bytes,omitempty"`
 	Inodes        int64 `json:"inodes,omitempty"`
 }

@@ -173,7 +173,7 @@ func (b *build) placedFiles() []placedFile {
 	known := make(map[place]bool) // hard links
 	var files []placedFile
 	for _, k := range order {
-		in, ok := lookup(k.job.tree, k.path)
+		in, ok := lookup(b.plan.layers[k.job.number].tree, k.path)
 		p := place{k.job, in.FirstBlock}
 		if !ok || in.Sparse || in.Size == 0 || known[p] || in.Size > wholeFile && read[k] < in.Size/2 {
 			continue

@@ -26,6 +26,8 @@ type plan struct {
 	// layers and chains are there after stack.
 	layers []*diskLayer
 	chains []layerdisk.Chain
+	// order of the layers, lower ones before those on them.
+	order []int
 	// close releases the sources.
 	sources []*namedSource
 }
@@ -219,7 +221,7 @@ func (p *plan) index(o *Options, attributes []string) layerdisk.Index {
 			UnpackedBytes: l.tree.UnpackedBytes,
 			Inodes:        l.tree.Inodes,
 			Attributes:    attributes[i],
-			StackBound:    l.tree.StackBound(),
+			StackBound:    l.bound,
 		})
 	}
 	return ix

@@ -34,9 +34,9 @@ type layerJob struct {
 	first int64
 	// moved are files that place has put elsewhere: their first block in the layer's data to that on the disk.
 	moved map[uint32]uint32
-	// done is closed when tree is there; the looks of a reused layer are in reuse.
-	done chan struct{}
-	tree *tree.Tree
+	// done is closed when layer or, with reuse, the trees there are known.
+	done  chan struct{}
+	layer *tree.Layer
 	// tee, if not nil, gets the uncompressed archive as well.
 	tee io.Writer
 }
@@ -45,6 +45,11 @@ func (j *layerJob) event(fetched int64) *LayerEvent {
 	return &LayerEvent{
 		Number: j.number, DiffID: j.diffID, Blob: j.blob.Digest, Image: j.image, BlobBytes: j.blob.Size, FetchedBytes: fetched,
 	}
+}
+
+// explain says which layer an error is about.
+func (j *layerJob) explain(err error) error {
+	return fmt.Errorf("layer %d of %s (blob %s): %w", j.position, j.image, j.blob.Digest, err)
 }
 
 // unpacker does the jobs.
@@ -58,19 +63,19 @@ type unpacker struct {
 // unpack fetches, verifies and reads one layer.
 func (u *unpacker) unpack(ctx context.Context, j *layerJob) error {
 	u.notify(Event{Kind: EventLayerStarted, Layer: j.event(0)})
-	t, err := u.read(ctx, j)
+	l, err := u.read(ctx, j)
 	if err != nil {
-		return fmt.Errorf("layer %d of %s (blob %s): %w", j.position, j.image, j.blob.Digest, err)
+		return j.explain(err)
 	}
-	j.tree = t
+	j.layer = l
 	close(j.done)
 	done := j.event(j.blob.Size)
-	done.UnpackedBytes, done.Inodes = t.UnpackedBytes, t.Inodes
+	done.UnpackedBytes, done.Inodes = l.Bytes, l.Entries
 	u.notify(Event{Kind: EventLayerDone, Layer: done})
 	return nil
 }
 
-func (u *unpacker) read(ctx context.Context, j *layerJob) (*tree.Tree, error) {
+func (u *unpacker) read(ctx context.Context, j *layerJob) (*tree.Layer, error) {
 	blob, err := newBlobReader(ctx, j.source, j.blob, u.retry, u.progress(j))
 	if err != nil {
 		return nil, err
@@ -86,7 +91,7 @@ func (u *unpacker) read(ctx context.Context, j *layerJob) (*tree.Tree, error) {
 	return t, errors.Join(err, blob.Close())
 }
 
-func (u *unpacker) readTar(ctx context.Context, j *layerJob, blob io.Reader) (_ *tree.Tree, err error) {
+func (u *unpacker) readTar(ctx context.Context, j *layerJob, blob io.Reader) (_ *tree.Layer, err error) {
 	h, err := newHash(j.diffID)
 	if err != nil {
 		return nil, err

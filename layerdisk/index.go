@@ -89,9 +89,10 @@ type Layer struct {
 	Inodes int64 `json:"inodes"`
 	// Attributes is the digest of the layer's attribute listing, see package attrs.
 	Attributes string `json:"attributes"`
-	// StackBound says that the tree is right only on top of the layers it was unpacked on: it has directories that the
-	// layer itself does not mention and that took their attributes from below. Such a layer is found by chain ID alone,
-	// and several may have the same diff ID, one for each way in which their stacks differ.
+	// StackBound says that the tree is right only where it was unpacked: it has directories that the layer itself does
+	// not mention before what is in them, and that took their attributes from below; or it lies at the bottom, where
+	// names that a layer removes leave nothing. Such a layer is found by chain ID alone, and several may have the same
+	// diff ID, one for each way in which their stacks differ.
 	StackBound bool `json:"stackBound,omitempty"`
 }
 

@@ -190,7 +190,9 @@ func TestManyChunks(t *testing.T) {
 
 func TestRefusedImages(t *testing.T) {
 	read := func() *tree.Tree {
-		tr, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).File("f", "x").Bytes()), io.Discard, tree.Limits{})
+		read, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).File("f", "x").Bytes()), io.Discard, tree.Limits{})
+		require.NoError(t, err)
+		tr, err := read.On(nil)
 		require.NoError(t, err)
 		return tr
 	}
@@ -233,7 +235,9 @@ func TestTooLargeXattr(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := layertest.NewTar(t)
 			l.Add(tarFile("f", set), "x")
-			tr, err := tree.Read(t.Context(), bytes.NewReader(l.Bytes()), io.Discard, tree.Limits{})
+			read, err := tree.Read(t.Context(), bytes.NewReader(l.Bytes()), io.Discard, tree.Limits{})
+			require.NoError(t, err)
+			tr, err := read.On(nil)
 			require.NoError(t, err)
 			_, err = erofs.Plan(erofs.Image{DataEnd: 2, Layers: []erofs.Layer{{Path: "l/0", Tree: tr, FirstBlock: 1}}})
 			require.ErrorIs(t, err, erofs.ErrTooBig)
@@ -262,7 +266,9 @@ func TestWriteErrorsLeaveNoFileSystem(t *testing.T) {
 	for i := range 20_000 {
 		l.File(fmt.Sprintf("dir-%d/file-%d", i%100, i), "")
 	}
-	tr, err := tree.Read(t.Context(), bytes.NewReader(l.Bytes()), io.Discard, tree.Limits{})
+	read, err := tree.Read(t.Context(), bytes.NewReader(l.Bytes()), io.Discard, tree.Limits{})
+	require.NoError(t, err)
+	tr, err := read.On(nil)
 	require.NoError(t, err)
 	layout, err := erofs.Plan(erofs.Image{DataEnd: 1, Layers: []erofs.Layer{{Path: "l/0", Tree: tr, FirstBlock: 1}}})
 	require.NoError(t, err)

@@ -59,12 +59,24 @@ func writeImage(t testing.TB, files []erofs.File, layers ...[]byte) (string, *er
 	return f.Name(), layout
 }
 
+// bottom is a tree without anything, for what is unpacked as an overlay.
+func bottom(t testing.TB) *tree.Tree {
+	t.Helper()
+	l, err := tree.Read(t.Context(), bytes.NewReader(layertest.NewTar(t).Bytes()), io.Discard, tree.Limits{})
+	require.NoError(t, err)
+	tr, err := l.On(nil)
+	require.NoError(t, err)
+	return tr
+}
+
 func readLayers(t testing.TB, f io.WriterAt, layers ...[]byte) erofs.Image {
 	t.Helper()
 	img := erofs.Image{UUID: testUUID, DataEnd: 1}
 	for i, l := range layers {
 		w := &offsetWriter{f: f, off: int64(img.DataEnd) * tree.BlockSize}
-		tr, err := tree.Read(t.Context(), bytes.NewReader(l), w, tree.Limits{})
+		read, err := tree.Read(t.Context(), bytes.NewReader(l), w, tree.Limits{})
+		require.NoError(t, err)
+		tr, err := read.On([]*tree.Tree{bottom(t)})
 		require.NoError(t, err)
 		require.Equal(t, int64(img.DataEnd+tr.Blocks)*tree.BlockSize, w.off)
 		img.Layers = append(img.Layers, erofs.Layer{Path: "l/" + base36(i), Tree: tr, FirstBlock: img.DataEnd})

@@ -48,6 +48,30 @@ func (d *Directory) Apply(t testing.TB, layer []byte) (string, error) {
 	return dir, err
 }
 
+// ApplyOn unpacks a layer as containerd's overlay snapshotter has it done, on top of these layers from the top, into a
+// directory of its own that Clear removes. Without lower layers that is a plain directory.
+func (d *Directory) ApplyOn(t testing.TB, layer []byte, lower ...string) (string, error) {
+	t.Helper()
+	dir := filepath.Join(d.root, fmt.Sprint(len(lower)))
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	var opts []archive.ApplyOpt
+	if len(lower) > 0 {
+		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(lower))
+	}
+	_, err := archive.Apply(t.Context(), dir, bytes.NewReader(layer), opts...)
+	return dir, err
+}
+
+// Clear removes what was unpacked.
+func (d *Directory) Clear(t testing.TB) {
+	t.Helper()
+	names, err := os.ReadDir(d.root)
+	require.NoError(t, err)
+	for _, n := range names {
+		require.NoError(t, os.RemoveAll(filepath.Join(d.root, n.Name())))
+	}
+}
+
 // Apply unpacks one layer with containerd.
 func Apply(t testing.TB, layer []byte) (string, error) {
 	t.Helper()

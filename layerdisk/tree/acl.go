@@ -117,34 +117,34 @@ func (l acl) encode() string {
 }
 
 // setACL sets an ACL from the archive as setxattr(2) would; permissions follow from the chmod that comes after it.
-func (r *reader) setACL(n Number, x Xattr) error {
-	in := &r.t.inodes[n]
+func (x *xattrs) setACL(n Number, one Xattr) error {
+	in := &x.space.tree.inodes[n]
 	if in.is(unix.S_IFLNK) {
 		return nil // symbolic links have none; containerd goes on
 	}
-	list, ok, err := parseACL(x.Value)
+	list, ok, err := parseACL(one.Value)
 	if err != nil || !ok {
 		return err
 	}
-	if x.Name == xattrDefaultACL && !in.is(unix.S_IFDIR) {
+	if one.Name == xattrDefaultACL && !in.is(unix.S_IFDIR) {
 		if len(list) == 0 {
 			return nil
 		}
 		return invalid("default ACL on what is no directory")
 	}
-	if len(list) == 0 || x.Name == xattrAccessACL && list.minimal() {
-		r.removeXattr(n, x.Name)
+	if len(list) == 0 || one.Name == xattrAccessACL && list.minimal() {
+		x.remove(n, one.Name)
 		return nil
 	}
-	return r.setXattr(n, Xattr{Name: x.Name, Value: list.encode()})
+	return x.set(n, Xattr{Name: one.Name, Value: list.encode()})
 }
 
 // maskACL carries new permissions over to the access ACL.
-func (r *reader) maskACL(n Number, perm uint16) {
-	if r.t.inodes[n].xattrs == 0 {
+func (x *xattrs) maskACL(n Number, perm uint16) {
+	if x.space.tree.inodes[n].xattrs == 0 {
 		return
 	}
-	v, ok := r.get(n, xattrAccessACL)
+	v, ok := x.get(n, xattrAccessACL)
 	if !ok {
 		return
 	}
@@ -152,18 +152,18 @@ func (r *reader) maskACL(n Number, perm uint16) {
 	if err != nil {
 		return // cannot be: it was checked when it was set
 	}
-	r.change(n, func(set []Xattr) []Xattr {
+	x.change(n, func(set []Xattr) []Xattr {
 		return append(without(set, xattrAccessACL), Xattr{Name: xattrAccessACL, Value: list.masked(perm).encode()})
 	})
 }
 
 // inheritACL gives a new inode what the default ACL of its directory says.
-func (r *reader) inheritACL(parent, n Number) {
-	in := &r.t.inodes[n]
-	if r.t.inodes[parent].xattrs == 0 || in.is(unix.S_IFLNK) {
+func (x *xattrs) inheritACL(parent, n Number) {
+	in := &x.space.tree.inodes[n]
+	if x.space.tree.inodes[parent].xattrs == 0 || in.is(unix.S_IFLNK) {
 		return
 	}
-	v, ok := r.get(parent, xattrDefaultACL)
+	v, ok := x.get(parent, xattrDefaultACL)
 	if !ok {
 		return
 	}
@@ -171,7 +171,7 @@ func (r *reader) inheritACL(parent, n Number) {
 	if err != nil {
 		return // cannot be: it was checked when it was set
 	}
-	r.change(n, func(set []Xattr) []Xattr {
+	x.change(n, func(set []Xattr) []Xattr {
 		if in.is(unix.S_IFDIR) {
 			set = append(set, Xattr{Name: xattrDefaultACL, Value: v})
 		}

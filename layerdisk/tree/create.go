@@ -2,107 +2,86 @@ package tree
 
 import (
 	"archive/tar"
-	"context"
-	"io"
-	"math"
 	"path"
 
 	"golang.org/x/sys/unix"
 )
 
 // create makes the inode of an entry, or finds the one that a hard link names; an existing directory is kept.
-func (r *reader) create(ctx context.Context, parent, existing Number, hdr *tar.Header, content io.Reader) (Number, error) {
-	switch hdr.Typeflag {
+func (a *applier) create(parent, existing Number, e *entry) (Number, error) {
+	s := a.space
+	switch e.kind {
 	case tar.TypeDir:
 		if existing != none {
-			r.t.inodes[existing].flags &^= flagImplied
 			return existing, nil
 		}
-		return r.add(parent, unix.S_IFDIR), nil
+		return s.add(parent, unix.S_IFDIR), nil
 	case tar.TypeReg:
-		n := r.add(parent, unix.S_IFREG)
-		c, err := r.out.file(ctx, fileReader{content, &r.src}, hdr.Size)
-		if err != nil {
-			return none, err
-		}
-		in := &r.t.inodes[n]
-		in.size, in.data, in.aux = hdr.Size, c.first, c.sum
-		if c.sparse {
+		n := s.add(parent, unix.S_IFREG)
+		in := &s.tree.inodes[n]
+		in.size, in.data, in.aux = e.size, e.first, e.sum
+		if e.sparse {
 			in.flags |= flagSparse
-			r.t.sparse[n] = c.runs
+			s.tree.sparse[n] = a.layer.sparse[e.sum]
 		}
 		return n, nil
 	case tar.TypeBlock:
-		return r.special(parent, unix.S_IFBLK, hdr)
+		return a.special(parent, unix.S_IFBLK, e)
 	case tar.TypeChar:
-		return r.special(parent, unix.S_IFCHR, hdr)
+		return a.special(parent, unix.S_IFCHR, e)
 	case tar.TypeFifo:
-		return r.special(parent, unix.S_IFIFO, hdr)
+		return a.special(parent, unix.S_IFIFO, e)
 	case tar.TypeSymlink:
-		return r.symlink(parent, hdr.Linkname)
+		return a.symlink(parent, e.link)
 	case tar.TypeLink:
-		return r.linkTarget(hdr.Linkname)
+		return a.linkTarget(e.link)
 	default:
-		return none, invalid("containerd knows no entry of type %q", hdr.Typeflag)
+		return none, invalid("containerd knows no entry of type %q", e.kind)
 	}
 }
 
-// special makes a device or FIFO. Linux keeps 12 bits of a major and 20 of a minor number; containerd lets mknod(2) cut
-// off the rest and refuses only what has more than 32.
-func (r *reader) special(parent Number, format uint16, hdr *tar.Header) (Number, error) {
-	if hdr.Devmajor < 0 || hdr.Devmajor > math.MaxUint32 || hdr.Devminor < 0 || hdr.Devminor > math.MaxUint32 {
-		return none, invalid("device number %d:%d is out of range", hdr.Devmajor, hdr.Devminor)
+// special makes a device or FIFO.
+func (a *applier) special(parent Number, format uint16, e *entry) (Number, error) {
+	if !e.deviceNumber {
+		return none, invalid("device number is out of range")
 	}
-	n := r.add(parent, format)
+	n := a.space.add(parent, format)
 	if format != unix.S_IFIFO {
-		r.t.inodes[n].data, r.t.inodes[n].aux = uint32(hdr.Devmajor)&0xfff, uint32(hdr.Devminor)&0xfffff
+		a.space.tree.inodes[n].data, a.space.tree.inodes[n].aux = e.devMajor, e.devMinor
 	}
 	return n, nil
 }
 
-func (r *reader) symlink(parent Number, target string) (Number, error) {
+func (a *applier) symlink(parent Number, target string) (Number, error) {
 	if target == "" || len(target) > maxTarget {
 		return none, invalid("symbolic link with a target of %d bytes, Linux has 1 to %d", len(target), maxTarget)
 	}
-	n := r.add(parent, unix.S_IFLNK)
-	in := &r.t.inodes[n]
+	t := a.space.tree
+	n := a.space.add(parent, unix.S_IFLNK)
+	in := &t.inodes[n]
 	in.mode |= 0o777
-	in.size, in.data = int64(len(target)), uint32(len(r.t.targets))
-	r.t.targets = append(r.t.targets, r.names.keep(target))
-	r.hasLinks = true
+	in.size, in.data = int64(len(target)), uint32(len(t.targets)) //nolint:gosec // fewer than inodes
+	t.targets = append(t.targets, target)
+	a.paths.hasLinks = true
 	return n, nil
 }
 
 // linkTarget finds what a hard link names: parents are resolved, a symbolic link at the end is itself the target.
-func (r *reader) linkTarget(name string) (Number, error) {
+func (a *applier) linkTarget(name string) (Number, error) {
 	dir, base := path.Split(name)
-	resolved, err := r.resolve(dir)
+	resolved, err := a.paths.resolve(dir)
 	if err != nil {
 		return none, err
 	}
-	n, err := r.lstat(path.Join(resolved, base))
+	n, err := a.paths.lstat(path.Join(resolved, base))
 	if err != nil {
 		return none, err
 	}
 	if n == none {
 		return none, invalid("hard link to %q, which does not exist at this point of the layer", name)
 	}
-	if r.t.inodes[n].is(unix.S_IFDIR) {
+	if a.space.tree.inodes[n].is(unix.S_IFDIR) {
 		return none, invalid("hard link to directory %q", name)
 	}
 	return n, nil
-}
-
-// fileReader fills whole buffers from one file of the archive.
-type fileReader struct {
-	io.Reader
-	src *source
-}
-
-// fill reads len(p) bytes.
-func (f fileReader) fill(p []byte) error {
-	if _, err := io.ReadFull(f.Reader, p); err != nil {
-		return f.src.class(err)
-	}
-	return nil
 }

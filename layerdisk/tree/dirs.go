@@ -1,9 +1,9 @@
 package tree
 
 import (
+	"cmp"
+	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // indexFrom is the number of names from which a directory gets a map while reading; below it a scan is as fast.
@@ -12,6 +12,13 @@ const indexFrom = 24
 // position finds name in directory dir, -1 if it is not there.
 func (t *Tree) position(dir Number, name string) int {
 	d := &t.dirs[t.inodes[dir].data]
+	if t.sorted {
+		i, ok := slices.BinarySearchFunc(d.children, name, func(c Child, name string) int { return cmp.Compare(c.Name, name) })
+		if !ok {
+			return -1
+		}
+		return i
+	}
 	if d.index != nil {
 		if i, ok := d.index[name]; ok {
 			return int(i)
@@ -34,49 +41,17 @@ func (t *Tree) lookup(dir Number, name string) Number {
 	return none
 }
 
-// set makes name in directory dir mean inode n; none removes it. What it meant before is gone from the tree, and with
-// it all that was below.
-func (r *reader) set(dir Number, name string, n Number) {
-	d := &r.t.dirs[r.t.inodes[dir].data]
-	if i := r.t.position(dir, name); i >= 0 {
-		if d.children[i].Inode != none {
-			r.parentPath = "" // might have led through here
-		}
-		d.children[i].Inode = n
-		return
-	}
-	if n == none {
-		return
-	}
-	name = r.names.keep(name)
+// add appends a name.
+func (d *directory) add(name string, n Number) {
 	d.children = append(d.children, Child{Name: name, Inode: n})
 	if d.index == nil && len(d.children) >= indexFrom {
 		d.index = make(map[string]int32, 2*indexFrom)
 		for i, c := range d.children {
-			d.index[c.Name] = int32(i)
+			d.index[c.Name] = int32(i) //nolint:gosec // fewer than inodes
 		}
 	} else if d.index != nil {
-		d.index[name] = int32(len(d.children) - 1)
+		d.index[name] = int32(len(d.children) - 1) //nolint:gosec // fewer than inodes
 	}
-}
-
-// add makes a new inode as the kernel would in directory parent: a set-group-ID directory passes on its group, a
-// default ACL its entries.
-func (r *reader) add(parent Number, mode uint16) Number {
-	t := r.t
-	n := Number(len(t.inodes))
-	in := inode{mode: mode}
-	p := &t.inodes[parent]
-	if p.mode&unix.S_ISGID != 0 {
-		in.gid = p.gid
-	}
-	if mode&unix.S_IFMT == unix.S_IFDIR {
-		in.data = uint32(len(t.dirs))
-		t.dirs = append(t.dirs, directory{})
-	}
-	t.inodes = append(t.inodes, in)
-	r.inheritACL(parent, n)
-	return n
 }
 
 // arena keeps many short strings in few allocations.

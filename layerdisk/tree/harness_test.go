@@ -26,8 +26,24 @@ func needRoot(t testing.TB) {
 	}
 }
 
+// bottom is a tree without anything, for what is unpacked as an overlay.
+func bottom(t testing.TB) *tree.Tree {
+	t.Helper()
+	tr, err := readOn(t, layertest.NewTar(t).Bytes(), tree.Limits{})
+	require.NoError(t, err)
+	return tr
+}
+
+func readOn(t testing.TB, layer []byte, limits tree.Limits, lower ...*tree.Tree) (*tree.Tree, error) {
+	l, err := tree.Read(t.Context(), bytes.NewReader(layer), io.Discard, limits)
+	if err != nil {
+		return nil, err
+	}
+	return l.On(lower)
+}
+
 func read(t testing.TB, layer []byte) (*tree.Tree, error) {
-	return tree.Read(t.Context(), bytes.NewReader(layer), io.Discard, tree.Limits{})
+	return readOn(t, layer, tree.Limits{}, bottom(t))
 }
 
 // asSeen gives entries the form of a walk over a real directory, link counts left out. Every path is checked to be in
@@ -69,14 +85,10 @@ func asSeen(t testing.TB, tr *tree.Tree) map[string]layertest.Seen {
 }
 
 // applied is what containerd makes of the layer in the same form: hard links are grouped by the first path bytewise.
-// Times that come from the clock are 0: the root's, implied parents', whiteouts'.
-func applied(t testing.TB, dir string, tr *tree.Tree) map[string]layertest.Seen {
+// Times that come from the clock are 0.
+func applied(t testing.TB, dir string) map[string]layertest.Seen {
 	t.Helper()
 	found := layertest.Look(t, dir)
-	implied := map[string]bool{".": true}
-	for p := range tr.Implied() {
-		implied[p] = true
-	}
 	first := make(map[string]string)
 	for _, p := range slices.SortedFunc(maps.Keys(found), cmp.Compare[string]) {
 		if g := found[p].Group; first[g] == "" {
@@ -85,7 +97,7 @@ func applied(t testing.TB, dir string, tr *tree.Tree) map[string]layertest.Seen 
 	}
 	for p, s := range found {
 		s.Group, s.Nlink = first[s.Group], 0
-		if implied[p] && clockTime(s.Mtime) || s.Mode == unix.S_IFCHR && s.Rdev == 0 && clockTime(s.Mtime) {
+		if clockTime(s.Mtime) {
 			s.Mtime = "0.000000000"
 		}
 		found[p] = s

@@ -47,6 +47,7 @@ func TestOn(t *testing.T) {
 		layerOf(t, file("tmp/x"), file("srv/deep/y"), file("gone/z"), file("old/.wh..wh..opq"), file("link/a"), file("new/b")),
 	}
 	var trees []*tree.Tree
+	var read []*tree.Layer
 	var lowerTrees []*tree.Tree
 	var dirs []string
 	for _, layer := range layers {
@@ -56,11 +57,12 @@ func TestOn(t *testing.T) {
 		require.NoError(t, os.Chmod(d, 0o755))
 		dirs = append([]string{d}, dirs...)
 
-		tr, err := tree.Read(t.Context(), bytes.NewReader(layer), io.Discard, tree.Limits{})
+		l, err := tree.Read(t.Context(), bytes.NewReader(layer), io.Discard, tree.Limits{})
 		require.NoError(t, err)
-		require.Equal(t, len(dirs) > 1, tr.StackBound())
-		tr = tr.On(lowerTrees)
-		require.True(t, tr.Fits(lowerTrees))
+		read = append(read, l)
+		tr, err := l.On(lowerTrees)
+		require.NoError(t, err)
+		require.Equal(t, len(dirs) > 1, tr.StackBound(), len(dirs))
 		trees = append(trees, tr)
 		lowerTrees = append([]*tree.Tree{tr}, lowerTrees...)
 
@@ -77,9 +79,17 @@ func TestOn(t *testing.T) {
 		require.Empty(t, attrs.Diff(want, got))
 	}
 	other := []*tree.Tree{trees[0]}
-	require.False(t, trees[2].Fits(other), "gone is not hidden there")
-	require.True(t, trees[2].On(other).Fits(other))
-	require.False(t, trees[2].Fits(other), "On changes nothing")
-	require.True(t, trees[0].Fits(nil))
-	require.Same(t, trees[0], trees[0].On(other))
+	again, err := read[2].On(lowerTrees[1:])
+	require.NoError(t, err)
+	require.True(t, again.Same(trees[2]))
+	on, err := read[2].On(other)
+	require.NoError(t, err)
+	require.False(t, on.Same(trees[2]), "gone is not hidden there")
+	require.True(t, on.SharesContents(trees[2]))
+	again, err = read[2].On(lowerTrees[1:])
+	require.NoError(t, err)
+	require.True(t, again.Same(trees[2]), "On changes nothing")
+	on, err = read[0].On(other)
+	require.NoError(t, err)
+	require.True(t, on.Same(trees[0]))
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Classes of errors that Read returns besides those of its reader, its writer and its context.
+// Classes of errors that Read and Layer.On return, besides those of the reader, the writer and the context.
 var (
 	// ErrInvalid is the class of layers that containerd would not unpack either; it is an errdefs.ErrInvalidArgument.
 	ErrInvalid = fmt.Errorf("layer is not valid: %w", errdefs.ErrInvalidArgument)
@@ -17,8 +17,8 @@ var (
 
 // Limits bound what one layer may cost. A zero field means the value of DefaultLimits.
 type Limits struct {
-	// MaxEntries bounds archive entries and implied directories together: the memory of a tree is about 150 bytes plus
-	// the name per entry.
+	// MaxEntries bounds archive entries and implied directories together: a layer takes about 130 bytes plus the name
+	// per entry, and each of its trees about 150 bytes plus the name.
 	MaxEntries int64
 	// MaxBytes bounds the sum of all file sizes as the archive states them, holes included, and whatever follows the
 	// end of the archive.
@@ -28,7 +28,7 @@ type Limits struct {
 }
 
 // DefaultLimits are far above any real layer (the largest public ones have about a million files and 100 GB) and keep a
-// hostile one from taking more than about 1 GiB of memory.
+// hostile one from taking more than about 2 GiB of memory.
 func DefaultLimits() Limits {
 	return Limits{MaxEntries: 4 << 20, MaxBytes: 1 << 40, MaxMetadataBytes: 512 << 20}
 }

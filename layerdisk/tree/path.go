@@ -15,11 +15,28 @@ const (
 	maxSteps       = 200 << 20
 )
 
+// paths follows paths in a tree.
+type paths struct {
+	tree *Tree
+	// hasLinks says that the tree may have symbolic links.
+	hasLinks bool
+	steps    int
+}
+
+// find looks a path up as containerd does, links inside the tree included; none if it is not there.
+func (w *paths) find(name string) (Number, error) {
+	resolved, err := w.resolve(name)
+	if err != nil {
+		return none, err
+	}
+	return w.lstat(resolved)
+}
+
 // resolve returns what containerd makes of a path that may lead through symbolic links of the layer (continuity's
 // fs.RootPath): links are followed inside the root, an absolute target starts at the root, ".." never leaves it and is
 // applied to the text of the path. Names that do not exist are kept. The result is clean and absolute.
-func (r *reader) resolve(p string) (string, error) {
-	if clean, ok, err := r.plain(p); ok || err != nil {
+func (w *paths) resolve(p string) (string, error) {
+	if clean, ok, err := w.plain(p); ok || err != nil {
 		return clean, err
 	}
 	links := 0
@@ -31,7 +48,7 @@ func (r *reader) resolve(p string) (string, error) {
 				continue
 			}
 			next := path.Join(cur, c)
-			target, err := r.readlink(next, &links)
+			target, err := w.readlink(next, &links)
 			if err != nil {
 				return "", err
 			}
@@ -52,11 +69,11 @@ func (r *reader) resolve(p string) (string, error) {
 }
 
 // plain resolves a path that meets no symbolic link, which is nearly every path; ok is false if it meets one.
-func (r *reader) plain(p string) (clean string, ok bool, err error) {
+func (w *paths) plain(p string) (clean string, ok bool, err error) {
 	clean = path.Join("/", p)
 	if strings.Contains(p, "..") {
 		// Lexical cleaning is right only if no link comes before the dots; the slow way knows.
-		if r.hasLinks {
+		if w.hasLinks {
 			return "", false, nil
 		}
 	}
@@ -65,15 +82,15 @@ func (r *reader) plain(p string) (clean string, ok bool, err error) {
 		if c == "" {
 			continue
 		}
-		in := &r.t.inodes[at]
+		in := &w.tree.inodes[at]
 		if !in.is(unix.S_IFDIR) {
 			return "", false, invalid("%q: %w", clean, errNotDirectory)
 		}
-		at = r.t.lookup(at, c)
+		at = w.tree.lookup(at, c)
 		if at == none {
 			return clean, true, nil
 		}
-		if r.t.inodes[at].is(unix.S_IFLNK) {
+		if w.tree.inodes[at].is(unix.S_IFLNK) {
 			return "", false, nil
 		}
 	}
@@ -81,33 +98,33 @@ func (r *reader) plain(p string) (clean string, ok bool, err error) {
 }
 
 // readlink returns the target of the symbolic link p, "" if p is none or does not exist.
-func (r *reader) readlink(p string, links *int) (string, error) {
+func (w *paths) readlink(p string, links *int) (string, error) {
 	if *links > maxLinks {
 		return "", invalid("%q: more than %d symbolic links", p, maxLinks)
 	}
-	n, err := r.lstat(p)
-	if err != nil || n == none || !r.t.inodes[n].is(unix.S_IFLNK) {
+	n, err := w.lstat(p)
+	if err != nil || n == none || !w.tree.inodes[n].is(unix.S_IFLNK) {
 		return "", err
 	}
 	*links++
-	return r.t.targets[r.t.inodes[n].data], nil
+	return w.tree.targets[w.tree.inodes[n].data], nil
 }
 
 // lstat finds what the kernel would find at the clean absolute path p of the layer's directory: links in the middle are
 // followed, a last one is not. A link in the middle that is absolute or climbs out of the directory would lead
 // containerd to a file of the machine it runs on; it is taken as leading nowhere, as it does unless that machine
 // happens to have such a file.
-func (r *reader) lstat(p string) (Number, error) {
+func (w *paths) lstat(p string) (Number, error) {
 	stack := []Number{Root}
 	todo := strings.Split(p, "/")
 	for links := 0; len(todo) > 0; {
-		if r.steps++; r.steps > maxSteps {
+		if w.steps++; w.steps > maxSteps {
 			return none, overLimit("steps through symbolic links", maxSteps)
 		}
 		c := todo[0]
 		todo = todo[1:]
 		at := stack[len(stack)-1]
-		if !r.t.inodes[at].is(unix.S_IFDIR) {
+		if !w.tree.inodes[at].is(unix.S_IFDIR) {
 			return none, invalid("%q: %w", p, errNotDirectory)
 		}
 		switch c {
@@ -120,11 +137,11 @@ func (r *reader) lstat(p string) (Number, error) {
 			stack = stack[:len(stack)-1]
 			continue
 		}
-		n := r.t.lookup(at, c)
+		n := w.tree.lookup(at, c)
 		if n == none {
 			return none, nil
 		}
-		in := &r.t.inodes[n]
+		in := &w.tree.inodes[n]
 		if !in.is(unix.S_IFLNK) || len(todo) == 0 {
 			stack = append(stack, n)
 			continue
@@ -132,7 +149,7 @@ func (r *reader) lstat(p string) (Number, error) {
 		if links++; links > maxKernelLinks {
 			return none, invalid("%q: too many levels of symbolic links", p)
 		}
-		target := r.t.targets[in.data]
+		target := w.tree.targets[in.data]
 		if target[0] == '/' {
 			return none, nil
 		}

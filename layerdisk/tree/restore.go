@@ -2,6 +2,7 @@ package tree
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"path"
@@ -15,6 +16,9 @@ import (
 
 // ErrRestore is the class of listings and places that do not fit together; it is an errdefs.ErrDataLoss.
 var ErrRestore = fmt.Errorf("layer cannot be restored: %w", errdefs.ErrDataLoss)
+
+// ErrLooks says that two trees of one layer do not have the same files, so that they cannot be restored to share them.
+var ErrLooks = errors.New("two trees of a layer differ in what files hold")
 
 // Stored is what a listing does not say of a file.
 type Stored struct {
@@ -30,15 +34,13 @@ type Stored struct {
 // tells where they are, by path, and is asked for every entry. It returns the first block of the data region that the
 // contents lie in.
 //
-// stackBound is what the tree said when it was made. Such a tree cannot be put on other lower trees: On returns it as
-// it is. If other is not nil, it is another look of the same layer and shares what its files hold.
+// stackBound is what the tree said when it was made. If other is not nil, it is another tree of the same layer and
+// shares what its files hold; ErrLooks if the two do not have the same files.
 func Restore(listing []attrs.Entry, stored func(path string) (Stored, bool), stackBound bool, other *Tree) (_ *Tree, first uint32, _ error) {
 	r := &restorer{
-		t:     &Tree{sparse: make(map[Number][]Run), xattrs: [][]Xattr{nil}, restoredBound: stackBound},
-		paths: map[string]Number{".": Root}, first: math.MaxUint32,
+		t: newTree(), paths: map[string]Number{".": Root}, first: math.MaxUint32,
 	}
-	r.t.inodes = append(r.t.inodes, inode{mode: unix.S_IFDIR | 0o755})
-	r.t.dirs = append(r.t.dirs, directory{})
+	r.t.stackBound = stackBound
 	for i := range listing {
 		e := &listing[i]
 		s, ok := stored(e.Path)
@@ -57,7 +59,7 @@ func Restore(listing []attrs.Entry, stored func(path string) (Stored, bool), sta
 	r.t.finish()
 	if other != nil {
 		if !slices.Equal(other.sums, r.t.sums) || other.Blocks != r.t.Blocks {
-			return nil, 0, fmt.Errorf("two looks of a layer differ in what files hold: %w", ErrRestore)
+			return nil, 0, ErrLooks
 		}
 		r.t.sums = other.sums
 	}

@@ -2,7 +2,6 @@ package tree
 
 import (
 	"cmp"
-	"iter"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +20,7 @@ const Root Number = 0
 // none marks a name whose inode was removed while reading.
 const none = ^Number(0)
 
-// Tree is one unpacked layer. It is complete and immutable once Read or On returned it, so it may be used concurrently.
+// Tree is one unpacked layer. It does not change, so it may be used concurrently.
 type Tree struct {
 	// Blocks is the number of blocks that Read wrote, the size of the layer's data region.
 	Blocks uint64
@@ -36,8 +35,9 @@ type Tree struct {
 	sums    [][32]byte
 	sparse  map[Number][]Run
 	xattrs  [][]Xattr
-	// restoredBound is StackBound of a tree that Restore made, which does not know the reason any more.
-	restoredBound bool
+	// sorted says that directories are in the order of Children.
+	sorted     bool
+	stackBound bool
 }
 
 // inode is kept small, because a tree holds one per file. The meaning of data and aux depends on the type:
@@ -55,10 +55,8 @@ type inode struct {
 	flags     uint8
 }
 
-const (
-	flagImplied = 1 << iota // made because something below it was named
-	flagSparse              // has holes: see Tree.sparse
-)
+// flagSparse of an inode says that it has holes: see Tree.sparse.
+const flagSparse = 1
 
 func (n *inode) is(format uint16) bool { return n.mode&unix.S_IFMT == format }
 
@@ -141,18 +139,6 @@ func (t *Tree) Children(n Number) []Child {
 	return t.dirs[in.data].children
 }
 
-// Implied yields the paths of the directories that the layer does not mention but that lie above something it mentions,
-// in the order of Entries. They got mode 0755, owner 0:0 and time 0.
-func (t *Tree) Implied() iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for path, n := range t.walk() {
-			if t.inodes[n].flags&flagImplied != 0 && n != Root && !yield(path) {
-				return
-			}
-		}
-	}
-}
-
 // finish drops what only reading needs, sorts the directories and counts.
 func (t *Tree) finish() {
 	for i := range t.dirs {
@@ -164,7 +150,7 @@ func (t *Tree) finish() {
 			d.children = slices.Clone(d.children)
 		}
 	}
-	t.inodes = slices.Clone(t.inodes) // without the room to grow
+	t.sorted = true
 	t.inodes[Root].nlink = 2
 	t.Inodes = 1
 	for todo := []Number{Root}; len(todo) > 0; {

@@ -10,6 +10,7 @@ import (
 
 const (
 	paxXattrPrefix   = "SCHILY.xattr."
+	trustedPrefix    = "trusted."
 	xattrCapability  = "security.capability"
 	xattrAccessACL   = "system.posix_acl_access"
 	xattrDefaultACL  = "system.posix_acl_default"
@@ -19,12 +20,18 @@ const (
 // xattrTable stores each set of attributes once, because layers built under SELinux and the like give every file the
 // same.
 type xattrTable struct {
+	// sets by index; 0 is the empty one.
+	sets  [][]Xattr
 	known map[string]uint32
-	work  []Xattr
+	names *arena
 }
 
-// store returns the index of set, which must be sorted by name, in the tree's table.
-func (r *reader) store(set []Xattr) uint32 {
+func newXattrTable(names *arena) xattrTable {
+	return xattrTable{sets: [][]Xattr{nil}, known: make(map[string]uint32), names: names}
+}
+
+// store returns the index of set, which must be sorted by name.
+func (t *xattrTable) store(set []Xattr) uint32 {
 	if len(set) == 0 {
 		return 0
 	}
@@ -38,127 +45,134 @@ func (r *reader) store(set []Xattr) uint32 {
 		for _, x := range set {
 			key.WriteString(x.Name)
 			key.WriteByte(0)
-			binary.LittleEndian.PutUint32(n[:], uint32(len(x.Value)))
+			binary.LittleEndian.PutUint32(n[:], uint32(len(x.Value))) //nolint:gosec // at most maxInternedXattr
 			key.Write(n[:])
 			key.WriteString(x.Value)
 		}
-		if i, ok := r.xattrs.known[key.String()]; ok {
+		if i, ok := t.known[key.String()]; ok {
 			return i
 		}
 	}
 	own := make([]Xattr, len(set))
 	for i, x := range set {
-		own[i] = Xattr{Name: r.names.keep(x.Name), Value: r.names.keep(x.Value)}
+		own[i] = Xattr{Name: t.names.keep(x.Name), Value: t.names.keep(x.Value)}
 	}
-	i := uint32(len(r.t.xattrs))
-	r.t.xattrs = append(r.t.xattrs, own)
+	i := uint32(len(t.sets)) //nolint:gosec // at most one for each change that the limits allow
+	t.sets = append(t.sets, own)
 	if key.Len() > 0 {
-		if r.xattrs.known == nil {
-			r.xattrs.known = make(map[string]uint32)
-		}
-		r.xattrs.known[key.String()] = i
+		t.known[key.String()] = i
 	}
 	return i
 }
 
-func (r *reader) get(n Number, name string) (string, bool) {
-	for _, x := range r.t.xattrs[r.t.inodes[n].xattrs] {
-		if x.Name == name {
-			return x.Value, true
+// xattrs are the extended attributes of a tree that grows.
+type xattrs struct {
+	space *space
+	table xattrTable
+	work  []Xattr
+}
+
+func (x *xattrs) of(n Number) []Xattr { return x.table.sets[x.space.tree.inodes[n].xattrs] }
+
+func (x *xattrs) get(n Number, name string) (string, bool) {
+	for _, have := range x.of(n) {
+		if have.Name == name {
+			return have.Value, true
 		}
 	}
 	return "", false
 }
 
 // change replaces the attributes of n by what edit makes of them.
-func (r *reader) change(n Number, edit func([]Xattr) []Xattr) {
-	work := edit(append(r.xattrs.work[:0], r.t.xattrs[r.t.inodes[n].xattrs]...))
+func (x *xattrs) change(n Number, edit func([]Xattr) []Xattr) {
+	work := edit(append(x.work[:0], x.of(n)...))
 	slices.SortFunc(work, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
-	r.t.inodes[n].xattrs = r.store(work)
+	x.space.tree.inodes[n].xattrs = x.table.store(work)
 	clear(work)
-	r.xattrs.work = work[:0]
+	x.work = work[:0]
 }
 
 func without(set []Xattr, name string) []Xattr {
 	return slices.DeleteFunc(set, func(x Xattr) bool { return x.Name == name })
 }
 
-func (r *reader) removeXattr(n Number, name string) {
-	if _, ok := r.get(n, name); ok {
-		r.change(n, func(set []Xattr) []Xattr { return without(set, name) })
+func (x *xattrs) remove(n Number, name string) {
+	if _, ok := x.get(n, name); ok {
+		x.change(n, func(set []Xattr) []Xattr { return without(set, name) })
 	}
 }
 
-// setXattr sets one attribute that needs no check.
-func (r *reader) setXattr(n Number, x Xattr) error {
-	if old, ok := r.get(n, x.Name); ok && old == x.Value {
+// set sets one attribute that needs no check.
+func (x *xattrs) set(n Number, one Xattr) error {
+	if old, ok := x.get(n, one.Name); ok && old == one.Value {
 		return nil
 	}
-	if r.metadata += int64(len(x.Name) + len(x.Value)); r.metadata > r.limits.MaxMetadataBytes {
-		return overLimit("bytes of names and attributes", r.limits.MaxMetadataBytes)
+	if err := x.space.charge(len(one.Name) + len(one.Value)); err != nil {
+		return err
 	}
-	r.change(n, func(set []Xattr) []Xattr { return append(without(set, x.Name), x) })
+	x.change(n, func(set []Xattr) []Xattr { return append(without(set, one.Name), one) })
 	return nil
 }
 
-// archiveXattrs sets the attributes that the archive has for n, as lsetxattr(2) by root on ext4 would take them.
-func (r *reader) archiveXattrs(n Number, records map[string]string) error {
-	if len(records) == 0 {
-		return nil
-	}
-	var found []Xattr
-	for key, value := range records {
-		if name, ok := strings.CutPrefix(key, paxXattrPrefix); ok {
-			found = append(found, Xattr{Name: name, Value: value})
+// copied gives a new directory the attributes of another. What containerd does not copy are those of overlayfs, which
+// are about the other directory alone.
+func (x *xattrs) copied(n Number, set []Xattr) error {
+	for _, one := range set {
+		if strings.HasPrefix(one.Name, trustedPrefix) {
+			continue
 		}
-	}
-	// In a fixed order, so that a layer with two bad attributes always gives the same error.
-	slices.SortFunc(found, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
-	for _, x := range found {
-		if err := r.archiveXattr(n, x); err != nil {
+		if err := x.set(n, one); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *reader) archiveXattr(n Number, x Xattr) error {
-	if strings.HasPrefix(x.Name, "trusted.") {
-		return nil // containerd does not let an archive set these
+// fromArchive sets the attributes that the archive has for n, as lsetxattr(2) by root on ext4 would take them.
+func (x *xattrs) fromArchive(n Number, set []Xattr) error {
+	for _, one := range set {
+		if err := x.checked(n, one); err != nil {
+			return err
+		}
 	}
-	if x.Name == "" || len(x.Name) > maxName {
-		return invalid("extended attribute with a name of %d bytes", len(x.Name))
+	return nil
+}
+
+// checked sets one attribute of an archive.
+func (x *xattrs) checked(n Number, one Xattr) error {
+	if one.Name == "" || len(one.Name) > maxName {
+		return invalid("extended attribute with a name of %d bytes", len(one.Name))
 	}
-	if len(x.Value) > maxXattr {
-		return invalid("extended attribute %q has %d bytes, Linux takes %d", x.Name, len(x.Value), maxXattr)
+	if len(one.Value) > maxXattr {
+		return invalid("extended attribute %q has %d bytes, Linux takes %d", one.Name, len(one.Value), maxXattr)
 	}
-	in := &r.t.inodes[n]
-	switch x.Name {
+	in := &x.space.tree.inodes[n]
+	switch one.Name {
 	case xattrAccessACL, xattrDefaultACL:
-		return r.setACL(n, x)
+		return x.setACL(n, one)
 	case xattrCapability:
-		value, err := normalCapability(x.Value)
+		value, err := normalCapability(one.Value)
 		if err != nil {
 			return err
 		}
-		x.Value = value
-		return r.setXattr(n, x)
+		one.Value = value
+		return x.set(n, one)
 	}
-	suffix, user := strings.CutPrefix(x.Name, "user.")
+	suffix, user := strings.CutPrefix(one.Name, "user.")
 	if user && !in.is(unix.S_IFREG) && !in.is(unix.S_IFDIR) {
 		return nil // the kernel has none on other types; containerd goes on
 	}
 	security := false
 	if !user {
-		suffix, security = strings.CutPrefix(x.Name, "security.")
+		suffix, security = strings.CutPrefix(one.Name, "security.")
 	}
 	if !user && !security {
 		return nil // no file system has such attributes; containerd goes on
 	}
 	if suffix == "" {
-		return invalid("extended attribute %q has no name behind its prefix", x.Name)
+		return invalid("extended attribute %q has no name behind its prefix", one.Name)
 	}
-	return r.setXattr(n, x)
+	return x.set(n, one)
 }
 
 // Versions and flag of struct vfs_cap_data, linux/capability.h.

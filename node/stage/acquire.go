@@ -111,6 +111,9 @@ func (l located) matches(q layerdisk.LayerName) (layerdisk.Match, bool) {
 	if _, found, ok := l.disk.lookup.Chain(q.ChainID); ok && found.Number == l.layer {
 		return layerdisk.MatchChainID, true
 	}
+	if layer.DiffID == q.ChainID { // at the bottom, see layerTable.find
+		return "", false
+	}
 	if q.DiffID == layer.DiffID && !layer.StackBound {
 		return layerdisk.MatchDiffID, true
 	}

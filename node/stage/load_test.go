@@ -172,8 +172,10 @@ func TestLayerTable(t *testing.T) {
 		{"one in use", "c", "c", chain("one"), 0, layerdisk.MatchChainID},
 		{"one in use without the layer", "c", "b", chain("one", "b"), 1, layerdisk.MatchChainID},
 		{"widest first", "", "b", layerdisk.LayerName{ChainID: layerdisktest.ChainID("one", "b"), DiffID: layerdisktest.DiffID("c")}, 1, layerdisk.MatchChainID},
-		{"diff ID", "", "c", layerdisk.LayerName{ChainID: layerdisktest.ChainID("c"), DiffID: layerdisktest.DiffID("c")}, 1, layerdisk.MatchDiffID},
+		{"diff ID", "", "c", layerdisk.LayerName{ChainID: layerdisktest.ChainID("two", "c"), DiffID: layerdisktest.DiffID("c")}, 1, layerdisk.MatchDiffID},
+		{"diff ID at the bottom", "", "", layerdisk.LayerName{ChainID: layerdisktest.ChainID("c"), DiffID: layerdisktest.DiffID("c")}, 0, ""},
 		{"blob", "", "b", layerdisk.LayerName{Blob: layerdisktest.BlobDigest("b")}, 1, layerdisk.MatchBlob},
+		{"blob at the bottom", "", "", layerdisk.LayerName{ChainID: layerdisktest.ChainID("b"), Blob: layerdisktest.BlobDigest("b")}, 0, ""},
 		{"none", "", "", layerdisk.LayerName{Blob: digest.FromString("none")}, 0, ""},
 		{"nothing asked", "", "", layerdisk.LayerName{}, 0, ""},
 	} {

@@ -89,6 +89,11 @@ func (t *layerTable) find(q layerdisk.LayerName, inUse func(*disk) bool) (locate
 		if len(try.list) == 0 {
 			continue
 		}
+		// At the bottom of a stack, where chain ID and diff ID are the same, what a layer removes leaves nothing, while
+		// on others it hides names: the same layer from another stack is not the right one there.
+		if try.match != layerdisk.MatchChainID && try.list[0].layerOf().DiffID == q.ChainID {
+			continue
+		}
 		for _, l := range try.list[:min(len(try.list), choices)] {
 			if inUse(l.disk) {
 				return l, try.match, true
