@@ -107,8 +107,12 @@ func (t *target) checkRoom(needed int64) error {
 	if t.limit > 0 && needed > t.limit {
 		t.full.Store(true)
 	}
-	if !t.full.Load() {
+	switch {
+	case !t.full.Load():
 		return nil
+	case t.limit > 0 && needed <= t.limit:
+		return fmt.Errorf("the disk needs %s (%d bytes) and has that, but the storage that holds %s has run full: %w",
+			units.BytesSize(float64(needed)), needed, t.Name(), errdefs.ErrUnavailable)
 	}
 	return &TooSmallError{needed, fmt.Sprintf("the disk needs %s (%d bytes), %s", units.BytesSize(float64(needed)), needed, t.why)}
 }

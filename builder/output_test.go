@@ -297,3 +297,18 @@ func TestBuildImpliedDirectories(t *testing.T) {
 		})
 	}
 }
+
+// TestOutputStorageFull: a disk that would fit its device, on storage that has run full, is not one that is too small.
+func TestOutputStorageFull(t *testing.T) {
+	ref := onePut(t, gzipLayer(t, makeTar(t, tarContent{"a": bigContent(t, 6<<20)})))
+	file := filepath.Join(tinyFS(t, "2m"), "device")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.NoError(t, os.Truncate(file, 64<<20))
+	loop, err := device.AttachLoop(t.Context(), file, device.LoopOptions{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, device.DetachLoop(context.WithoutCancel(t.Context()), loop)) }()
+	_, err = Build(t.Context(), Options{Images: []string{ref}, Output: Output{Path: loop.Path}})
+	require.ErrorContains(t, err, "the storage that holds "+loop.Path+" has run full")
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.NotErrorIs(t, err, ErrTooSmall)
+}
