@@ -20,10 +20,10 @@ import (
 func newCatalog() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "catalog",
-		Short: "Tell nodes of layer disks that they may attach when a pull needs them",
-		Long: `catalog keeps a directory of entries, one file per image snapshot, that berthd looks at (catalog.directory in its
-configuration): when a pull wants a layer that no attached disk has, the best image snapshot of the catalog is chosen and
-its disk attached.`,
+		Short: "Offer layer disks to nodes, which attach them when a pull needs them",
+		Long: `catalog keeps a directory with one file for each image snapshot. berthd reads the directory that its configuration names
+(catalog.directory). When a pull wants a layer that no attached disk has, berthd chooses the best image snapshot of the
+catalog and attaches its disk.`,
 	}
 	cmd.AddCommand(newCatalogAdd(), newCatalogRemove())
 	return cmd
@@ -81,7 +81,7 @@ Nodes attach the disk by the same path as here, read-only, unless --volume-snaps
 	f.StringVar(&e.Source.VolumeSnapshotID, "volume-snapshot", "", "`ID` of a volume snapshot of the disk, of which each node makes a volume")
 	f.StringVar(&e.Source.VolumeID, "volume", "", "`ID` of the disk's volume, which nodes attach read-only")
 	f.StringSliceVar(&accessLists, "access-list", nil, "`file` with what the start of an image reads (berth record --output), for nodes to read ahead; may be repeated")
-	f.DurationVar(&expires, "expires", 0, "`time` after which it is not attached any more; never if not given")
+	f.DurationVar(&expires, "expires", 0, "`time` after which nodes no longer attach it; never if not given")
 	cobra.CheckErr(cmd.MarkFlagRequired("directory"))
 	cmd.MarkFlagsMutuallyExclusive("volume-snapshot", "volume")
 	return cmd

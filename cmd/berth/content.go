@@ -78,7 +78,7 @@ func (r *resolver) fetchContent(ctx context.Context, ref string, w io.Writer) er
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a connection that only asks
 	spaces := []string{r.namespace}
 	if r.namespace == "" {
 		if spaces, err = c.NamespaceService().List(ctx); err != nil {

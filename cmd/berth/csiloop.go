@@ -23,11 +23,11 @@ const csiLoopLong = `csi-loop serves the embedded loop driver as a CSI driver: v
 a directory, attached as loop devices. It has the identity, controller and node services of CSI v1.13 for block volumes of
 this one node.
 
-It is for trying out and testing what speaks CSI, berthd among it (see [drivers.csi.NAME] of its configuration), on a machine
-without a cloud. The directory can be used by one process at a time, so it is not the one that berthd itself uses. It runs
-until SIGTERM; what is attached stays attached.
+Use it to try out and to test programs that speak CSI, such as berthd (see [drivers.csi.NAME] of its configuration), on a
+machine without a cloud. One process at a time can use the directory, so choose another one than that of berthd. csi-loop
+runs until SIGTERM. Volumes that are attached stay attached.
 
---node has this machine play further nodes, with the same volumes: a volume is attached to one of them at a time.
+With --node this machine plays further nodes that share the volumes. A volume is attached to one node at a time.
 
 --without leaves out what CSI drivers may lack, one of
   publish     volumes are attached on the node, not by the controller

@@ -83,7 +83,7 @@ func usersOf(ctx context.Context, c controlv1.ControlServiceClient, disk, addres
 	if err != nil {
 		return unknown(err)
 	}
-	defer client.Close()
+	defer client.Close() //nolint:errcheck // a connection that only asks
 	found, err := users.Find(ctx, client, snapshotter, chains)
 	if err != nil {
 		return unknown(err)

@@ -28,8 +28,9 @@ func newExplain() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain IMAGE",
 		Short: "Show for each layer of an image which disk serves it, or why none does",
-		Long: `explain shows how a pull of an image would find its layers now: which disk serves each and what it is recognised by, or
-why none does; whether containerd has a snapshot of it already, so that it does not ask; and how berthd answered last.
+		Long: `explain shows how a pull of an image would find its layers now. For each layer it shows which disk would serve it and by
+what it is recognised, or why no disk would; whether containerd already has a snapshot of it, in which case a pull does not
+ask berthd; and how berthd answered last.
 
 The image's manifest is looked up on the attached disks, in containerd, and at the registry, in that order. Only the
 manifest and the config are read, and nothing is changed.`,

@@ -109,7 +109,7 @@ func newImageSnapshotGet() *cobra.Command {
 		Use:               "get NAME|ID",
 		ValidArgsFunction: completeOne(daemon.imageSnapshotNames),
 		Aliases:           []string{"show"},
-		Short:             "Show one image snapshot: what is wanted, what there is, what happened",
+		Short:             "Show one image snapshot: its specification, its state and its events",
 		Args:              cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return daemon.imageSnapshots(cmd.Context(), func(ctx context.Context, c imageSnapshots) error {

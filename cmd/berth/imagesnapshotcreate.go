@@ -141,7 +141,7 @@ func newImageSnapshotCreate() *cobra.Command {
 		Long: `create asks berthd for an image snapshot and returns at once, with --wait when it is usable or has failed. berthd fetches and
 unpacks the images in the background; "berth image-snapshot get" and "events" show how far it is.
 
-Names have 1 to 128 of a-z, 0-9 and '-', and begin with a letter. What is illegal is refused field by field; --dry-run only
+Names have 1 to 128 of a-z, 0-9 and '-', and begin with a letter. A request with illegal values is refused, and the error names every such field; --dry-run only
 checks. With --client-token the command can be repeated safely: it finds what the first one made.`,
 		Example: "  berth image-snapshot create nightly --image nginx:1.27 --image redis:7 --retention-days 7 --wait\n" +
 			"  berth image-snapshot create models --image registry.example/llm:v3 --size auto --registry-secret registry.example=team",
@@ -168,7 +168,7 @@ checks. With --client-token the command can be repeated safely: it finds what th
 	f.StringVar(&req.Owner, "owner", "", "`tenant` that it belongs to")
 	f.StringVar(&req.ClientToken, "client-token", "", "`token` that makes repeating the command safe")
 	f.BoolVar(&req.DryRun, "dry-run", false, "check, and do nothing")
-	f.BoolVarP(&wait, "wait", "w", false, "show progress and return when it is usable; fail if it is not to be")
+	f.BoolVarP(&wait, "wait", "w", false, "show progress and return when it is usable; fail if it cannot become usable")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	if err := cmd.MarkFlagRequired("image"); err != nil {
 		cmd.RunE = func(*cobra.Command, []string) error { return err }
@@ -230,7 +230,7 @@ snapshot meanwhile.`,
 	f.BoolVar(&req.Rebuild, "rebuild", false, "build anew even if nothing is changed")
 	f.StringVar(&version, "if-version", "", "only if it is at this resource `version` (default: the one that was just read)")
 	f.BoolVar(&req.DryRun, "dry-run", false, "check, and do nothing")
-	f.BoolVarP(&wait, "wait", "w", false, "show progress and return when it is usable; fail if it is not to be")
+	f.BoolVarP(&wait, "wait", "w", false, "show progress and return when it is usable; fail if it cannot become usable")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -25,7 +25,7 @@ and what the images share. DISK is a file or a block device, which is read witho
 mounting it, or a directory where a disk is mounted.
 
 It believes nothing that it cannot check: header, superblock, index and the digests
-in it must agree. Whether the layers' trees are as they were built, tells berth verify.`,
+in it must agree. Use berth verify to check that the layers are as they were built.`,
 		Example: `  berth inspect disk.img
   berth inspect /dev/sdb --json`,
 		Args: cobra.ExactArgs(1),

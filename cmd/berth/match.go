@@ -269,6 +269,7 @@ func hasOf(img *imagesnapshotv1.MatchedImage) string {
 		has = "the whole image, by name"
 	case imagesnapshotv1.ImageMatch_IMAGE_MATCH_LAYERS:
 		has = "some layers"
+	case imagesnapshotv1.ImageMatch_IMAGE_MATCH_UNSPECIFIED:
 	}
 	if img.GetLayers() > 0 && img.GetMatchedBy() != imagesnapshotv1.ImageMatch_IMAGE_MATCH_UNSPECIFIED {
 		has += fmt.Sprintf(" (%d of %d layers, the lowest %d without a gap)", img.GetHits(), img.GetLayers(), img.GetRun())

@@ -29,9 +29,9 @@ func newStatus() *cobra.Command {
 		Long: `status shows what berthd does on this node: the layer disks that are attached or waited for, how many of their
 layers are in use, and how many layers containerd found on them, or had to pull, since berthd started.
 
-A disk that is not served from has its last error below the table; "berth doctor" checks the whole node.
+If a disk does not serve, its last error is shown below the table. "berth doctor" checks the whole node.
 
-What is being read ahead for starts of images, and was lately, has a table of its own, if there is any; see docs/read-ahead.md.`,
+A table of its own shows what is read ahead for starts of images, and what was read ahead lately; see docs/read-ahead.md.`,
 		Example: "  berth status\n  berth status --json | jq '.disks[] | select(.serving | not)'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -67,7 +67,7 @@ func concerned(ctx context.Context, n Node, disk string) string {
 	if err != nil {
 		return ""
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a connection that only asks
 	found, err := users.Find(ctx, c, n.Snapshotter, chains)
 	if err != nil || len(found) == 0 {
 		return ""

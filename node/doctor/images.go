@@ -29,7 +29,7 @@ func checkImages(ctx context.Context, n Node, cri bool) []Result {
 	if err != nil {
 		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a connection that only asks
 	spaces, err := c.NamespaceService().List(ctx)
 	if err != nil {
 		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
