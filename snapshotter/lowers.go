@@ -79,8 +79,46 @@ func (l lowers) rewrite(mounts []mount.Mount) ([]mount.Mount, error) {
 	if m.Type != "overlay" || at < 0 {
 		return nil, fmt.Errorf("overlay snapshotter gave a %s mount that does not name the parents' directories: %w", m.Type, errdefs.ErrInternal)
 	}
-	m.Options[at] = "lowerdir=" + strings.Join(l.real, ":")
+	dirs := topmost(l.real)
+	if view := !slices.ContainsFunc(m.Options, isUpper); view && len(dirs) == 1 {
+		return []mount.Mount{viewOf(dirs[0], m)}, nil // an overlay without an upper directory has two lower ones or more
+	}
+	m.Options[at] = "lowerdir=" + strings.Join(dirs, ":")
+	if !slices.Contains(m.Options, oneDevice) {
+		m.Options = append(m.Options, oneDevice)
+	}
 	return []mount.Mount{m}, nil
+}
+
+// oneDevice has the kernel give all files of an overlay mount the device number of the mount. Without it files on layer
+// disks have another one than directories, and programs that stay on one file system (du -x, find -xdev) leave them
+// out. The number of the file system goes into the highest bits of inode numbers instead
+// (Documentation/filesystems/overlayfs.rst, inode properties).
+const oneDevice = "xino=on"
+
+// topmost leaves of equal directories the highest. An image may have a layer twice, which a disk has once, and
+// overlayfs refuses a directory that is named twice (ELOOP). Everything that the lower one says, the higher one says
+// again.
+func topmost(dirs []string) []string {
+	seen := make(map[string]bool, len(dirs))
+	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool {
+		again := seen[dir]
+		seen[dir] = true
+		return again
+	})
+}
+
+func isUpper(option string) bool { return strings.HasPrefix(option, "upperdir=") }
+
+// viewOf is the mount that the wrapped snapshotter makes of a view of one layer.
+func viewOf(dir string, like mount.Mount) mount.Mount {
+	m := mount.Mount{Type: "bind", Source: dir, Options: []string{"ro", "rbind"}}
+	for _, o := range like.Options {
+		if strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=") {
+			m.Options = append(m.Options, o)
+		}
+	}
+	return m
 }
 
 // giveForm makes the empty directory that the wrapped snapshotter wants to see of a parent: a new snapshot's root gets
