@@ -15,31 +15,32 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// Disks are those of the node.
+// Disks are the disks of the node.
 type Disks interface {
-	// Visit a disk. The returned context ends with ctx and when the disk is about to leave; then, and when it is done,
-	// the caller closes all it has open of the disk and calls leave. A disk that is not ready is an error.
+	// Visit lets the caller read a disk. The returned context ends with ctx, and when the disk is about to leave. Then,
+	// and when it is done, the caller closes what it has open of the disk and calls leave. A disk that does not serve
+	// is an error.
 	Visit(ctx context.Context, diskUUID string) (visit context.Context, d Disk, leave func(), err error)
 }
 
-// Lists are the access lists that the node can have.
+// Lists finds the access lists that the node can use.
 type Lists interface {
-	// AccessList of an image, by its normalised reference, for a disk. None is errdefs.ErrNotFound. It is asked in the
-	// background, once for each start of an image.
+	// AccessList returns the list of an image, named by its normalised reference, for a disk. If there is no list the
+	// error is errdefs.ErrNotFound. It is called in the background, once for each start of an image.
 	AccessList(ctx context.Context, d Disk, image string) (*accesslist.List, error)
 }
 
-// Config of a Reader.
+// Config is what a Reader needs.
 type Config struct {
 	Disks Disks
 	Lists Lists
-	// Workers of one replay: the reads that are under way at once. Most is MaxWorkers.
+	// Workers is the number of reads that one replay has under way at once, at most MaxWorkers.
 	Workers int
-	// Rate in bytes a second that all replays together read at; 0 is as fast as the disks give.
+	// Rate limits all replays together, in bytes a second; 0 sets no limit.
 	Rate int64
-	// MemoryShare of the memory that is available may be filled by one replay, from 0 to 1.
+	// MemoryShare is the share of the available memory that one replay may fill, from 0 to 1.
 	MemoryShare float64
-	// AtOnce is the number of replays at once; others wait.
+	// AtOnce is how many replays read at the same time; others wait.
 	AtOnce int
 	// Observer may be nil.
 	Observer Observer
@@ -51,8 +52,9 @@ type Config struct {
 // MaxWorkers is more than any disk gains from; figures are in docs/read-ahead.md.
 const MaxWorkers = 64
 
-// Observer is told of each replay that has ended. It must not block.
+// Observer is told what becomes of replays.
 type Observer interface {
+	// ReadAhead is called when a replay has ended. It must not block.
 	ReadAhead(ctx context.Context, r Run)
 }
 
@@ -68,7 +70,7 @@ const (
 	maxWaiting = 64
 )
 
-// Reader is safe for concurrent use.
+// Reader reads ahead what access lists say. It is safe for concurrent use.
 type Reader struct {
 	Config
 	limit  *limiter
@@ -90,7 +92,7 @@ type wish struct {
 	chain digest.Digest
 }
 
-// New reader, which works until ctx ends or it is closed.
+// New makes a Reader, which works until ctx ends or it is closed.
 func New(ctx context.Context, cfg Config) (*Reader, error) {
 	if cfg.Workers < 1 || cfg.Workers > MaxWorkers || cfg.AtOnce < 1 || cfg.Rate < 0 || cfg.MemoryShare < 0 || cfg.MemoryShare > 1 {
 		return nil, fmt.Errorf("read ahead with %d workers, %d at once, %d bytes a second, %g of the memory: %w",
@@ -103,74 +105,75 @@ func New(ctx context.Context, cfg Config) (*Reader, error) {
 		cfg.available = availableMemory
 	}
 	ctx, stop := context.WithCancel(ctx)
-	h := &Reader{
+	r := &Reader{
 		Config: cfg, limit: &limiter{rate: cfg.Rate}, stop: stop, wishes: make(chan wish, maxWishes),
 		slots: make(chan struct{}, cfg.AtOnce), ended: make(chan struct{}), runs: newRuns(),
 	}
-	go h.loop(ctx)
-	return h, nil
+	go r.loop(ctx)
+	return r, nil
 }
 
 // closeWait is longer than any read takes of a disk that answers.
 const closeWait = 5 * time.Second
 
-// Close ends all replays and waits for that, but not for a read of a disk that does not answer: that nobody can end.
-func (h *Reader) Close() error {
-	h.stop()
+// Close ends all replays and waits for them. A read of a disk that does not answer cannot be ended: after a few seconds
+// Close gives up waiting for it and returns errdefs.ErrUnavailable.
+func (r *Reader) Close() error {
+	r.stop()
 	timer := time.NewTimer(closeWait)
 	defer timer.Stop()
 	select {
-	case <-h.ended:
+	case <-r.ended:
 		return nil
 	case <-timer.C:
 		return fmt.Errorf("stop reading ahead: a disk has not answered for %s: %w", closeWait, errdefs.ErrUnavailable)
 	}
 }
 
-// Starting tells that an image is about to start from a disk. The image is named by its reference as containerd tells
-// it, by the chain ID of its layers, or by both; the chain ID of some of its layers does no harm. It does not block:
-// what cannot be remembered is forgotten.
-func (h *Reader) Starting(diskUUID, image string, chainID digest.Digest) {
+// Starting says that an image is about to start from a disk. The image is named by its reference as containerd gives
+// it, by the chain ID of its layers, or by both; the chain ID of only some of its layers does no harm. It does not
+// block: when too many starts wait, it drops this one.
+func (r *Reader) Starting(diskUUID, image string, chainID digest.Digest) {
 	select {
-	case h.wishes <- wish{diskUUID, image, chainID}:
+	case r.wishes <- wish{diskUUID, image, chainID}:
 	default:
 	}
 }
 
-func (h *Reader) loop(ctx context.Context) {
-	defer close(h.ended)
-	defer h.replays.Wait()
+func (r *Reader) loop(ctx context.Context) {
+	defer close(r.ended)
+	defer r.replays.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case w := <-h.wishes:
-			h.grant(ctx, w)
+		case w := <-r.wishes:
+			r.grant(ctx, w)
 		}
 	}
 }
 
 // grant begins the replays that a wish asks for and that are not under way or done.
-func (h *Reader) grant(ctx context.Context, w wish) {
-	visit, disk, leave, err := h.Disks.Visit(ctx, w.disk)
+func (r *Reader) grant(ctx context.Context, w wish) {
+	visit, disk, leave, err := r.Disks.Visit(ctx, w.disk)
 	if err != nil {
-		log.G(ctx).WithError(err).Debug("disk is not read ahead")
+		log.G(ctx).WithError(err).Debug("cannot read the disk ahead")
 		return
 	}
 	defer leave()
 	for _, image := range imagesOf(&disk, w) {
-		run := h.begin(&disk, image)
+		run := r.begin(&disk, image)
 		if run == nil {
 			continue
 		}
-		list, listed, err := h.listFor(visit, &disk, image)
+		list, listed, err := r.listFor(visit, &disk, image)
 		if err != nil {
-			h.end(ctx, run, err)
+			r.end(ctx, run, err)
 			continue
 		}
-		h.plan(run, list, listed)
+		r.plan(run, list, listed)
 		// The replay's visit is its own: this one ends here.
-		h.replays.Go(func() { h.end(ctx, run, h.replay(ctx, run, list)) })
+		r.replays.Go(func() { r.end(ctx, run, r.replay(ctx, run, list)) })
 	}
 }
 
@@ -190,8 +193,8 @@ func imagesOf(d *Disk, w wish) []string {
 }
 
 // listFor gives what of an image's list is valid on the disk, and the file system's metadata if there is no list.
-func (h *Reader) listFor(ctx context.Context, d *Disk, image string) (list *accesslist.List, listed bool, err error) {
-	list, err = h.Lists.AccessList(ctx, *d, image)
+func (r *Reader) listFor(ctx context.Context, d *Disk, image string) (list *accesslist.List, listed bool, err error) {
+	list, err = r.Lists.AccessList(ctx, *d, image)
 	if err == nil {
 		list, err = list.For(d.Index, d.Identity, d.SizeBytes)
 	}
@@ -209,27 +212,27 @@ func (h *Reader) listFor(ctx context.Context, d *Disk, image string) (list *acce
 var errLeft = errors.New("the disk has left")
 
 // replay when there is a slot.
-func (h *Reader) replay(ctx context.Context, run *run, list *accesslist.List) error {
-	ctx, disk, leave, err := h.Disks.Visit(ctx, run.key.disk)
+func (r *Reader) replay(ctx context.Context, run *run, list *accesslist.List) error {
+	ctx, disk, leave, err := r.Disks.Visit(ctx, run.key.disk)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errLeft, err)
 	}
 	defer leave()
 	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	h.started(run)
-	r := &replay{
-		disk: &disk, list: list, workers: h.Workers, limit: h.limit, memory: newBudget(h.MemoryShare, h.available), progress: &run.progress,
+	r.started(run)
+	one := &replay{
+		disk: &disk, list: list, workers: r.Workers, limit: r.limit, memory: newBudget(r.MemoryShare, r.available), progress: &run.progress,
 	}
-	return r.run(ctx)
+	return one.run(ctx)
 }
 
 // end notes how a replay ended.
-func (h *Reader) end(ctx context.Context, run *run, err error) {
+func (r *Reader) end(ctx context.Context, run *run, err error) {
 	result := ResultDone
 	switch {
 	case err == nil:
@@ -242,18 +245,18 @@ func (h *Reader) end(ctx context.Context, run *run, err error) {
 	default:
 		result = ResultFailed
 	}
-	h.mu.Lock()
+	r.mu.Lock()
 	run.Ended, run.Result = time.Now(), result
 	if result != ResultDone {
 		run.Reason = err.Error()
 	}
 	if result == ResultStopped || result == ResultFailed {
-		h.runs.forget(run) // the next start tries again
+		r.runs.forget(run) // the next start tries again
 	}
 	ended := run.snapshot(run.Ended)
-	h.runs.ended.Bytes += ended.Bytes
-	h.runs.ended.Pieces += ended.Pieces
-	h.runs.ended.Skipped += ended.Skipped
-	h.mu.Unlock()
-	h.Observer.ReadAhead(ctx, ended)
+	r.runs.ended.Bytes += ended.Bytes
+	r.runs.ended.Pieces += ended.Pieces
+	r.runs.ended.Skipped += ended.Skipped
+	r.mu.Unlock()
+	r.Observer.ReadAhead(ctx, ended)
 }

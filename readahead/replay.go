@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -18,18 +19,21 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// Disk to read, which is mounted and stays so for as long as it is read.
+// Disk is a layer disk of the node. It is mounted, and stays so for as long as the visit lasts. Its fields are those of
+// stage.Visit, in the same order, so that one converts into the other: what reads ahead does not know the stage, and
+// the stage does not know what reads ahead.
 type Disk struct {
 	Name     string
 	Identity layerdisk.Identity
-	// Device is the path of the block device, DeviceNumber what it must be.
+	// Device is the path of the block device, DeviceNumber the number that the path must have.
 	Device       string
 	DeviceNumber uint64
-	// SizeBytes of the device that belong to the disk; nothing behind them is read.
+	MountPoint   string
+	// Mounted is when the disk was mounted, which an earlier daemon may have done.
+	Mounted time.Time
+	// SizeBytes of the device belong to the disk; nothing behind them is read.
 	SizeBytes int64
-	// MountPoint of its file system.
-	MountPoint string
-	// Index must not be changed.
+	// Index is shared and must not be changed.
 	Index *layerdisk.Index
 }
 

@@ -8,49 +8,51 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// Result is how a replay stands.
+// Result says what a replay is doing, or how it ended.
 type Result string
 
-// Results.
+// Values of Result.
 const (
 	// ResultWaiting is a replay that waits until others are done.
 	ResultWaiting Result = "waiting"
+	// ResultRunning is a replay that reads.
 	ResultRunning Result = "running"
-	// ResultDone is one that read all there is.
+	// ResultDone is a replay that has read everything.
 	ResultDone Result = "done"
-	// ResultNothing is one with nothing to read: no list, and no metadata that is known.
+	// ResultNothing is a replay that had nothing to read: there is no list, and the place of metadata is not known.
 	ResultNothing Result = "nothing"
-	// ResultMemory is one that ended because it may fill no more memory.
+	// ResultMemory is a replay that ended because it may fill no more memory.
 	ResultMemory Result = "memory"
-	// ResultStopped is one whose disk left or whose daemon ended.
+	// ResultStopped is a replay that ended because its disk left or the daemon stopped.
 	ResultStopped Result = "stopped"
-	// ResultFailed is one whose disk or list could not be read.
+	// ResultFailed is a replay that ended because its disk or its list could not be read.
 	ResultFailed Result = "failed"
 )
 
-// Results lists those that a replay can end with.
+// Results are the values of Result that a replay can end with.
 func Results() []Result {
 	return []Result{ResultDone, ResultNothing, ResultMemory, ResultStopped, ResultFailed}
 }
 
 // Run is one replay, at one moment.
 type Run struct {
-	// Image by its reference; Disk by its name on this node, and its UUID.
+	// Image is a reference, Disk the name of the disk on this node, DiskUUID its UUID.
 	Image, Disk, DiskUUID string
 	// Listed says that there is an access list; without one only metadata is read.
 	Listed bool
 	Result Result
-	// Reason for not being done, in words.
+	// Reason says in words why not everything was read.
 	Reason string
-	// TotalBytes are to be read, Bytes were, in so many Pieces; Skipped parts are not there.
+	// TotalBytes are to be read. Bytes were read so far, in Pieces reads. Skipped is the number of parts that the disk
+	// does not have.
 	TotalBytes, Bytes, Pieces, Skipped int64
-	// Wanted is when the start was seen; Started and Ended are zero until then.
+	// Wanted is when the start of the image was seen. Started and Ended are zero until the replay has.
 	Wanted, Started, Ended time.Time
-	// Took is the time since Started, until Ended if that was.
+	// Took is the time from Started until Ended, or until now.
 	Took time.Duration
 }
 
-// Rate in bytes a second; 0 if it has not started.
+// Rate is in bytes a second; it is 0 before the replay has started.
 func (r *Run) Rate() int64 {
 	if r.Took <= 0 {
 		return 0
@@ -68,11 +70,11 @@ type run struct {
 	key key
 }
 
-func (h *Reader) plan(r *run, list *accesslist.List, listed bool) {
+func (r *Reader) plan(of *run, list *accesslist.List, listed bool) {
 	metadata, files := list.Size()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r.TotalBytes, r.Listed = metadata+files, listed
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	of.TotalBytes, of.Listed = metadata+files, listed
 }
 
 func (r *run) snapshot(now time.Time) Run {
@@ -109,70 +111,70 @@ func (r *runs) forget(old *run) {
 }
 
 // begin a replay; nil if the same one is under way or was not long ago, or too many are waiting.
-func (h *Reader) begin(d *Disk, image string) *run {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (r *Reader) begin(d *Disk, image string) *run {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := time.Now()
 	k := key{d.Identity.UUID, image}
-	if old := h.runs.byKey[k]; old != nil && (old.Ended.IsZero() || now.Sub(old.Ended) < again) {
+	if old := r.runs.byKey[k]; old != nil && (old.Ended.IsZero() || now.Sub(old.Ended) < again) {
 		return nil
 	}
 	under := 0
-	for _, r := range h.runs.byKey {
-		if r.Ended.IsZero() {
+	for _, other := range r.runs.byKey {
+		if other.Ended.IsZero() {
 			under++
 		}
 	}
 	if under >= maxWaiting {
 		return nil
 	}
-	r := &run{key: k, Run: Run{Image: image, Disk: d.Name, DiskUUID: d.Identity.UUID, Result: ResultWaiting, Wanted: now}}
-	h.runs.byKey[k] = r
-	h.runs.last = append(h.runs.last, r)
-	for len(h.runs.last) > keptRuns {
-		i := slices.IndexFunc(h.runs.last, func(r *run) bool { return !r.Ended.IsZero() })
+	begun := &run{key: k, Run: Run{Image: image, Disk: d.Name, DiskUUID: d.Identity.UUID, Result: ResultWaiting, Wanted: now}}
+	r.runs.byKey[k] = begun
+	r.runs.last = append(r.runs.last, begun)
+	for len(r.runs.last) > keptRuns {
+		i := slices.IndexFunc(r.runs.last, func(old *run) bool { return !old.Ended.IsZero() })
 		if i < 0 {
 			break
 		}
-		h.runs.forget(h.runs.last[i])
-		h.runs.last = slices.Delete(h.runs.last, i, i+1)
+		r.runs.forget(r.runs.last[i])
+		r.runs.last = slices.Delete(r.runs.last, i, i+1)
 	}
-	return r
+	return begun
 }
 
-func (h *Reader) started(r *run) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r.Started, r.Result = time.Now(), ResultRunning
+func (r *Reader) started(begun *run) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	begun.Started, begun.Result = time.Now(), ResultRunning
 }
 
-// Runs that are under way and the last that were, those under way first, then the youngest first.
-func (h *Reader) Runs() []Run {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// Runs are the replays under way, then the last ones that have ended. Of each the youngest comes first.
+func (r *Reader) Runs() []Run {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := time.Now()
-	list := make([]Run, 0, len(h.runs.last))
-	for _, r := range slices.Backward(h.runs.last) {
-		list = append(list, r.snapshot(now))
+	list := make([]Run, 0, len(r.runs.last))
+	for _, one := range slices.Backward(r.runs.last) {
+		list = append(list, one.snapshot(now))
 	}
 	slices.SortStableFunc(list, func(a, b Run) int { return cmp.Compare(order(&a), order(&b)) })
 	return list
 }
 
-// Totals since the reader was made.
+// Totals are sums since the Reader was made.
 type Totals struct {
 	Bytes, Pieces, Skipped int64
 	// Running and Waiting replays now.
 	Running, Waiting int
 }
 
-// Totals of all replays.
-func (h *Reader) Totals() Totals {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	t := h.runs.ended
-	for _, r := range h.runs.last {
-		switch r.Result {
+// Totals are the sums over all replays.
+func (r *Reader) Totals() Totals {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := r.runs.ended
+	for _, one := range r.runs.last {
+		switch one.Result {
 		case ResultRunning:
 			t.Running++
 		case ResultWaiting:
@@ -180,9 +182,9 @@ func (h *Reader) Totals() Totals {
 		default:
 			continue
 		}
-		t.Bytes += r.bytes.Load()
-		t.Pieces += r.pieces.Load()
-		t.Skipped += r.skipped.Load()
+		t.Bytes += one.bytes.Load()
+		t.Pieces += one.pieces.Load()
+		t.Skipped += one.skipped.Load()
 	}
 	return t
 }

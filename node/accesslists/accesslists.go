@@ -72,7 +72,7 @@ func choose(ctx context.Context, from *liststore.Dir, disk layerdisk.Identity, i
 }
 
 // Has says whether there is a list for an image on a disk.
-func (p Places) Has(ctx context.Context, d firststart.Disk, image string) (bool, error) {
+func (p Places) Has(ctx context.Context, d readahead.Disk, image string) (bool, error) {
 	_, err := p.find(ctx, d.Identity, image)
 	if errdefs.IsNotFound(err) {
 		return false, nil
@@ -81,7 +81,7 @@ func (p Places) Has(ctx context.Context, d firststart.Disk, image string) (bool,
 }
 
 // Keep keeps a new list with the image snapshots of this node that have the disk, or else in the node's own directory.
-func (p Places) Keep(ctx context.Context, d firststart.Disk, l *accesslist.List) error {
+func (p Places) Keep(ctx context.Context, d readahead.Disk, l *accesslist.List) error {
 	if p.ImageSnapshots != nil {
 		_, ids, err := p.ImageSnapshots.AccessListsOn(ctx, d.Identity.IndexDigest, l.Image)
 		for _, id := range ids {

@@ -20,11 +20,11 @@ import (
 
 // openReadAhead makes what reads ahead.
 func openReadAhead(ctx context.Context, n *node) (err error) {
-	h := n.config.ReadAhead
+	c := n.config.ReadAhead
 	observer := &readAheadObserver{}
 	n.reader, err = readahead.New(context.WithoutCancel(ctx), readahead.Config{
 		Disks: visitedDisks{n.stage}, Lists: accessLists(n),
-		Workers: h.Workers, AtOnce: h.AtOnce, Rate: h.Rate, MemoryShare: h.MemoryShare, Observer: observer,
+		Workers: c.Workers, AtOnce: c.AtOnce, Rate: c.Rate, MemoryShare: c.MemoryShare, Observer: observer,
 	})
 	if err != nil {
 		return err
@@ -64,8 +64,7 @@ func (d visitedDisks) Visit(ctx context.Context, diskUUID string) (context.Conte
 	if err != nil {
 		return nil, readahead.Disk{}, nil, err
 	}
-	return visit, readahead.Disk{Name: v.Name, Identity: v.Identity, Device: v.Device, DeviceNumber: v.DeviceNumber, SizeBytes: v.SizeBytes,
-		MountPoint: v.MountPoint, Index: v.Index}, leave, nil
+	return visit, readahead.Disk(v), leave, nil
 }
 
 // accessLists are those that this node can use.
@@ -88,29 +87,10 @@ func openRecorder(ctx context.Context, n *node) (err error) {
 		pass = func(s firststart.Start) { n.reader.Starting(s.DiskUUID, s.Image, s.ChainID) }
 	}
 	n.recorder, err = firststart.New(context.WithoutCancel(ctx), firststart.Config{
-		Disks: recordedDisks{visitedDisks{n.stage}}, Lists: accessLists(n),
+		Disks: visitedDisks{n.stage}, Lists: accessLists(n),
 		Time: n.config.ReadAhead.RecordTime.Std(), Since: n.started, Pass: pass,
 	})
 	return err
-}
-
-// recordedDisks is the stage as a recorder sees it.
-type recordedDisks struct{ visitedDisks }
-
-var _ firststart.Disks = recordedDisks{}
-
-func (d recordedDisks) Visit(ctx context.Context, diskUUID string) (context.Context, firststart.Disk, func(), error) {
-	visit, v, leave, err := d.stage.Visit(ctx, diskUUID)
-	if err != nil {
-		return nil, firststart.Disk{}, nil, err
-	}
-	disk := firststart.Disk{Name: v.Name, Identity: v.Identity, Index: v.Index, Device: v.Device, MountPoint: v.MountPoint}
-	for _, s := range d.stage.Disks() {
-		if s.Name == v.Name {
-			disk.Mounted = s.Since
-		}
-	}
-	return visit, disk, leave, nil
 }
 
 // startObserver is an observer of the snapshotter that has starts recorded or read ahead.

@@ -20,7 +20,7 @@ func (c *reconciler) giveUpIdle(ctx context.Context, all []found, disks []Disk) 
 		}
 		free, err := c.withdrawer.free(ctx, d, all, disks)
 		if err != nil {
-			log.G(ctx).WithError(err).WithField("disk", d.Name).Warn("cannot look whether the disk is idle, it is tried again")
+			log.G(ctx).WithError(err).WithField("disk", d.Name).Warn("cannot find out whether the disk is idle, trying again")
 		}
 		now, st := time.Now(), c.states.of(d.UUID)
 		switch {
@@ -48,10 +48,10 @@ func (c *reconciler) giveUp(ctx context.Context, d Disk, all []found, disks []Di
 	}
 	switch {
 	case err == nil:
-		entry.Info("disk that only registered images used is detached, and they are taken back")
+		entry.Info("detached an idle disk and took back its registered images")
 	case errdefs.IsFailedPrecondition(err):
-		entry.WithError(err).Info("disk is used again, its images are registered again")
+		entry.WithError(err).Info("disk is used again, registering its images again")
 	case ctx.Err() == nil:
-		entry.WithError(err).Warn("idle disk is not detached yet")
+		entry.WithError(err).Warn("cannot detach the idle disk yet")
 	}
 }

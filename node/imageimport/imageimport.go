@@ -72,7 +72,7 @@ type Node interface {
 	Detach(ctx context.Context, name string) error
 }
 
-// Containerd is the services that are needed of it. Their contexts carry a namespace.
+// Containerd has the services that an Importer needs. Their contexts carry a namespace.
 type Containerd struct {
 	Content   content.Store
 	Images    images.Store
@@ -82,7 +82,7 @@ type Containerd struct {
 	Usable func(ctx context.Context, namespace string) error
 }
 
-// Config of an Importer.
+// Config says what an Importer registers, and where.
 type Config struct {
 	// Namespaces of containerd in which images are registered.
 	Namespaces []string
@@ -90,16 +90,15 @@ type Config struct {
 	Snapshotter string
 	// Pinned keeps the kubelet from removing the images.
 	Pinned bool
-	// Images are the patterns of normalised references that may be registered; '*' stands for any characters. None is
-	// all.
+	// Images are the patterns of normalised references that may be registered; '*' stands for any characters. Without
+	// patterns all images may.
 	Images []string
-	// IdleTimeout after which a disk is given up that nothing but the registered images uses, unless it is kept; 0 is
-	// never.
+	// IdleTimeout is how long a disk stays that nothing uses but its registered images, unless it is kept; 0 keeps all.
 	IdleTimeout time.Duration
 	// Platform of containers on this node.
 	Platform platforms.MatchComparer
-	// Marker is a file that says in which namespaces there may be something to take back. It is not there if nothing
-	// is.
+	// Marker is a file that names the namespaces in which something may have to be taken back. If there is nothing to
+	// take back the file does not exist.
 	Marker string
 	// Observer may be nil.
 	Observer Observer
@@ -129,12 +128,12 @@ func Results() []Result {
 	return []Result{Registered, Left, Refused, Failed, Removed, Withdrawn}
 }
 
-// Image of a disk and what became of it.
+// Image is an image of a disk, and what became of it.
 type Image struct {
 	// Reference as the disk has it, normalised.
 	Reference, Namespace string
 	Result               Result
-	// Reason in words, empty for Registered.
+	// Reason says why in words; it is empty for Registered.
 	Reason string
 }
 

@@ -94,9 +94,9 @@ func (s *states) cannotLook(ctx context.Context, err error) {
 	s.mu.Unlock()
 	switch {
 	case err != nil && was == nil && ctx.Err() == nil:
-		log.G(ctx).WithError(err).Warn("containerd cannot be told of images on disks, it is tried again")
+		log.G(ctx).WithError(err).Warn("cannot compare the images of disks with those of containerd, trying again")
 	case err == nil && was != nil:
-		log.G(ctx).Info("containerd can be told of images on disks again")
+		log.G(ctx).Info("images of disks are compared with those of containerd again")
 	}
 }
 
@@ -129,7 +129,7 @@ func (s *states) attempted(ctx context.Context, d Disk, st *state, list []Image,
 	again = st.retryAt
 	s.mu.Unlock()
 	if fresh && ctx.Err() == nil {
-		log.G(ctx).WithError(err).WithField("disk", d.Name).Warn("not all images of the disk are registered, it is tried again")
+		log.G(ctx).WithError(err).WithField("disk", d.Name).Warn("not all images of the disk are registered, trying again")
 	}
 	return again
 }

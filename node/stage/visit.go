@@ -4,13 +4,14 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
 	"berth.dev/berth/layerdisk"
 )
 
-// Visit is a disk that is mounted and stays so for as long as the visit lasts.
+// Visit is a disk that is mounted, and stays so for as long as the visit lasts. It converts into readahead.Disk.
 type Visit struct {
 	Name     string
 	Identity layerdisk.Identity
@@ -18,6 +19,8 @@ type Visit struct {
 	Device       string
 	DeviceNumber uint64
 	MountPoint   string
+	// Mounted is when the disk was mounted, which an earlier daemon may have done.
+	Mounted time.Time
 	// SizeBytes of the device that belong to the disk.
 	SizeBytes int64
 	// Index is shared and must not be changed.
@@ -50,7 +53,7 @@ func (s *finder) Visit(ctx context.Context, uuid string) (visit context.Context,
 	d.visitors[number] = cancel
 	v = Visit{
 		Name: d.rec.Spec.Name, Identity: d.rec.Identity, Device: d.rec.Device, DeviceNumber: d.rec.DeviceNumber,
-		MountPoint: d.rec.target(s.root), SizeBytes: d.sizeBytes, Index: d.lookup.Index(),
+		MountPoint: d.rec.target(s.root), Mounted: d.rec.Since, SizeBytes: d.sizeBytes, Index: d.lookup.Index(),
 	}
 	return visit, v, sync.OnceFunc(func() {
 		cancel()

@@ -2,7 +2,7 @@
 // another node can read it ahead (package readahead) and the builder can place it together.
 //
 // A list names parts of files by layer and path, which are the same on every disk that has the layer, and parts of the
-// block device, where the file system's own data lies, which belong to one disk. Package record makes lists.
+// block device, where the file system's own data lies, which belong to one disk. Package recorder makes lists.
 //
 // A list decides what is read early and nothing else: a wrong one wastes reads. It is hostile input all the same, so
 // Decode bounds and checks all of it, and whoever opens its paths must not leave the layer's directory.

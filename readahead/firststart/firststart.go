@@ -1,9 +1,9 @@
-// Package firststart records, on a node, what the first start of an image reads that nobody has recorded: for images
-// that nobody recorded. It happens once for each image; the start waits until it has begun, some milliseconds, and
-// costs nothing more after that that could be measured.
+// Package firststart records what the first start of an image on a node reads, if no access list of the image exists.
+// Each image is recorded once. The start waits for the recording to begin, which takes some milliseconds; after that
+// the recording has no cost that could be measured.
 //
-// Pages that are in the page cache already are read by nobody. So only the first container of a disk since it was
-// mounted is recorded, and nothing is read ahead for it.
+// A recording does not see pages that are in the page cache already. So only the first container that starts from a
+// disk after it was mounted is recorded, and nothing is read ahead for it.
 package firststart
 
 import (
@@ -20,55 +20,38 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/readahead"
 	"berth.dev/berth/readahead/accesslist"
 	"berth.dev/berth/readahead/recorder"
 )
 
-// Disk of the node.
-type Disk struct {
-	Name     string
-	Identity layerdisk.Identity
-	Index    *layerdisk.Index
-	// Device and MountPoint of it.
-	Device, MountPoint string
-	// Mounted is when it was.
-	Mounted time.Time
-}
-
-// Disks are those of the node.
-type Disks interface {
-	// Visit a disk. The returned context ends with ctx and when the disk is about to leave; then, and when it is done,
-	// the caller closes all it has open of the disk and calls leave. A disk that is not ready is an error.
-	Visit(ctx context.Context, diskUUID string) (visit context.Context, d Disk, leave func(), err error)
-}
-
-// Lists are the access lists that the node has.
+// Lists keeps the access lists of the node.
 type Lists interface {
-	// Has says whether there is a list of the image, by its normalised reference.
-	Has(ctx context.Context, d Disk, image string) (bool, error)
-	// Keep a list that was recorded on the disk.
-	Keep(ctx context.Context, d Disk, l *accesslist.List) error
+	// Has says whether there is a list of the image, which is named by its normalised reference.
+	Has(ctx context.Context, d readahead.Disk, image string) (bool, error)
+	// Keep keeps a list that was recorded on the disk.
+	Keep(ctx context.Context, d readahead.Disk, l *accesslist.List) error
 }
 
-// Start of an image, as far as it is known which.
+// Start is the start of an image, as far as the image is known.
 type Start struct {
 	DiskUUID string
-	// Image is its reference if that is known, ChainID that of all its layers or of some.
+	// Image is the reference if it is known. ChainID names all layers of the image, or some.
 	Image   string
 	ChainID digest.Digest
-	// Container says that a container is being made; before that come the layers of a pull.
+	// Container says that a container is being made. Otherwise a layer was pulled.
 	Container bool
 }
 
-// Config of a Recorder.
+// Config is what a Recorder needs.
 type Config struct {
-	Disks Disks
+	Disks readahead.Disks
 	Lists Lists
-	// Time after which a recording ends: as long as starts take.
+	// Time is how long a recording lasts: as long as starts take.
 	Time time.Duration
-	// Since is when disks may have been mounted at the earliest: what was read of others is not known.
+	// Since is a time before which nobody watched: of disks that were mounted earlier it is not known what was read.
 	Since time.Time
-	// Pass gets every start that is not recorded and will not be, from one goroutine. It must not block.
+	// Pass is called, from one goroutine, with every start that is not recorded. It must not block.
 	Pass func(Start)
 	// Method of recording.
 	Method recorder.Method
@@ -86,7 +69,7 @@ const (
 	beginTimeout = time.Second
 )
 
-// Recorder is safe for concurrent use. It makes one recording at a time.
+// Recorder records first starts, one at a time. It is safe for concurrent use.
 type Recorder struct {
 	Config
 	starts chan told
@@ -101,7 +84,7 @@ type Recorder struct {
 	used map[string]time.Time
 }
 
-// New recorder, which works until ctx ends or it is closed.
+// New makes a Recorder, which works until ctx ends or it is closed.
 func New(ctx context.Context, cfg Config) (*Recorder, error) {
 	if cfg.Time <= 0 || cfg.Pass == nil {
 		return nil, fmt.Errorf("record first starts for %s: %w", cfg.Time, errdefs.ErrInvalidArgument)
@@ -115,7 +98,7 @@ func New(ctx context.Context, cfg Config) (*Recorder, error) {
 	return r, nil
 }
 
-// Close ends a recording, of which nothing is kept, and waits for that.
+// Close ends a recording that is under way and keeps nothing of it. It returns when the recording has ended.
 func (r *Recorder) Close() error {
 	r.stop()
 	<-r.ended
@@ -128,9 +111,9 @@ type told struct {
 	taken chan struct{}
 }
 
-// Starting tells of a start. That of a container returns when it is being recorded, if it will be: what the container
-// reads before that would be missing. It waits for at most a second, and only where nothing is known of the image yet;
-// all else does not block. What cannot be remembered is forgotten.
+// Starting says that an image starts. For a container that is to be recorded it returns when the recording has begun,
+// because what the container reads before would be missing; it waits a second at most. In all other cases it does not
+// block. When too many starts wait, it drops this one.
 func (r *Recorder) Starting(s Start) {
 	t := told{Start: s, taken: make(chan struct{})}
 	select {
@@ -202,7 +185,7 @@ func (r *Recorder) take(ctx context.Context, s Start) bool {
 	recording, err := recorder.Start(visit, targetOf(disk, img), r.Method)
 	if err != nil {
 		<-r.running
-		log.G(ctx).WithError(err).WithField("image", img.Reference).Warn("first start cannot be recorded")
+		log.G(ctx).WithError(err).WithField("image", img.Reference).Warn("cannot record the first start of the image")
 		return false
 	}
 	begun = true
@@ -223,7 +206,7 @@ func (r *Recorder) use(diskUUID string, mounted time.Time) {
 }
 
 // record for the time of a start and keep the list.
-func (r *Recorder) record(ctx context.Context, d Disk, img layerdisk.Image, recording *recorder.Recording) {
+func (r *Recorder) record(ctx context.Context, d readahead.Disk, img layerdisk.Image, recording *recorder.Recording) {
 	logger := log.G(ctx).WithFields(log.Fields{"image": img.Reference, "disk": d.Name})
 	timer := time.NewTimer(r.Time)
 	defer timer.Stop()
@@ -251,7 +234,7 @@ func (r *Recorder) record(ctx context.Context, d Disk, img layerdisk.Image, reco
 
 var errNothingRead = errors.New("it read nothing of the disk")
 
-func (r *Recorder) keep(ctx context.Context, d Disk, l *accesslist.List) error {
+func (r *Recorder) keep(ctx context.Context, d readahead.Disk, l *accesslist.List) error {
 	if len(l.Files) == 0 {
 		return errNothingRead
 	}
@@ -269,7 +252,7 @@ func imageOf(ix *layerdisk.Index, s Start) (layerdisk.Image, bool) {
 	return ix.Images[i], true
 }
 
-func targetOf(d Disk, img layerdisk.Image) recorder.Target {
+func targetOf(d readahead.Disk, img layerdisk.Image) recorder.Target {
 	t := recorder.Target{Device: d.Device, MountPoint: d.MountPoint, Disk: d.Identity.IndexDigest, NotSelf: true}
 	for _, l := range layerdisk.NewLookup(d.Index).Stack(img.ChainID) {
 		t.Layers = append(t.Layers, recorder.Layer{DiffID: l.DiffID, Path: layerdisk.LayerDir(l.Number)})

@@ -20,6 +20,7 @@ import (
 	"berth.dev/berth/blockdev/fsmount"
 	"berth.dev/berth/builder"
 	"berth.dev/berth/layerdisk"
+	"berth.dev/berth/readahead"
 	"berth.dev/berth/readahead/accesslist"
 	"berth.dev/berth/readahead/firststart"
 	"berth.dev/berth/readahead/recorder"
@@ -29,7 +30,7 @@ import (
 // world is a node with one real disk, mounted and cold.
 type world struct {
 	t    *testing.T
-	disk firststart.Disk
+	disk readahead.Disk
 	// leaving ends all visits.
 	leaving context.Context //nolint:containedctx // stands for the stage's own
 	leave   context.CancelFunc
@@ -42,7 +43,7 @@ type world struct {
 }
 
 var (
-	_ firststart.Disks = (*world)(nil)
+	_ readahead.Disks  = (*world)(nil)
 	_ firststart.Lists = (*world)(nil)
 )
 
@@ -66,7 +67,7 @@ func newWorld(t *testing.T) *world {
 	f, err := os.Open(file)
 	require.NoError(t, err)
 	defer f.Close()
-	w.disk = firststart.Disk{Name: "disk", MountPoint: t.TempDir(), Mounted: time.Now()}
+	w.disk = readahead.Disk{Name: "disk", MountPoint: t.TempDir(), Mounted: time.Now()}
 	w.disk.Index, w.disk.Identity, err = layerdisk.ReadIndex(f)
 	require.NoError(t, err)
 	w.disk.Device, err = recorder.ColdMount(t.Context(), file, w.disk.MountPoint, fsmount.EROFS)
@@ -78,9 +79,9 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) Visit(ctx context.Context, uuid string) (context.Context, firststart.Disk, func(), error) {
+func (w *world) Visit(ctx context.Context, uuid string) (context.Context, readahead.Disk, func(), error) {
 	if uuid != w.disk.Identity.UUID {
-		return nil, firststart.Disk{}, nil, errdefs.ErrNotFound
+		return nil, readahead.Disk{}, nil, errdefs.ErrNotFound
 	}
 	visit, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(w.leaving, cancel)
@@ -96,13 +97,13 @@ func (w *world) Visit(ctx context.Context, uuid string) (context.Context, firsts
 	}, nil
 }
 
-func (w *world) Has(_ context.Context, _ firststart.Disk, image string) (bool, error) {
+func (w *world) Has(_ context.Context, _ readahead.Disk, image string) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.lists[image], nil
 }
 
-func (w *world) Keep(_ context.Context, _ firststart.Disk, l *accesslist.List) error {
+func (w *world) Keep(_ context.Context, _ readahead.Disk, l *accesslist.List) error {
 	w.kept <- l
 	return nil
 }

@@ -80,7 +80,7 @@ type Result struct {
 var ErrFailed = fmt.Errorf("program failed: %w", errdefs.ErrFailedPrecondition)
 
 // Run runs the image and undoes everything. Errors: ErrFailed; errdefs.ErrNotFound for an image that the disk does not
-// have; those of layerdisk, record and containerd. If ctx ends the run is undone and nothing is recorded.
+// have; those of layerdisk, recorder and containerd. If ctx ends the run is undone and nothing is recorded.
 func Run(ctx context.Context, o Options) (_ *Result, err error) {
 	img, err := findImage(o)
 	if err != nil {
