@@ -2,7 +2,9 @@ package matcher_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -77,6 +79,41 @@ func BenchmarkMatch(b *testing.B) {
 				}
 				b.ReportMetric(float64(used)/(1<<20), "index-MiB")
 				b.ReportMetric(built.Seconds(), "index-s")
+			})
+		}
+	}
+}
+
+// BenchmarkCandidates finds one pod of ten images where all of the fleet shares layers with it and nearly everyone has
+// others of them, which is the hardest case: there is a choice among thousands of different candidates.
+func BenchmarkCandidates(b *testing.B) {
+	var pod []Image
+	for j := range 10 {
+		layers := []string{"base-0:30000000", "base-1:5000000"}
+		for k := range 10 {
+			layers = append(layers, fmt.Sprintf("app%d-%d:%d", j, k, 1000000+100*j+k))
+		}
+		layers = append(layers, "shared:500000")
+		pod = append(pod, img(fmt.Sprintf("registry.example/app%d:v1", j), layers...))
+	}
+	for _, n := range []int{100, 5000, 20000} {
+		g := rand.New(rand.NewPCG(uint64(n), 1))
+		x := NewIndex()
+		for i := range n {
+			c := snap(fmt.Sprintf("snapshot-%05d", i), i, pod[g.IntN(10)], pod[g.IntN(10)])
+			c.Layers = slices.DeleteFunc(c.Layers, func(Layer) bool { return g.IntN(8) == 0 })
+			require.NoError(b, x.Put(c))
+		}
+		for _, cost := range []int64{0, 16_000_000} {
+			b.Run(fmt.Sprintf("candidates=%d/cost=%d", n, cost), func(b *testing.B) {
+				request := Request{Images: pod, Rules: Rules{AutoMatch: true, AttachCostBytes: cost}, Now: noon}
+				b.ReportAllocs()
+				for b.Loop() {
+					d, err := x.Match(request)
+					if err != nil || len(d.Chosen) == 0 {
+						b.Fatal(err, d.Reason)
+					}
+				}
 			})
 		}
 	}

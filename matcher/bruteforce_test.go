@@ -1,6 +1,8 @@
 package matcher_test
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -12,6 +14,29 @@ import (
 type oracle struct {
 	r     Request
 	fleet []Candidate // by name
+	// blobs are the blobs of the wanted images' layers and blobSizes what they weigh, worked out once.
+	blobs     [][]digest.Digest
+	blobSizes map[digest.Digest]int64
+	sizes     map[item]itemSize
+}
+
+func newOracle(r Request, fleet []Candidate) oracle {
+	o := oracle{r: r, fleet: fleet, blobSizes: make(map[digest.Digest]int64)}
+	o.sizes = o.settled()
+	for _, w := range o.wanted() {
+		its, layers := items(w)
+		var blobs []digest.Digest
+		for n := range its {
+			blobs = append(blobs, o.blob(its[n], layers[n]))
+		}
+		o.blobs = append(o.blobs, blobs)
+	}
+	for _, blobs := range o.blobs {
+		for _, blob := range blobs {
+			o.blobSizes[blob] = o.size(blob)
+		}
+	}
+	return o
 }
 
 type answer struct {
@@ -195,8 +220,23 @@ func (o oracle) present() map[item]bool {
 	return out
 }
 
-// sizes of the items: the request's, else the largest anybody tells, else worth an attach.
-func (o oracle) sizes() map[item]itemSize {
+// settled are the sizes of the items: the request's, else the largest anybody tells, else worth an attach.
+func (o oracle) settled() map[item]itemSize {
+	out := o.told()
+	for it, s := range out {
+		if s.compressed == 0 {
+			s.compressed = o.r.Rules.AttachCostBytes + 1
+		}
+		if s.unpacked == 0 {
+			s.unpacked = s.compressed
+		}
+		out[it] = s
+	}
+	return out
+}
+
+// told are the sizes that anybody tells.
+func (o oracle) told() map[item]itemSize {
 	out := make(map[item]itemSize)
 	for _, w := range o.wanted() {
 		its, layers := items(w)
@@ -220,50 +260,56 @@ func (o oracle) sizes() map[item]itemSize {
 				}
 			}
 		}
-		if s.compressed == 0 {
-			s.compressed = o.r.Rules.AttachCostBytes + 1
-		}
-		if s.unpacked == 0 {
-			s.unpacked = s.compressed
-		}
 		out[it] = s
 	}
 	return out
 }
 
-func (o oracle) saving(disks []*Candidate) Saving {
-	has, present, sizes := make(map[item]bool), o.present(), o.sizes()
-	for _, c := range disks {
-		for it := range o.has(c) {
-			has[it] = true
-		}
+// blob of a layer: the request's, the one that another image of the request has for it, or else something that is the
+// same for equal layers.
+func (o oracle) blob(it item, l Layer) digest.Digest {
+	if l.Blob != "" {
+		return l.Blob
 	}
-	run := make(map[item]bool)
+	diff := l.DiffID
 	for _, w := range o.wanted() {
-		its, _ := items(w)
-		for _, it := range its {
-			if !has[it] && !present[it] {
-				break
+		its, layers := items(w)
+		for n := range its {
+			if its[n] == it && layers[n].Blob != "" {
+				return layers[n].Blob
 			}
-			run[it] = true
+			if its[n] == it && diff == "" {
+				diff = layers[n].DiffID
+			}
 		}
 	}
-	var s Saving
-	for it := range sizes {
-		switch {
-		case present[it]:
-		case run[it]:
-			s.DownloadBytes += sizes[it].compressed
-		case has[it]:
-			s.UnpackBytes += sizes[it].unpacked
+	switch {
+	case diff != "":
+		return diff
+	case it.chain != "":
+		return it.chain
+	}
+	return digest.Digest(fmt.Sprint(it))
+}
+
+// size of a blob: what the request says of it, else the largest that anybody tells, else worth an attach.
+func (o oracle) size(blob digest.Digest) int64 {
+	var said, told int64
+	sizes := o.told()
+	for i, w := range o.wanted() {
+		its, layers := items(w)
+		for n := range its {
+			if o.blobs[i][n] == blob {
+				said, told = max(said, layers[n].CompressedBytes), max(told, sizes[its[n]].compressed)
+			}
 		}
 	}
-	return s
+	return cmp.Or(said, told, o.r.Rules.AttachCostBytes+1)
 }
 
 // bytes is the key "matched-bytes".
 func (o oracle) bytes(c *Candidate) int64 {
-	sizes, counted := o.sizes(), make(map[item]bool)
+	sizes, counted := o.sizes, make(map[item]bool)
 	var sum int64
 	for _, w := range o.wanted() {
 		if !exactly(w, c) {

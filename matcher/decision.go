@@ -62,10 +62,10 @@ type Choice struct {
 
 // Saving is what disks save.
 type Saving struct {
-	// DownloadBytes are those of the layers from the lowest up to the first that no disk has: containerd downloads that
-	// one and everything above it.
+	// DownloadBytes need not be downloaded when the images are pulled one after another in the order of the request.
 	DownloadBytes int64
-	// UnpackBytes are those of the other layers on the disks: they are downloaded but not unpacked.
+	// UnpackBytes are the unpacked sizes of layers on the disks that are downloaded all the same: they are not
+	// unpacked.
 	UnpackBytes int64
 }
 

@@ -70,7 +70,7 @@ func TestCostOfStrangers(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, d.Considered)
 	m := match{index: x, scratch: x.scratch(), plan: newPlan(&request)}
-	m.run = newBitset(len(m.plan.items))
+	m.run = newBitset(max(len(m.plan.items), len(m.plan.pulls.bytes)))
 	m.platforms = m.wanted()
 	m.gather()
 	require.Len(t, m.touched, 1)

@@ -28,7 +28,7 @@ func (x *Index) Match(r Request) (Decision, error) {
 	defer x.mu.RUnlock()
 	s := x.scratch()
 	defer x.putScratch(s)
-	m := &match{scratch: s, index: x, plan: p, keys: orderKeys(rules.Order), now: noTime, run: newBitset(len(p.items))}
+	m := &match{scratch: s, index: x, plan: p, keys: orderKeys(rules.Order), now: noTime, run: newBitset(max(len(p.items), len(p.pulls.bytes)))}
 	if !r.Now.IsZero() {
 		m.now = r.Now.UnixMicro()
 	}

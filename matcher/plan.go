@@ -14,6 +14,7 @@ type plan struct {
 	entries int         // images of the request, repeated ones included
 	items   []planItem
 	present bitset // items on the node
+	pulls   pulls
 }
 
 // planImage is one distinct image.
@@ -26,6 +27,15 @@ type planImage struct {
 	known     bool // whether its layers are known
 	// items are the layers from the lowest up. If the layers are not known one item stands for all of them.
 	items []int
+	// blobs are what the request knows of each item in this image.
+	blobs []planBlob
+}
+
+// planBlob is the compressed form of a layer in one image. The same layer may have others in others.
+type planBlob struct {
+	by    key
+	known bool
+	bytes int64 // 0 if not known
 }
 
 // planItem is one distinct layer, or all layers of an image whose layers are not known.
@@ -64,7 +74,7 @@ func newPlan(r *Request) *plan {
 			pi.pinned = digest.Digest(d)
 		}
 		if !pi.known {
-			pi.items = []int{len(p.items)}
+			pi.items, pi.blobs = []int{len(p.items)}, make([]planBlob, 1)
 			p.items = append(p.items, planItem{})
 		}
 		var chain digest.Digest
@@ -74,8 +84,8 @@ func newPlan(r *Request) *plan {
 				l.ChainID = chainID(chain, l.DiffID)
 			}
 			chain = l.ChainID
-			item := p.item(stacks, &l)
-			pi.items = append(pi.items, item)
+			item, blob := p.item(stacks, &l)
+			pi.items, pi.blobs = append(pi.items, item), append(pi.blobs, blob)
 			if l.Present {
 				onNode = append(onNode, item)
 			}
@@ -86,6 +96,7 @@ func newPlan(r *Request) *plan {
 	for _, i := range onNode {
 		p.present.set(i)
 	}
+	p.orderPulls()
 	return p
 }
 
@@ -98,7 +109,7 @@ func chainID(parent, diffID digest.Digest) digest.Digest {
 }
 
 // item numbers a layer. Images that start with the same stack share its items: they are downloaded and unpacked once.
-func (p *plan) item(stacks map[key]int, l *Layer) int {
+func (p *plan) item(stacks map[key]int, l *Layer) (int, planBlob) {
 	var it planItem
 	it.chain, it.hasChain = digestKey(l.ChainID)
 	it.diff, it.hasDiff = digestKey(l.DiffID)
@@ -127,7 +138,7 @@ func (p *plan) item(stacks map[key]int, l *Layer) int {
 	if l.UnpackedBytes > 0 {
 		to.unpacked, to.unpackedByUser = max(to.unpacked, l.UnpackedBytes), true
 	}
-	return number
+	return number, planBlob{by: it.blob, known: it.hasBlob, bytes: l.CompressedBytes}
 }
 
 // learn takes sizes from a candidate for what the request does not know.
@@ -143,6 +154,7 @@ func (it *planItem) learn(compressed, unpacked int64) {
 // settle fills in what nobody knows: a layer of unknown size is taken to be worth attaching a disk for, and to be no
 // smaller unpacked than it is compressed.
 func (p *plan) settle() {
+	p.settleBlobs()
 	for i := range p.items {
 		it := &p.items[i]
 		if it.compressed == 0 {
@@ -152,32 +164,6 @@ func (p *plan) settle() {
 			it.unpacked = it.compressed
 		}
 	}
-}
-
-// saving is what a set of items saves on a node that has the present ones already.
-func (p *plan) saving(has, run bitset) Saving {
-	var s Saving
-	run.clear()
-	for i := range p.images {
-		for _, item := range p.images[i].items {
-			if p.present.has(item) {
-				continue
-			}
-			if !has.has(item) {
-				break
-			}
-			if !run.has(item) {
-				run.set(item)
-				s.DownloadBytes += p.items[item].compressed
-			}
-		}
-	}
-	has.each(func(item int) {
-		if !run.has(item) && !p.present.has(item) {
-			s.UnpackBytes += p.items[item].unpacked
-		}
-	})
-	return s
 }
 
 // exactBy tells whether a candidate's image is the whole of this one. Digests decide where both sides know them: a tag

@@ -30,7 +30,8 @@ var ErrInvalidRequest = errors.New("invalid match request")
 // Request asks for the best image snapshots for the images of one pod or one pull.
 type Request struct {
 	// Images of all containers, init containers included, one entry per container. The same image may stand there
-	// several times: it is downloaded once, but counts as often as it stands there for [Rules.MatchCount].
+	// several times: it is downloaded once, but counts as often as it stands there for [Rules.MatchCount]. They are
+	// taken to be pulled one after another in this order, which decides what a pull finds there.
 	Images []Image
 	Rules  Rules
 	// Now is the time at which candidates may have expired. The zero time expires nothing.
@@ -64,7 +65,7 @@ type Layer struct {
 	UnpackedBytes int64
 	// StackBound layers of candidates are found by chain ID alone, see layerdisk.Layer.
 	StackBound bool
-	// Present layers of requests are on the node already, so that no disk saves anything with them.
+	// Present layers of requests are on the node already: nothing is looked for in their place.
 	Present bool
 }
 
