@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,14 +54,13 @@ func (n *node) tree(p pushed, snapshotter string) []attrs.Entry {
 		root := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"})
 		mounts, err := sn.View(ctx, key, chains[len(chains)-1].String(), root)
 		require.NoError(n, err)
-		// As they are: the walk takes another device number for a foreign mount, so all lower file systems must have
-		// one.
 		dir, err := os.MkdirTemp(n.dir, "v")
 		require.NoError(n, err)
 		require.NoError(n, mount.All(mounts, dir))
 		tree, err = attrs.FromDir(ctx, dir)
 		err = errors.Join(err, mount.UnmountMounts(mounts, dir, 0), sn.Remove(ctx, key))
 		require.NoError(n, err)
+		n.requireOneDevice(ctx, sn, chains[len(chains)-1].String())
 	})
 	require.NotEmpty(n, tree)
 	// No layer can set the modification time of the root directory: containerd ignores its entry, so it is the time of
@@ -68,6 +68,34 @@ func (n *node) tree(p pushed, snapshotter string) []attrs.Entry {
 	require.Equal(n, ".", tree[0].Path)
 	tree[0].MtimeSec, tree[0].MtimeNsec = 0, 0
 	return tree
+}
+
+// requireOneDevice looks at what a container on parent sees as programs do that stay on one file system, such as du -x.
+func (n *node) requireOneDevice(ctx context.Context, sn snapshots.Snapshotter, parent string) {
+	n.Helper()
+	mounts, err := sn.Prepare(ctx, "device-"+parent, parent, snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"}))
+	require.NoError(n, err)
+	dir, err := os.MkdirTemp(n.dir, "v")
+	require.NoError(n, err)
+	require.NoError(n, mount.All(mounts, dir))
+	var root unix.Stat_t
+	err = unix.Lstat(dir, &root)
+	other := ""
+	err = errors.Join(err, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		if st.Dev != root.Dev {
+			other = path
+		}
+		return nil
+	}))
+	require.NoError(n, errors.Join(err, mount.UnmountMounts(mounts, dir, 0), sn.Remove(ctx, "device-"+parent)))
+	require.Empty(n, other, "has another device number than the root")
 }
 
 // requireSameTree compares what berth gives with what overlayfs gives.
