@@ -1,5 +1,15 @@
 package matcher
 
+// content is what candidates hold. Images and layers are kept once each, however many candidates have them, and found
+// by their digests.
+type content struct {
+	layers                   table[layerRecord]
+	byChain, byDiff, byBlob  keyed // layers whose diff ID may be used
+	looseChain, looseBlob    keyed // the other layers
+	images                   table[CandidateImage]
+	byRef, byManifest, byIdx keyed // images
+}
+
 // indexed is one key by which an image or a layer is found, and where.
 type indexed struct {
 	in  *keyed
@@ -11,35 +21,35 @@ type indexed struct {
 //
 // A layer whose diff ID may be used is found by it whenever the request knows diff IDs, so that a match need not look
 // at its other keys; the loose ones are those that it would miss then.
-func (x *Index) layerKeys(l *layerRecord) [3]indexed {
+func (c *content) layerKeys(l *layerRecord) [3]indexed {
 	if l.hasDiff {
-		return [3]indexed{{&x.byDiff, l.diff, true}, {&x.byChain, l.chain, l.hasChain}, {&x.byBlob, l.blob, l.hasBlob}}
+		return [3]indexed{{&c.byDiff, l.diff, true}, {&c.byChain, l.chain, l.hasChain}, {&c.byBlob, l.blob, l.hasBlob}}
 	}
-	return [3]indexed{{&x.looseChain, l.chain, l.hasChain}, {&x.looseBlob, l.blob, l.hasBlob}}
+	return [3]indexed{{&c.looseChain, l.chain, l.hasChain}, {&c.looseBlob, l.blob, l.hasBlob}}
 }
 
-func (x *Index) addLayer(l *layerRecord, slot uint32) (number uint32, added bool) {
-	return put(&x.layers, x.layerKeys(l), l, slot)
+func (c *content) addLayer(l *layerRecord, slot uint32) (number uint32, added bool) {
+	return put(&c.layers, c.layerKeys(l), l, slot)
 }
 
-func (x *Index) removeLayer(number, slot uint32) {
-	drop(&x.layers, x.layerKeys(x.layers.at(number)), number, slot)
+func (c *content) removeLayer(number, slot uint32) {
+	drop(&c.layers, c.layerKeys(c.layers.at(number)), number, slot)
 }
 
-func (x *Index) imageKeys(img *CandidateImage) [3]indexed {
+func (c *content) imageKeys(img *CandidateImage) [3]indexed {
 	manifest, hasManifest := digestKey(img.ManifestDigest)
 	index, hasIndex := digestKey(img.IndexDigest)
 	return [3]indexed{
-		{&x.byManifest, manifest, hasManifest}, {&x.byRef, stringKey(img.Reference), img.Reference != ""}, {&x.byIdx, index, hasIndex},
+		{&c.byManifest, manifest, hasManifest}, {&c.byRef, stringKey(img.Reference), img.Reference != ""}, {&c.byIdx, index, hasIndex},
 	}
 }
 
-func (x *Index) addImage(img *CandidateImage, slot uint32) (number uint32, added bool) {
-	return put(&x.images, x.imageKeys(img), img, slot)
+func (c *content) addImage(img *CandidateImage, slot uint32) (number uint32, added bool) {
+	return put(&c.images, c.imageKeys(img), img, slot)
 }
 
-func (x *Index) removeImage(number, slot uint32) {
-	drop(&x.images, x.imageKeys(x.images.at(number)), number, slot)
+func (c *content) removeImage(number, slot uint32) {
+	drop(&c.images, c.imageKeys(c.images.at(number)), number, slot)
 }
 
 // put makes the candidate in slot a holder of a thing. Nothing is added if it holds it already or if the thing has no

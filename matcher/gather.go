@@ -9,7 +9,7 @@ import (
 // touched is a candidate that shares something with the request or is pinned.
 type touched struct {
 	slot    uint32
-	sets    uint32  // where its sets are, see match.has and match.exact
+	sets    uint32  // where its sets are, see gathered.has and gathered.exact
 	verdict Verdict // empty while nothing speaks against it
 	pinned  bool
 	// imageBytes are the sizes of those images in exact whose layers the request does not know. lastImage and lastBytes
@@ -22,14 +22,13 @@ type touched struct {
 	score score
 }
 
-// match is the work on one request. Everything in it lives for one call under the index's read lock.
-type match struct {
+// gathered is what the index has for one request: the candidates that share something with it. Everything in it lives
+// for one call under the index's read lock.
+type gathered struct {
 	*scratch
 	index *Index
 	plan  *plan
-	keys  []KeyName // of the order
-	now   int64     // microseconds since 1970
-	run   bitset    // scratch of plan.saving
+	now   int64 // microseconds since 1970
 	// platforms are the bits of those that are wanted, see state.platforms.
 	platforms uint64
 }
@@ -49,7 +48,7 @@ type scratch struct {
 type group struct {
 	has, exact bitset
 	saved      Saving
-	bytes      int64 // see match.bytesOf
+	bytes      int64 // see ordering.bytesOf
 }
 
 func (x *Index) scratch() *scratch {
@@ -73,40 +72,40 @@ func (x *Index) putScratch(s *scratch) {
 }
 
 // touch gives the place of a candidate among the touched ones. Places stay, pointers to them do not.
-func (m *match) touch(slot uint32) int {
-	if at := m.at[slot]; at != 0 {
+func (g *gathered) touch(slot uint32) int {
+	if at := g.at[slot]; at != 0 {
 		return int(at - 1)
 	}
-	m.touched = append(m.touched, touched{slot: slot, lastImage: -1, verdict: m.unusable(slot)})
-	at := len(m.touched)
-	m.at[slot] = uint32(at)
-	m.touched[at-1].sets = uint32(len(m.words))
-	for range bitsetWords(len(m.plan.items)) + bitsetWords(len(m.plan.images)) {
-		m.words = append(m.words, 0)
+	g.touched = append(g.touched, touched{slot: slot, lastImage: -1, verdict: g.unusable(slot)})
+	at := len(g.touched)
+	g.at[slot] = uint32(at)
+	g.touched[at-1].sets = uint32(len(g.words))
+	for range bitsetWords(len(g.plan.items)) + bitsetWords(len(g.plan.images)) {
+		g.words = append(g.words, 0)
 	}
 	return at - 1
 }
 
 // has is the set of items that a candidate has. It is valid until another one is touched.
-func (m *match) has(t *touched) bitset {
-	return bitset(m.words[t.sets : int(t.sets)+bitsetWords(len(m.plan.items))])
+func (g *gathered) has(t *touched) bitset {
+	return bitset(g.words[t.sets : int(t.sets)+bitsetWords(len(g.plan.items))])
 }
 
 // exact is the set of images that match exactly, valid likewise.
-func (m *match) exact(t *touched) bitset {
-	from := int(t.sets) + bitsetWords(len(m.plan.items))
-	return bitset(m.words[from : from+bitsetWords(len(m.plan.images))])
+func (g *gathered) exact(t *touched) bitset {
+	from := int(t.sets) + bitsetWords(len(g.plan.items))
+	return bitset(g.words[from : from+bitsetWords(len(g.plan.images))])
 }
 
 // unusable says what keeps a candidate from being used by anybody, whatever it holds.
-func (m *match) unusable(slot uint32) Verdict {
-	s := &m.index.states[slot]
+func (g *gathered) unusable(slot uint32) Verdict {
+	s := &g.index.states[slot]
 	switch {
 	case !s.ready:
 		return VerdictNotReady
-	case m.now >= s.expires:
+	case g.now >= s.expires:
 		return VerdictExpired
-	case s.platforms != 0 && s.platforms&m.platforms == 0: // of none nothing is known but layers
+	case s.platforms != 0 && s.platforms&g.platforms == 0: // of none nothing is known but layers
 		return VerdictPlatform
 	case !s.reachable:
 		return VerdictUnreachable
@@ -115,10 +114,10 @@ func (m *match) unusable(slot uint32) Verdict {
 }
 
 // wanted gives the bits of the platforms that fit an image of the request.
-func (m *match) wanted() uint64 {
+func (g *gathered) wanted() uint64 {
 	fit := uint64(1) << manyPlatforms
-	for i, p := range m.index.platforms {
-		if slices.ContainsFunc(m.plan.images, func(img planImage) bool { return img.platform.fits(p) }) {
+	for i, p := range g.index.platforms {
+		if slices.ContainsFunc(g.plan.images, func(img planImage) bool { return img.platform.fits(p) }) {
 			fit |= 1 << i
 		}
 	}
@@ -127,87 +126,87 @@ func (m *match) wanted() uint64 {
 
 // gather finds everybody who shares an image or a layer with the request. It looks at nobody else, so that the cost
 // does not grow with the rest of the fleet.
-func (m *match) gather() {
-	for i := range m.plan.images {
-		m.gatherImage(i)
+func (g *gathered) gather() {
+	for i := range g.plan.images {
+		g.gatherImage(i)
 	}
-	for i := range m.plan.items {
-		m.gatherItem(i)
+	for i := range g.plan.items {
+		g.gatherItem(i)
 	}
-	m.plan.settle()
+	g.plan.settle()
 }
 
 // judge finishes what gather began: who may be used, and the score of everybody. What a set of items saves is worked
 // out once per distinct set, because thousands of candidates may share just the base layers.
-func (m *match) judge() {
+func (o *ordering) judge() {
 	seed, last := maphash.MakeSeed(), -1
-	for i := range m.touched {
-		t := &m.touched[i]
-		has, exact := m.has(t), m.exact(t)
-		m.assumeLayers(t, has, exact)
-		m.gate(t, has, exact)
+	for i := range o.g.touched {
+		t := &o.g.touched[i]
+		has, exact := o.g.has(t), o.g.exact(t)
+		o.assumeLayers(t, has, exact)
+		o.gate(t, has, exact)
 		if t.verdict == "" {
-			m.usable = append(m.usable, i)
+			o.g.usable = append(o.g.usable, i)
 		}
-		if last < 0 || !m.groups[last].of(has, exact) {
-			last = m.groupFor(seed, has, exact)
+		if last < 0 || !o.g.groups[last].of(has, exact) {
+			last = o.groupFor(seed, has, exact)
 		}
 		t.group = last
-		m.rate(t)
+		o.rate(t)
 	}
 }
 
-func (m *match) gatherImage(i int) {
-	img, x := &m.plan.images[i], m.index
-	m.seen = m.seen[:0]
+func (g *gathered) gatherImage(i int) {
+	img, x := &g.plan.images[i], g.index
+	g.seen = g.seen[:0]
 	look := func(in *keyed, k key) {
 		var one [1]uint32
 		for _, number := range in.find(k, &one) {
-			if !slices.Contains(m.seen, number) {
-				m.seen = append(m.seen, number)
-				m.tryImage(i, number)
+			if !slices.Contains(g.seen, number) {
+				g.seen = append(g.seen, number)
+				g.tryImage(i, number)
 			}
 		}
 	}
 	if k, ok := digestKey(img.manifest); ok {
-		look(&x.byManifest, k)
+		look(&x.content.byManifest, k)
 	}
 	if k, ok := digestKey(img.pinned); ok {
-		look(&x.byManifest, k)
-		look(&x.byIdx, k)
+		look(&x.content.byManifest, k)
+		look(&x.content.byIdx, k)
 	}
 	if img.reference != "" {
-		look(&x.byRef, stringKey(img.reference))
+		look(&x.content.byRef, stringKey(img.reference))
 	}
 }
 
 // tryImage holds an image of candidates against one of the request.
-func (m *match) tryImage(i int, number uint32) {
-	img, c := &m.plan.images[i], m.index.images.at(number)
+func (g *gathered) tryImage(i int, number uint32) {
+	img, c := &g.plan.images[i], g.index.content.images.at(number)
 	exact := img.exactBy(c).Exact()
 	if exact && !img.known {
-		m.plan.items[img.items[0]].learn(c.SizeBytes, 0)
+		g.plan.items[img.items[0]].learn(c.SizeBytes, 0)
 	}
 	var one [1]uint32
-	for _, slot := range m.index.images.slots(number, &one) {
-		at := m.touch(slot)
-		t := &m.touched[at]
+	for _, slot := range g.index.content.images.slots(number, &one) {
+		at := g.touch(slot)
+		t := &g.touched[at]
 		if exact { // otherwise a moved tag or another platform: touched, so that the explanation can say so
-			m.exactImage(i, t, c.SizeBytes)
+			g.exactImage(i, t, c.SizeBytes)
 		}
 	}
 }
 
-func (m *match) exactImage(i int, t *touched, sizeBytes int64) {
-	img := &m.plan.images[i]
-	if exact := m.exact(t); !exact.has(i) {
+func (g *gathered) exactImage(i int, t *touched, sizeBytes int64) {
+	img := &g.plan.images[i]
+	if exact := g.exact(t); !exact.has(i) {
 		exact.set(i)
 		t.exactings += img.count
 	}
 	if img.known {
 		return
 	}
-	m.has(t).set(img.items[0])
+	g.has(t).set(img.items[0])
 	if t.lastImage != i {
 		t.lastImage, t.lastBytes = i, 0
 	}
@@ -217,44 +216,44 @@ func (m *match) exactImage(i int, t *touched, sizeBytes int64) {
 	}
 }
 
-func (m *match) gatherItem(i int) {
-	it, x := &m.plan.items[i], m.index
+func (g *gathered) gatherItem(i int) {
+	it, x := &g.plan.items[i], g.index
 	look := func(in *keyed, k key, known bool) {
 		if !known {
 			return
 		}
 		var one, other [1]uint32
 		for _, number := range in.find(k, &one) {
-			l := x.layers.at(number)
+			l := x.content.layers.at(number)
 			it.learn(l.compressed, l.unpacked)
-			for _, slot := range x.layers.slots(number, &other) {
-				at := m.touch(slot)
-				m.has(&m.touched[at]).set(i)
+			for _, slot := range x.content.layers.slots(number, &other) {
+				at := g.touch(slot)
+				g.has(&g.touched[at]).set(i)
 			}
 		}
 	}
-	look(&x.byDiff, it.diff, it.hasDiff)
-	look(&x.byChain, it.chain, it.hasChain && !it.hasDiff)
-	look(&x.byBlob, it.blob, it.hasBlob && !it.hasDiff)
-	look(&x.looseChain, it.chain, it.hasChain)
-	look(&x.looseBlob, it.blob, it.hasBlob)
+	look(&x.content.byDiff, it.diff, it.hasDiff)
+	look(&x.content.byChain, it.chain, it.hasChain && !it.hasDiff)
+	look(&x.content.byBlob, it.blob, it.hasBlob && !it.hasDiff)
+	look(&x.content.looseChain, it.chain, it.hasChain)
+	look(&x.content.looseBlob, it.blob, it.hasBlob)
 }
 
 // assumeLayers gives a candidate of which only the images are known all layers of those it has exactly.
-func (m *match) assumeLayers(t *touched, has, exact bitset) {
-	if m.index.states[t.slot].hasLayers {
+func (o *ordering) assumeLayers(t *touched, has, exact bitset) {
+	if o.g.index.states[t.slot].hasLayers {
 		return
 	}
 	exact.each(func(i int) {
-		for _, item := range m.plan.images[i].items {
+		for _, item := range o.g.plan.images[i].items {
 			has.set(item)
 		}
 	})
 }
 
 // gate keeps candidates from automatic matching that share nothing or too little.
-func (m *match) gate(t *touched, has, exact bitset) {
-	rules := m.plan.rules
+func (o *ordering) gate(t *touched, has, exact bitset) {
+	rules := o.g.plan.rules
 	switch {
 	case t.verdict != "":
 	case has.empty() && exact.empty():
@@ -262,7 +261,7 @@ func (m *match) gate(t *touched, has, exact bitset) {
 	case !rules.AutoMatch:
 		t.verdict = VerdictSetAside
 	case rules.PerfectMatch:
-		if exact.count() < len(m.plan.images) {
+		if exact.count() < len(o.g.plan.images) {
 			t.verdict = VerdictGate
 		}
 	case t.exactings < rules.MatchCount:
@@ -271,9 +270,9 @@ func (m *match) gate(t *touched, has, exact bitset) {
 }
 
 // gateText says what the gate wanted.
-func (m *match) gateText(t *touched) string {
-	if m.plan.rules.PerfectMatch {
-		return fmt.Sprintf("it matches %d of %d images exactly and a perfect match is asked for", m.exact(t).count(), len(m.plan.images))
+func (e *explainer) gateText(t *touched) string {
+	if e.g.plan.rules.PerfectMatch {
+		return fmt.Sprintf("it matches %d of %d images exactly and a perfect match is asked for", e.g.exact(t).count(), len(e.g.plan.images))
 	}
-	return fmt.Sprintf("it matches %d images exactly and %d are asked for", t.exactings, m.plan.rules.MatchCount)
+	return fmt.Sprintf("it matches %d images exactly and %d are asked for", t.exactings, e.g.plan.rules.MatchCount)
 }

@@ -9,8 +9,8 @@ import (
 // Index holds the candidates of a fleet. All methods may be called at the same time; a change waits for the matches
 // under way.
 //
-// Images and layers are kept once each, however many candidates have them, and found by their digests. A match looks at
-// those of the request alone, so that it costs the same in a small fleet and in a large one.
+// A match looks at the images and layers of the request alone, so that it costs the same in a small fleet and in a
+// large one.
 type Index struct {
 	// mu guards everything below but scratches.
 	mu      sync.RWMutex
@@ -22,11 +22,7 @@ type Index struct {
 	// platforms numbers the platforms that were ever seen, up to manyPlatforms.
 	platforms []Platform
 
-	layers                   table[layerRecord]
-	byChain, byDiff, byBlob  keyed // layers whose diff ID may be used
-	looseChain, looseBlob    keyed // the other layers
-	images                   table[CandidateImage]
-	byRef, byManifest, byIdx keyed // images
+	content content
 
 	scratches sync.Pool // of *scratch
 }
@@ -80,7 +76,7 @@ func (x *Index) Put(c Candidate) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	slot, known := x.byID[c.ID]
-	if !known && len(x.free) == 0 && len(x.records) == maxNumber-1 || len(x.layers.things)+len(layers) >= maxNumber {
+	if !known && len(x.free) == 0 && len(x.records) == maxNumber-1 || len(x.content.layers.things)+len(layers) >= maxNumber {
 		return fmt.Errorf("candidate %q does not fit into the index: remove image snapshots that nobody needs", c.Name)
 	}
 	if known && x.records[slot].name == c.Name && x.sameContent(&x.records[slot], c.Images, layers) {
@@ -157,11 +153,11 @@ func layerRecords(layers []Layer) []layerRecord {
 // sameContent may miss that contents are the same, where a candidate names something twice.
 func (x *Index) sameContent(r *record, images []CandidateImage, layers []layerRecord) bool {
 	return len(r.images) == len(images) && len(r.layers) == len(layers) &&
-		!slices.ContainsFunc(r.images, func(n uint32) bool { return !slices.Contains(images, *x.images.at(n)) }) &&
+		!slices.ContainsFunc(r.images, func(n uint32) bool { return !slices.Contains(images, *x.content.images.at(n)) }) &&
 		!slices.ContainsFunc(images, func(img CandidateImage) bool {
-			return !slices.ContainsFunc(r.images, func(n uint32) bool { return *x.images.at(n) == img })
+			return !slices.ContainsFunc(r.images, func(n uint32) bool { return *x.content.images.at(n) == img })
 		}) &&
-		slices.EqualFunc(r.layers, layers, func(n uint32, l layerRecord) bool { return *x.layers.at(n) == l })
+		slices.EqualFunc(r.layers, layers, func(n uint32, l layerRecord) bool { return *x.content.layers.at(n) == l })
 }
 
 // describe sets everything of a candidate but its content.
@@ -182,14 +178,14 @@ func (x *Index) add(c *Candidate, layers []layerRecord) {
 	x.byID[c.ID] = slot
 	x.byName[c.Name] = append(x.byName[c.Name], slot)
 	for i := range c.Images {
-		if number, added := x.addImage(&c.Images[i], slot); added {
+		if number, added := x.content.addImage(&c.Images[i], slot); added {
 			r.images = append(r.images, number)
 		}
 		x.states[slot].platforms |= 1 << x.platform(c.Images[i].Platform)
 	}
 	r.layers = make([]uint32, 0, len(layers))
 	for i := range layers {
-		if number, added := x.addLayer(&layers[i], slot); added {
+		if number, added := x.content.addLayer(&layers[i], slot); added {
 			r.layers = append(r.layers, number)
 		}
 	}
@@ -210,10 +206,10 @@ func (x *Index) newSlot() uint32 {
 func (x *Index) remove(slot uint32) {
 	r := &x.records[slot]
 	for _, number := range r.images {
-		x.removeImage(number, slot)
+		x.content.removeImage(number, slot)
 	}
 	for _, number := range r.layers {
-		x.removeLayer(number, slot)
+		x.content.removeLayer(number, slot)
 	}
 	delete(x.byID, r.id)
 	if named := slices.DeleteFunc(x.byName[r.name], func(s uint32) bool { return s == slot }); len(named) > 0 {

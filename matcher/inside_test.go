@@ -31,7 +31,7 @@ func TestNothingLeftBehind(t *testing.T) {
 			require.NoError(t, x.Put(madeUp(round, n)))
 		}
 		if round == 0 {
-			layers, images, lists = len(x.layers.things), len(x.images.things), len(x.byDiff.lists.of)
+			layers, images, lists = len(x.content.layers.things), len(x.content.images.things), len(x.content.byDiff.lists.of)
 			require.Equal(t, 70, layers, "each layer once")
 			require.Equal(t, 1000, images)
 		}
@@ -39,18 +39,18 @@ func TestNothingLeftBehind(t *testing.T) {
 			require.True(t, x.Remove(madeUp(round, n).ID))
 		}
 		for name, k := range map[string]*keyed{
-			"byChain": &x.byChain, "byDiff": &x.byDiff, "byBlob": &x.byBlob, "looseChain": &x.looseChain, "looseBlob": &x.looseBlob,
-			"byRef": &x.byRef, "byManifest": &x.byManifest, "byIdx": &x.byIdx,
+			"byChain": &x.content.byChain, "byDiff": &x.content.byDiff, "byBlob": &x.content.byBlob, "looseChain": &x.content.looseChain, "looseBlob": &x.content.looseBlob,
+			"byRef": &x.content.byRef, "byManifest": &x.content.byManifest, "byIdx": &x.content.byIdx,
 		} {
 			require.Empty(t, k.sets, name)
 			require.Len(t, k.lists.free, len(k.lists.of), name)
 		}
-		require.Len(t, x.layers.things, layers)
-		require.Len(t, x.layers.free, layers)
-		require.Len(t, x.images.things, images)
-		require.Len(t, x.images.free, images)
-		require.Len(t, x.byDiff.lists.of, lists)
-		require.Len(t, x.layers.lists.free, len(x.layers.lists.of))
+		require.Len(t, x.content.layers.things, layers)
+		require.Len(t, x.content.layers.free, layers)
+		require.Len(t, x.content.images.things, images)
+		require.Len(t, x.content.images.free, images)
+		require.Len(t, x.content.byDiff.lists.of, lists)
+		require.Len(t, x.content.layers.lists.free, len(x.content.layers.lists.of))
 		require.Len(t, x.records, 100)
 		require.Empty(t, x.byID)
 		require.Empty(t, x.byName)
@@ -69,11 +69,10 @@ func TestCostOfStrangers(t *testing.T) {
 	d, err := x.Match(request)
 	require.NoError(t, err)
 	require.Equal(t, 1, d.Considered)
-	m := match{index: x, scratch: x.scratch(), plan: newPlan(&request)}
-	m.run = newBitset(max(len(m.plan.items), len(m.plan.pulls.bytes)))
-	m.platforms = m.wanted()
-	m.gather()
-	require.Len(t, m.touched, 1)
+	g := gathered{index: x, scratch: x.scratch(), plan: newPlan(&request)}
+	g.platforms = g.wanted()
+	g.gather()
+	require.Len(t, g.touched, 1)
 }
 
 // TestManyPlatforms shows that more platforms than a word has bits are still told apart from none.

@@ -28,17 +28,24 @@ func (x *Index) Match(r Request) (Decision, error) {
 	defer x.mu.RUnlock()
 	s := x.scratch()
 	defer x.putScratch(s)
-	m := &match{scratch: s, index: x, plan: p, keys: orderKeys(rules.Order), now: noTime, run: newBitset(max(len(p.items), len(p.pulls.bytes)))}
+	g := &gathered{scratch: s, index: x, plan: p, now: noTime}
 	if !r.Now.IsZero() {
-		m.now = r.Now.UnixMicro()
+		g.now = r.Now.UnixMicro()
 	}
-	m.platforms = m.wanted()
+	g.platforms = g.wanted()
+	m := &match{g: g, o: &ordering{g: g, keys: orderKeys(rules.Order), run: newBitset(max(len(p.items), len(p.pulls.bytes)))}}
 	at, refusal := m.resolvePin(rules.Pin)
-	m.gather()
-	m.judge()
+	g.gather()
+	m.o.judge()
 	d := m.decide(at, refusal)
 	m.explain(&d, r.Explain)
 	return d, nil
+}
+
+// match is the decision on one request.
+type match struct {
+	g *gathered
+	o *ordering
 }
 
 // noTime is before every time at which a candidate may expire.
@@ -51,12 +58,12 @@ func rejected(code RejectCode, message string) Decision {
 // decide follows the rules for pins and automatic matching. at is the pinned one's place among the touched, -1 if there
 // is none; refusal says why the pin means nothing.
 func (m *match) decide(at int, refusal *Rejection) Decision {
-	rules := m.plan.rules
+	rules := m.g.plan.rules
 	if rules.Pin.IsZero() {
 		return m.auto()
 	}
 	if at >= 0 {
-		refusal = m.pinRefusal(&m.touched[at])
+		refusal = m.pinRefusal(&m.g.touched[at])
 	}
 	if refusal != nil {
 		if rules.RejectIfUnavailable {
@@ -67,8 +74,8 @@ func (m *match) decide(at int, refusal *Rejection) Decision {
 			Reason: refusal.Message + "; the images are pulled", Warnings: []string{refusal.Message}, Proven: true,
 		}
 	}
-	t := &m.touched[at]
-	if rules.PinNeedsMatch && m.exact(t).empty() {
+	t := &m.g.touched[at]
+	if rules.PinNeedsMatch && m.g.exact(t).empty() {
 		return Decision{
 			Reason: fmt.Sprintf("image snapshot %s holds none of the images; they are pulled", rules.Pin), Proven: true,
 		}
@@ -78,13 +85,13 @@ func (m *match) decide(at int, refusal *Rejection) Decision {
 
 // usePin takes the pinned one after a look at what automatic matching would take.
 func (m *match) usePin(at int) Decision {
-	rules, t := m.plan.rules, &m.touched[at]
-	r := &m.index.records[t.slot]
+	rules, t := m.g.plan.rules, &m.g.touched[at]
+	r := &m.g.index.records[t.slot]
 	d := Decision{
-		Outcome: OutcomeUse, Reason: fmt.Sprintf("image snapshot %q is asked for", r.name), Proven: true, Saved: m.groups[t.group].saved,
-		Chosen: []Choice{{Name: r.name, ID: r.id, Attached: m.index.states[t.slot].attached, Pinned: true}},
+		Outcome: OutcomeUse, Reason: fmt.Sprintf("image snapshot %q is asked for", r.name), Proven: true, Saved: m.g.groups[t.group].saved,
+		Chosen: []Choice{{Name: r.name, ID: r.id, Attached: m.g.index.states[t.slot].attached, Pinned: true}},
 	}
-	if m.has(t).empty() && m.exact(t).empty() {
+	if m.g.has(t).empty() && m.g.exact(t).empty() {
 		d.Warnings = append(d.Warnings, fmt.Sprintf("image snapshot %q is asked for but shares no layer with the images", r.name))
 	}
 	if !rules.AutoMatch || rules.Conflict == ConflictPinWinsSilently {
@@ -120,25 +127,25 @@ func (m *match) resolvePin(pin Pin) (int, *Rejection) {
 	}
 	// Where several have the name, as while one is replaced, the newest that may be used is meant.
 	best := slices.MinFunc(slots, func(a, b uint32) int {
-		if ua, ub := m.unusable(a) == "", m.unusable(b) == ""; ua != ub {
+		if ua, ub := m.g.unusable(a) == "", m.g.unusable(b) == ""; ua != ub {
 			if ua {
 				return -1
 			}
 			return 1
 		}
-		if c := cmp.Compare(m.index.states[b].created, m.index.states[a].created); c != 0 {
+		if c := cmp.Compare(m.g.index.states[b].created, m.g.index.states[a].created); c != 0 {
 			return c
 		}
-		return cmp.Compare(m.index.records[a].id, m.index.records[b].id)
+		return cmp.Compare(m.g.index.records[a].id, m.g.index.records[b].id)
 	})
-	at := m.touch(best)
-	m.touched[at].pinned = true
+	at := m.g.touch(best)
+	m.g.touched[at].pinned = true
 	return at, nil
 }
 
 func (m *match) pinSlots(pin Pin) []uint32 {
 	byID := func(id string) []uint32 {
-		if slot, ok := m.index.byID[id]; ok {
+		if slot, ok := m.g.index.byID[id]; ok {
 			return []uint32{slot}
 		}
 		return nil
@@ -146,7 +153,7 @@ func (m *match) pinSlots(pin Pin) []uint32 {
 	if pin.Name == "" {
 		return byID(pin.ID)
 	}
-	slots := m.index.byName[pin.Name]
+	slots := m.g.index.byName[pin.Name]
 	if len(slots) == 0 && pin.NameOrID {
 		slots = byID(pin.Name)
 	}
@@ -155,7 +162,7 @@ func (m *match) pinSlots(pin Pin) []uint32 {
 	}
 	var both []uint32
 	for _, s := range slots {
-		if m.index.records[s].id == pin.ID {
+		if m.g.index.records[s].id == pin.ID {
 			both = append(both, s)
 		}
 	}
@@ -166,10 +173,10 @@ func (m *match) pinSlots(pin Pin) []uint32 {
 func (m *match) pinRefusal(t *touched) *Rejection {
 	switch t.verdict {
 	case VerdictNotReady, VerdictExpired, VerdictPlatform, VerdictUnreachable:
-		r := &m.index.records[t.slot]
+		r := &m.g.index.records[t.slot]
 		return &Rejection{
 			Code:    RejectUnavailable,
-			Message: fmt.Sprintf("image snapshot %q cannot be used: %s", r.name, m.unusableText(t)),
+			Message: fmt.Sprintf("image snapshot %q cannot be used: %s", r.name, m.g.unusableText(t)),
 		}
 	default:
 		return nil
@@ -177,15 +184,15 @@ func (m *match) pinRefusal(t *touched) *Rejection {
 }
 
 // unusableText is the sentence to an unusable candidate's verdict.
-func (m *match) unusableText(t *touched) string {
-	r := &m.index.records[t.slot]
+func (g *gathered) unusableText(t *touched) string {
+	r := &g.index.records[t.slot]
 	switch t.verdict {
 	case VerdictNotReady:
 		return fmt.Sprintf("its state is %.80q, not %q", r.state, StateAvailable)
 	case VerdictExpired:
-		return "it expired at " + time.UnixMicro(m.index.states[t.slot].expires).UTC().Format("2006-01-02 15:04:05 UTC")
+		return "it expired at " + time.UnixMicro(g.index.states[t.slot].expires).UTC().Format("2006-01-02 15:04:05 UTC")
 	case VerdictPlatform:
-		return fmt.Sprintf("it holds images for %s, wanted is %s", platformList(m.platformsOf(r)), platformList(m.wantedPlatforms()))
+		return fmt.Sprintf("it holds images for %s, wanted is %s", platformList(g.platformsOf(r)), platformList(g.wantedPlatforms()))
 	case VerdictUnreachable:
 		return "this node cannot attach it: " + r.unreachable
 	default:
@@ -193,20 +200,20 @@ func (m *match) unusableText(t *touched) string {
 	}
 }
 
-func (m *match) platformsOf(r *record) []Platform {
+func (g *gathered) platformsOf(r *record) []Platform {
 	var held []Platform
 	for _, number := range r.images {
-		if p := m.index.images.at(number).Platform; !slices.Contains(held, p) {
+		if p := g.index.content.images.at(number).Platform; !slices.Contains(held, p) {
 			held = append(held, p)
 		}
 	}
 	return held
 }
 
-func (m *match) wantedPlatforms() []Platform {
+func (g *gathered) wantedPlatforms() []Platform {
 	var wanted []Platform
-	for i := range m.plan.images {
-		if p := m.plan.images[i].platform; !slices.Contains(wanted, p) {
+	for i := range g.plan.images {
+		if p := g.plan.images[i].platform; !slices.Contains(wanted, p) {
 			wanted = append(wanted, p)
 		}
 	}

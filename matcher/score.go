@@ -26,15 +26,22 @@ const maxKeys = 5
 // score holds the values of an order's keys, the rest is 0.
 type score [maxKeys]int64
 
+// ordering says who of those gathered may be used, and who is better.
+type ordering struct {
+	g    *gathered
+	keys []KeyName // of the order
+	run  bitset    // scratch of plan.saving
+}
+
 // rate scores a candidate whose group is known.
-func (m *match) rate(t *touched) {
-	s, g := &m.index.states[t.slot], &m.groups[t.group]
-	for k, name := range m.keys {
+func (o *ordering) rate(t *touched) {
+	s, g := &o.g.index.states[t.slot], &o.g.groups[t.group]
+	for k, name := range o.keys {
 		switch name {
 		case KeySaved:
 			t.score[k] = g.saved.DownloadBytes
 			if !s.attached {
-				t.score[k] -= m.plan.rules.AttachCostBytes
+				t.score[k] -= o.g.plan.rules.AttachCostBytes
 			}
 		case KeyUnpack:
 			t.score[k] = g.saved.UnpackBytes
@@ -52,7 +59,7 @@ func (m *match) rate(t *touched) {
 	}
 }
 
-func (m *match) groupFor(seed maphash.Seed, has, exact bitset) int {
+func (o *ordering) groupFor(seed maphash.Seed, has, exact bitset) int {
 	h := uint64(len(has))
 	for _, w := range has {
 		h = maphash.Comparable(seed, [2]uint64{h, w})
@@ -60,14 +67,14 @@ func (m *match) groupFor(seed maphash.Seed, has, exact bitset) int {
 	for _, w := range exact {
 		h = maphash.Comparable(seed, [2]uint64{h, w})
 	}
-	for _, g := range m.groupOf[h] {
-		if m.groups[g].of(has, exact) {
+	for _, g := range o.g.groupOf[h] {
+		if o.g.groups[g].of(has, exact) {
 			return g
 		}
 	}
-	m.groups = append(m.groups, group{has: has, exact: exact, saved: m.plan.saving(has, m.run), bytes: m.bytesOf(has, exact)})
-	g := len(m.groups) - 1
-	m.groupOf[h] = append(m.groupOf[h], g)
+	o.g.groups = append(o.g.groups, group{has: has, exact: exact, saved: o.g.plan.saving(has, o.run), bytes: o.bytesOf(has, exact)})
+	g := len(o.g.groups) - 1
+	o.g.groupOf[h] = append(o.g.groupOf[h], g)
 	return g
 }
 
@@ -77,28 +84,28 @@ func (g *group) of(has, exact bitset) bool {
 
 // bytesOf are the sizes of the images in exact, as far as the request knows their layers, and of the single layers that
 // match of other images.
-func (m *match) bytesOf(has, exact bitset) int64 {
+func (o *ordering) bytesOf(has, exact bitset) int64 {
 	var sum int64
-	m.run.clear()
+	o.run.clear()
 	exact.each(func(i int) {
-		for _, item := range m.plan.images[i].items {
-			m.run.set(item)
-			if m.plan.images[i].known {
-				sum += m.plan.items[item].compressed
+		for _, item := range o.g.plan.images[i].items {
+			o.run.set(item)
+			if o.g.plan.images[i].known {
+				sum += o.g.plan.items[item].compressed
 			}
 		}
 	})
 	has.each(func(item int) {
-		if !m.run.has(item) {
-			sum += m.plan.items[item].compressed
+		if !o.run.has(item) {
+			sum += o.g.plan.items[item].compressed
 		}
 	})
 	return sum
 }
 
 // compare is positive if a is better than b by the keys of the order alone, and says which key decided.
-func (m *match) compare(a, b *touched) (int, KeyName) {
-	for k, name := range m.keys {
+func (o *ordering) compare(a, b *touched) (int, KeyName) {
+	for k, name := range o.keys {
 		if c := cmp.Compare(a.score[k], b.score[k]); c != 0 {
 			return c, name
 		}
@@ -107,11 +114,11 @@ func (m *match) compare(a, b *touched) (int, KeyName) {
 }
 
 // better orders candidates completely: by the keys, then by name and ID, the lowest first.
-func (m *match) better(a, b *touched) bool {
-	if c, _ := m.compare(a, b); c != 0 {
+func (o *ordering) better(a, b *touched) bool {
+	if c, _ := o.compare(a, b); c != 0 {
 		return c > 0
 	}
-	ra, rb := &m.index.records[a.slot], &m.index.records[b.slot]
+	ra, rb := &o.g.index.records[a.slot], &o.g.index.records[b.slot]
 	if ra.name != rb.name {
 		return ra.name < rb.name
 	}

@@ -15,7 +15,8 @@ const (
 // newly attached disk; bytes that need no unpacking; fewer new disks; better ranks of the members, the best member
 // first.
 type setSearch struct {
-	m     *match
+	g     *gathered
+	o     *ordering
 	base  bitset // items of the attached ones
 	pool  []int  // places among the touched, by rank, none of them covered by a better one
 	limit int    // of new disks
@@ -27,16 +28,16 @@ type setSearch struct {
 
 // chooseSaved gives places among the touched, by rank, and whether no other set is better.
 func (m *match) chooseSaved(usable []int) (chosen []int, proven bool) {
-	s := setSearch{m: m, base: newBitset(len(m.plan.items)), limit: m.plan.rules.MaxAttach}
+	s := setSearch{g: m.g, o: m.o, base: newBitset(len(m.g.plan.items)), limit: m.g.plan.rules.MaxAttach}
 	if s.limit == 0 {
 		s.limit = DefaultMaxAttach
 	}
 	attached, others := m.bestOfGroups(usable)
 	for _, i := range attached {
-		s.base.or(m.has(&m.touched[i]))
+		s.base.or(m.g.has(&m.g.touched[i]))
 	}
 	complete := s.fill(others)
-	now := m.plan.saving(s.base, m.run)
+	now := m.g.plan.saving(s.base, m.o.run)
 	s.net, s.unpack = now.DownloadBytes, now.UnpackBytes
 	if complete && s.sets() <= maxSets {
 		s.all(0, nil, s.base)
@@ -45,32 +46,32 @@ func (m *match) chooseSaved(usable []int) (chosen []int, proven bool) {
 		proven = s.stepwise() && complete
 	}
 
-	has := slices.Clone(m.plan.present)
+	has := slices.Clone(m.g.plan.present)
 	for _, at := range s.best {
 		chosen = append(chosen, s.pool[at])
-		has.or(m.has(&m.touched[s.pool[at]]))
+		has.or(m.g.has(&m.g.touched[s.pool[at]]))
 	}
 	for _, i := range attached { // those that add something are in use too
-		if !m.has(&m.touched[i]).within(has) {
+		if !m.g.has(&m.g.touched[i]).within(has) {
 			chosen = append(chosen, i)
-			has.or(m.has(&m.touched[i]))
+			has.or(m.g.has(&m.g.touched[i]))
 		}
 	}
-	slices.SortFunc(chosen, m.rank)
+	slices.SortFunc(chosen, m.o.rank)
 	return chosen, proven
 }
 
 // bestOfGroups gives the best of each group, attached and other ones apart, each by rank. The rest of a group has
 // nothing that its best does not have.
 func (m *match) bestOfGroups(usable []int) (attached, others []int) {
-	best := make([][2]int, len(m.groups)) // 1 + place among the touched
+	best := make([][2]int, len(m.g.groups)) // 1 + place among the touched
 	for _, i := range usable {
-		t, kind := &m.touched[i], 0
-		if m.index.states[t.slot].attached {
+		t, kind := &m.g.touched[i], 0
+		if m.g.index.states[t.slot].attached {
 			kind = 1
 		}
 		b := &best[t.group][kind]
-		if *b == 0 || m.better(t, &m.touched[*b-1]) {
+		if *b == 0 || m.o.better(t, &m.g.touched[*b-1]) {
 			*b = i + 1
 		}
 	}
@@ -82,18 +83,18 @@ func (m *match) bestOfGroups(usable []int) (attached, others []int) {
 			attached = append(attached, b[1]-1)
 		}
 	}
-	slices.SortFunc(attached, m.rank)
-	slices.SortFunc(others, m.rank)
+	slices.SortFunc(attached, m.o.rank)
+	slices.SortFunc(others, m.o.rank)
 	return attached, others
 }
 
 // fill makes the pool from candidates in the order of rank. One that a better one covers is left out: in any set the
 // better one could stand for it. It tells whether all of the rest found room.
 func (s *setSearch) fill(others []int) bool {
-	free := slices.Clone(s.m.plan.present)
+	free := slices.Clone(s.g.plan.present)
 	free.or(s.base)
 	adds := func(i int) bitset { // what it has beside what is free
-		b := slices.Clone(s.m.has(&s.m.touched[i]))
+		b := slices.Clone(s.g.has(&s.g.touched[i]))
 		for w := range b {
 			b[w] &^= free[w]
 		}
@@ -134,7 +135,7 @@ func (s *setSearch) all(from int, set []int, has bitset) {
 	set = append(set, 0)
 	for at := from; at < len(s.pool); at++ {
 		with := slices.Clone(has)
-		with.or(s.m.has(&s.m.touched[s.pool[at]]))
+		with.or(s.g.has(&s.g.touched[s.pool[at]]))
 		set[len(set)-1] = at
 		s.try(set, with)
 		s.all(at+1, set, with)
@@ -143,8 +144,8 @@ func (s *setSearch) all(from int, set []int, has bitset) {
 
 // try keeps the set if it is better than the best so far.
 func (s *setSearch) try(set []int, has bitset) {
-	saved := s.m.plan.saving(has, s.m.run)
-	net := saved.DownloadBytes - int64(len(set))*s.m.plan.rules.AttachCostBytes
+	saved := s.g.plan.saving(has, s.o.run)
+	net := saved.DownloadBytes - int64(len(set))*s.g.plan.rules.AttachCostBytes
 	switch {
 	case net < s.net, net == s.net && saved.UnpackBytes < s.unpack:
 		return
@@ -157,14 +158,13 @@ func (s *setSearch) try(set []int, has bitset) {
 // stepwise adds the disk that helps most until the limit, and keeps the best set on the way. It tells whether the
 // result is certainly the best: if one disk or two save what all together would, and one alone would not do.
 func (s *setSearch) stepwise() bool {
-	m := s.m
 	everything := slices.Clone(s.base)
 	for _, i := range s.pool {
-		everything.or(m.has(&m.touched[i]))
+		everything.or(s.g.has(&s.g.touched[i]))
 	}
-	bound := m.plan.saving(everything, m.run)
+	bound := s.g.plan.saving(everything, s.o.run)
 	has, set := slices.Clone(s.base), []int{}
-	with := newBitset(len(m.plan.items))
+	with := newBitset(len(s.g.plan.items))
 	for len(set) < min(s.limit, len(s.pool)) {
 		next, most := -1, Saving{-1, -1}
 		for at, i := range s.pool {
@@ -172,19 +172,19 @@ func (s *setSearch) stepwise() bool {
 				continue
 			}
 			copy(with, has)
-			with.or(m.has(&m.touched[i]))
-			saved := m.plan.saving(with, m.run)
+			with.or(s.g.has(&s.g.touched[i]))
+			saved := s.g.plan.saving(with, s.o.run)
 			if saved.DownloadBytes > most.DownloadBytes ||
 				saved.DownloadBytes == most.DownloadBytes && saved.UnpackBytes > most.UnpackBytes {
 				next, most = at, saved
 			}
 		}
 		set = append(set, next)
-		has.or(m.has(&m.touched[s.pool[next]]))
+		has.or(s.g.has(&s.g.touched[s.pool[next]]))
 		ascending := slices.Clone(set)
 		slices.Sort(ascending)
 		s.try(ascending, has)
 	}
-	reached := s.net+int64(len(s.best))*m.plan.rules.AttachCostBytes == bound.DownloadBytes && s.unpack == bound.UnpackBytes
+	reached := s.net+int64(len(s.best))*s.g.plan.rules.AttachCostBytes == bound.DownloadBytes && s.unpack == bound.UnpackBytes
 	return reached && len(s.best) <= 2
 }

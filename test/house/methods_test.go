@@ -47,7 +47,7 @@ func notYet() []string {
 		"blockdev/csi.Driver", "blockdev/csi.attacher",
 		"blockdev/csi.finder", "blockdev/csi.provisioner", "blockdev/csi.snapshotter", "blockdev/csi.steps",
 		"builder.build",
-		"matcher.Index", "matcher.explainer", "matcher.match",
+
 		"node/imageimport.Importer", "node/ondemand.Chooser", "node/stage.Stager", "node/stage.finder",
 		"node/stage.keeper", "node/stage.steps",
 	}
