@@ -6,19 +6,56 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"berth.dev/berth/matcher"
 	"berth.dev/berth/node/stage"
 )
 
-// attachment is one disk on its way.
+// attacher attaches the disks that are chosen, and detaches disks that must make room or are no longer wanted.
+type attacher struct {
+	Config
+	view *view
+	// running is what runs in the background.
+	running sync.WaitGroup
+	// begin and beginDetach start run and detach in the background. mu is held for both.
+	begin       func(a *attachment, spec stage.Spec)
+	beginDetach func(disk string)
+
+	mu     sync.Mutex // guards all below
+	closed bool
+	// pending is what is being attached, by the name of the disk.
+	pending map[string]*attachment
+	// fresh is when disks were attached here.
+	fresh map[string]time.Time
+}
+
+// newAttacher makes one whose work in the background ends with ctx.
+func newAttacher(ctx context.Context, cfg Config, v *view) *attacher {
+	c := &attacher{Config: cfg, view: v, pending: map[string]*attachment{}, fresh: map[string]time.Time{}}
+	c.begin = func(a *attachment, spec stage.Spec) { c.running.Go(func() { c.run(ctx, a, spec) }) }
+	// Detaching goes on while the node stops: the stage journals it first.
+	detaching := context.WithoutCancel(ctx)
+	c.beginDetach = func(disk string) { c.running.Go(func() { c.detach(detaching, disk) }) }
+	return c
+}
+
+// close has nothing new begun. What runs is waited for with running.
+func (c *attacher) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+}
+
+// attachment is one disk that is being attached.
 type attachment struct {
 	item    *item
 	started time.Time
-	// room says that the disk counts among those of the node; Chooser.mu guards it.
+	// room says that the disk counts among those of the node; attacher.mu guards it.
 	room bool
 	// done is closed at the end; err is the outcome then.
 	done chan struct{}
@@ -28,8 +65,8 @@ type attachment struct {
 // errNoRoom says that no disk can make room.
 var errNoRoom = fmt.Errorf("as many layer disks as allowed are attached, and all of them are in use, kept or just attached: %w", errdefs.ErrResourceExhausted)
 
-// leaveTimeout bounds letting go of a disk; what fails on the way goes on in the stage.
-const leaveTimeout = time.Minute
+// detachTimeout bounds detaching a disk; what fails on the way goes on in the stage.
+const detachTimeout = time.Minute
 
 // wait until the disk is there or has been waited for long enough, by whoever it was.
 func (a *attachment) wait(ctx context.Context, most time.Duration) DiskResult {
@@ -64,32 +101,60 @@ func resultOf(err error) Result {
 	return ResultFailed
 }
 
+// attach starts attaching what is chosen and not attached. It returns what is under way now.
+func (c *attacher) attach(chosen []matcher.Choice) (under []*attachment, outcome Outcome) {
+	outcome = OutcomeNone
+	for _, choice := range chosen {
+		it := c.view.item(choice.ID)
+		if it == nil {
+			continue // withdrawn meanwhile
+		}
+		a, began := c.attachOne(it, choice.Attached)
+		if a == nil {
+			continue
+		}
+		under = append(under, a)
+		if began {
+			outcome = OutcomeAttach
+		} else if outcome == OutcomeNone {
+			outcome = OutcomeJoin
+		}
+	}
+	return under, outcome
+}
+
+// attachOne starts attaching a disk unless it is attached or that is under way; nil if nothing is under way then.
+func (c *attacher) attachOne(it *item, attached bool) (a *attachment, began bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a := c.pending[it.disk]; a != nil || attached || c.closed {
+		return a, false
+	}
+	a = &attachment{item: it, started: time.Now(), done: make(chan struct{})}
+	c.pending[it.disk] = a
+	c.begin(a, it.spec())
+	return a, true
+}
+
 // run attaches one disk.
-func (c *Chooser) run(ctx context.Context, a *attachment, spec stage.Spec) {
+func (c *attacher) run(ctx context.Context, a *attachment, spec stage.Spec) {
 	err := c.makeRoom(ctx, a)
 	if err == nil {
 		_, err = c.Stage.Stage(ctx, spec)
 	}
 	now := time.Now()
+	if err == nil || !errors.Is(err, errNoRoom) && ctx.Err() == nil { // else it is not the disk's fault
+		c.view.attached(a.item, now, err)
+	}
 	c.mu.Lock()
 	delete(c.pending, spec.Name)
-	it := a.item
-	switch {
-	case err == nil:
-		it.succeeded()
+	if err == nil {
 		c.fresh[spec.Name] = now
-	case errors.Is(err, errNoRoom) || ctx.Err() != nil:
-		// not the disk's fault
-	default:
-		it.failed(now, err)
-		if c.items[it.id] == it {
-			c.touched[it.id] = it
-		}
-	}
-	if c.items[it.id] != it && err == nil && !c.closed {
-		c.leave(spec.Name) // withdrawn meanwhile
 	}
 	c.mu.Unlock()
+	if err == nil && !c.view.stands(a.item) {
+		c.detachUnused(spec.Name) // withdrawn meanwhile
+	}
 	defer close(a.done)
 	a.err = err
 	took := now.Sub(a.started)
@@ -102,8 +167,8 @@ func (c *Chooser) run(ctx context.Context, a *attachment, spec stage.Spec) {
 	entry.Info("layer disk is attached for pulls")
 }
 
-// makeRoom lets idle disks go until there is room for one more.
-func (c *Chooser) makeRoom(ctx context.Context, a *attachment) error {
+// makeRoom detaches idle disks until there is room for one more.
+func (c *attacher) makeRoom(ctx context.Context, a *attachment) error {
 	tried := map[string]bool{}
 	for {
 		victim, ok := c.room(a, tried, time.Now())
@@ -126,9 +191,9 @@ func (c *Chooser) makeRoom(ctx context.Context, a *attachment) error {
 	}
 }
 
-// room takes a place for the attachment, or names the disk that should go, the one that was not used for longest; none
-// if there is none.
-func (c *Chooser) room(a *attachment, tried map[string]bool, now time.Time) (victim string, ok bool) {
+// room takes a place for the attachment, or names the idle disk that should make room: the one that was not used for
+// longest. The name is empty if no disk can.
+func (c *attacher) room(a *attachment, tried map[string]bool, now time.Time) (victim string, ok bool) {
 	disks := c.Stage.Disks()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,7 +217,7 @@ func (c *Chooser) room(a *attachment, tried map[string]bool, now time.Time) (vic
 
 // census counts the disks that are attached or have a place, and gives those that could make room, but for those that
 // were tried. The caller holds mu.
-func (c *Chooser) census(disks []stage.DiskStatus, tried map[string]bool, now time.Time) (count int, idle []stage.DiskStatus) {
+func (c *attacher) census(disks []stage.DiskStatus, tried map[string]bool, now time.Time) (count int, idle []stage.DiskStatus) {
 	there := make(map[string]bool, len(disks))
 	for i := range disks {
 		there[disks[i].Name] = true
@@ -171,7 +236,7 @@ func (c *Chooser) census(disks []stage.DiskStatus, tried map[string]bool, now ti
 }
 
 // awaited says that the pull for which the disk was attached may be about to use it. The caller holds mu.
-func (c *Chooser) awaited(d *stage.DiskStatus, now time.Time) bool {
+func (c *attacher) awaited(d *stage.DiskStatus, now time.Time) bool {
 	if c.pending[d.Name] != nil {
 		return true
 	}
@@ -179,19 +244,44 @@ func (c *Chooser) awaited(d *stage.DiskStatus, now time.Time) bool {
 	return ok && !d.IdleSince.After(ready) && now.Sub(ready) < c.Wait
 }
 
-// leave lets go of a disk in the background, as soon as nothing uses it. The caller holds mu.
-func (c *Chooser) leave(name string) {
-	if _, ok := c.fresh[name]; !ok && !slices.ContainsFunc(c.Stage.Disks(), func(d stage.DiskStatus) bool { return d.Name == name }) {
-		return
+// detachUnused detaches a disk that is no longer wanted, in the background and as soon as nothing uses it: the storage
+// may be about to delete what the disk is made of. Disks that are not attached here are left alone.
+func (c *attacher) detachUnused(name string) {
+	there := slices.ContainsFunc(c.Stage.Disks(), func(d stage.DiskStatus) bool { return d.Name == name })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, fresh := c.fresh[name]; (fresh || there) && !c.closed {
+		c.beginDetach(name)
 	}
-	c.letGo(name)
 }
 
-// unstage is leave's work.
-func (c *Chooser) unstage(ctx context.Context, name string) {
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+// detach is the work of detachUnused.
+func (c *attacher) detach(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	if _, err := c.Stage.Unstage(ctx, name, stage.UnstageOptions{Drain: true}); err != nil && !errdefs.IsNotFound(err) {
-		log.G(ctx).WithError(err).WithField("disk", name).Warn("layer disk whose image snapshot is gone is not let go yet")
+		log.G(ctx).WithError(err).WithField("disk", name).Warn("layer disk whose image snapshot is gone is not detached yet")
 	}
+}
+
+// noRoomFor warns of the chosen ones that could not be attached for want of room; empty if all could.
+func (c *attacher) noRoomFor(chosen []matcher.Choice, now time.Time) string {
+	disks := c.Stage.Disks()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	count, idle := c.census(disks, nil, now)
+	spare := c.MaxDisks - count + len(idle)
+	var without []string
+	for _, choice := range chosen {
+		if it := c.view.item(choice.ID); it == nil || choice.Attached || c.pending[it.disk] != nil {
+			continue
+		}
+		if spare--; c.MaxDisks > 0 && spare < 0 {
+			without = append(without, choice.Name)
+		}
+	}
+	if len(without) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d layer disks are attached, as many as allowed, and none can make room: a pull goes on without that of %v", count, without)
 }

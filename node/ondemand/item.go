@@ -14,7 +14,7 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// item is what is kept of an entry. Chooser.mu guards the fields that change.
+// item is what is known of an entry that has a disk. view.mu guards the fields that change.
 type item struct {
 	id, name string
 	source   catalog.Source
@@ -80,50 +80,16 @@ func (it *item) failed(now time.Time, err error) {
 
 func (it *item) succeeded() { it.failures, it.retryAt, it.err = 0, time.Time{}, nil }
 
-// refresh tells the index which disks are attached here, and which cannot be.
-func (c *Chooser) refresh(now time.Time) {
-	disks := c.Stage.Disks()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	type view struct {
-		attached    bool
-		unreachable string
+// waits says why attaching the disk is not tried now; empty if it may be.
+func (it *item) waits(now time.Time) string {
+	if !now.Before(it.retryAt) {
+		return ""
 	}
-	views := make(map[*item]view)
-	for id := range c.touched {
-		views[c.touched[id]] = view{}
-	}
-	for i := range disks {
-		for _, it := range c.byUUID[disks[i].UUID] {
-			attached, unreachable := viewOf(&disks[i])
-			views[it] = view{attached, unreachable}
-		}
-	}
-	for it, v := range views {
-		if v.unreachable == "" && !v.attached && now.Before(it.retryAt) {
-			v.unreachable = fmt.Sprintf("attaching it ended with: %v; it may be tried again from %s on", it.err, it.retryAt.UTC().Format(time.TimeOnly))
-		}
-		if it.never != "" {
-			v.unreachable = it.never
-		}
-		if v.attached != it.attached {
-			it.attached = v.attached
-			c.index.SetAttached(it.id, v.attached)
-		}
-		if v.unreachable != it.unreachable {
-			it.unreachable = v.unreachable
-			c.index.SetUnreachable(it.id, v.unreachable)
-		}
-		if v.attached || v.unreachable != "" {
-			c.touched[it.id] = it
-		} else {
-			delete(c.touched, it.id)
-		}
-	}
+	return fmt.Sprintf("attaching it ended with: %v; it may be tried again from %s on", it.err, it.retryAt.UTC().Format(time.TimeOnly))
 }
 
-// viewOf is what a disk that is known to the stage means for a choice. One that is being detached is neither: it can be
-// attached again.
+// viewOf says what a disk that the stage knows means for a choice. A disk that is being detached is neither attached nor
+// unreachable: it can be attached again.
 func viewOf(d *stage.DiskStatus) (attached bool, unreachable string) {
 	switch d.State {
 	case stage.StateDraining:

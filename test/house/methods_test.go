@@ -48,7 +48,7 @@ func notYet() []string {
 		"blockdev/csi.finder", "blockdev/csi.provisioner", "blockdev/csi.snapshotter", "blockdev/csi.steps",
 		"builder.build",
 
-		"node/imageimport.Importer", "node/ondemand.Chooser", "node/stage.Stager", "node/stage.finder",
+		"node/imageimport.Importer", "node/stage.Stager", "node/stage.finder",
 		"node/stage.keeper", "node/stage.steps",
 	}
 }

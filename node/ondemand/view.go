@@ -1,0 +1,191 @@
+package ondemand
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"berth.dev/berth/imagesnapshot/catalog"
+	"berth.dev/berth/matcher"
+	"berth.dev/berth/node/stage"
+)
+
+// view is what is known of the catalogs' entries, together with the matcher's index of them.
+type view struct {
+	index *matcher.Index
+	// drivers that this node has.
+	drivers []string
+
+	mu     sync.Mutex         // guards all below, and what items say it guards
+	items  map[string]*item   // by ID
+	byUUID map[string][]*item // by the UUID of the disk
+	// touched are the items that the index was told something about.
+	touched map[string]*item
+}
+
+func newView(drivers []string) *view {
+	return &view{
+		index: matcher.NewIndex(), drivers: drivers,
+		items: map[string]*item{}, byUUID: map[string][]*item{}, touched: map[string]*item{},
+	}
+}
+
+// put adds an entry or replaces it. It returns the item whose disk the entry no longer stands for; nil if there is
+// none.
+func (v *view) put(e *catalog.Entry) (replaced *item, err error) {
+	ix, identity, err := e.Parse()
+	if err != nil {
+		return nil, err
+	}
+	if !e.HasDisk() {
+		return v.putWithoutDisk(e)
+	}
+	it := &item{id: e.ID, name: e.Name, source: e.Source, identity: identity}
+	it.disk = it.diskName()
+	if !slices.Contains(v.drivers, e.Source.Driver) {
+		it.never = fmt.Sprintf("it has no driver %q", e.Source.Driver)
+	}
+	candidate := matcher.Candidate{Name: e.Name, ID: e.ID, Created: e.Created, State: stateOf(e), Expires: e.Expires, Unreachable: it.never}
+	candidate.Images, candidate.Layers = matcher.Content(ix)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.index.Put(candidate); err != nil {
+		return nil, err
+	}
+	replaced = v.take(e.ID)
+	if replaced != nil && replaced.disk == it.disk {
+		replaced = nil
+	}
+	v.items[it.id] = it
+	v.byUUID[identity.UUID] = append(v.byUUID[identity.UUID], it)
+	return replaced, nil
+}
+
+// putWithoutDisk adds an entry that cannot be used, so that an explanation can say why.
+func (v *view) putWithoutDisk(e *catalog.Entry) (replaced *item, err error) {
+	candidate := matcher.Candidate{Name: e.Name, ID: e.ID, Created: e.Created, State: stateOf(e), Expires: e.Expires}
+	for _, ref := range e.Images {
+		candidate.Images = append(candidate.Images, matcher.CandidateImage{Reference: ref})
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.index.Put(candidate); err != nil {
+		return nil, err
+	}
+	return v.take(e.ID), nil
+}
+
+// remove an entry. It returns the entry's item; nil if it had no disk or was not known.
+func (v *view) remove(id string) *item {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.index.Remove(id)
+	return v.take(id)
+}
+
+// take an item out; nil if there is none. The caller holds mu.
+func (v *view) take(id string) *item {
+	it := v.items[id]
+	if it == nil {
+		return nil
+	}
+	delete(v.items, id)
+	delete(v.touched, id)
+	uuid := it.identity.UUID
+	v.byUUID[uuid] = slices.DeleteFunc(v.byUUID[uuid], func(other *item) bool { return other == it })
+	if len(v.byUUID[uuid]) == 0 {
+		delete(v.byUUID, uuid)
+	}
+	return it
+}
+
+// item with this ID; nil if no entry with a disk has it.
+func (v *view) item(id string) *item {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.items[id]
+}
+
+// stands says whether an entry still stands for the item's disk.
+func (v *view) stands(it *item) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now := v.items[it.id]
+	return now != nil && now.disk == it.disk
+}
+
+// ofDisk says whether an entry has the disk with this UUID.
+func (v *view) ofDisk(uuid string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.byUUID[uuid]) > 0
+}
+
+// attached notes how attaching an item's disk ended.
+func (v *view) attached(it *item, now time.Time, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err == nil {
+		it.succeeded()
+		return
+	}
+	it.failed(now, err)
+	if v.items[it.id] == it {
+		v.touched[it.id] = it
+	}
+}
+
+// refresh tells the index which disks are attached here, and which cannot be.
+func (v *view) refresh(disks []stage.DiskStatus, now time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	type told struct {
+		attached    bool
+		unreachable string
+	}
+	all := make(map[*item]told)
+	for _, it := range v.touched {
+		all[it] = told{}
+	}
+	for i := range disks {
+		for _, it := range v.byUUID[disks[i].UUID] {
+			attached, unreachable := viewOf(&disks[i])
+			all[it] = told{attached, unreachable}
+		}
+	}
+	for it, t := range all {
+		if t.unreachable == "" && !t.attached {
+			t.unreachable = it.waits(now)
+		}
+		if it.never != "" {
+			t.unreachable = it.never
+		}
+		if t.attached != it.attached {
+			it.attached = t.attached
+			v.index.SetAttached(it.id, t.attached)
+		}
+		if t.unreachable != it.unreachable {
+			it.unreachable = t.unreachable
+			v.index.SetUnreachable(it.id, t.unreachable)
+		}
+		if t.attached || t.unreachable != "" {
+			v.touched[it.id] = it
+		} else {
+			delete(v.touched, it.id)
+		}
+	}
+}
+
+// owner finds the image snapshot that a disk belongs to. Several of the same content have the same disk: it is the
+// first of them by name then.
+func (v *view) owner(diskUUID string) (name, id string, ok bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, it := range v.byUUID[diskUUID] {
+		if !ok || it.name < name {
+			name, id, ok = it.name, it.id, true
+		}
+	}
+	return name, id, ok
+}
