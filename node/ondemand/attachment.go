@@ -55,6 +55,10 @@ func (c *attacher) close() {
 type attachment struct {
 	item    *item
 	started time.Time
+	// wanted is since when pulls have waited for it, or for one that it is tried in place of.
+	wanted time.Time
+	// instead are those that failed and that it is tried in place of. They are passed over while it is under way.
+	instead []*item
 	// room says that the disk counts among those of the node; attacher.mu guards it.
 	room bool
 	// done is closed at the end; err is the outcome then.
@@ -70,7 +74,7 @@ const detachTimeout = time.Minute
 
 // wait until the disk is there or has been waited for long enough, by whoever it was.
 func (a *attachment) wait(ctx context.Context, most time.Duration) DiskResult {
-	timer := time.NewTimer(most - time.Since(a.started))
+	timer := time.NewTimer(most - time.Since(a.wanted))
 	defer timer.Stop()
 	r := DiskResult{Name: a.item.name, ID: a.item.id, Disk: a.item.disk}
 	select {
@@ -101,16 +105,18 @@ func resultOf(err error) Result {
 	return ResultFailed
 }
 
-// attach starts attaching what is chosen and not attached. It returns what is under way now.
-func (c *attacher) attach(chosen []matcher.Choice) (under []*attachment, outcome Outcome) {
+// attach starts attaching what is chosen and not attached: wanted since then, and in place of those that failed. It
+// returns what is under way now.
+func (c *attacher) attach(chosen []matcher.Choice, wanted time.Time, instead []*item) (under []*attachment, outcome Outcome) {
 	outcome = OutcomeNone
 	for _, choice := range chosen {
 		it := c.view.item(choice.ID)
 		if it == nil {
 			continue // withdrawn meanwhile
 		}
-		a, began := c.attachOne(it, choice.Attached)
-		if a == nil {
+		a := &attachment{item: it, started: time.Now(), wanted: wanted, instead: instead, done: make(chan struct{})}
+		began := false
+		if a, began = c.join(a, choice.Attached); a == nil {
 			continue
 		}
 		under = append(under, a)
@@ -123,16 +129,16 @@ func (c *attacher) attach(chosen []matcher.Choice) (under []*attachment, outcome
 	return under, outcome
 }
 
-// attachOne starts attaching a disk unless it is attached or that is under way; nil if nothing is under way then.
-func (c *attacher) attachOne(it *item, attached bool) (a *attachment, began bool) {
+// join starts attaching a disk unless that is under way, which is returned then, or it is attached: nil.
+func (c *attacher) join(a *attachment, attached bool) (under *attachment, began bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if a := c.pending[it.disk]; a != nil || attached || c.closed {
-		return a, false
+	if under := c.pending[a.item.disk]; under != nil || attached || c.closed {
+		return under, false
 	}
-	a = &attachment{item: it, started: time.Now(), done: make(chan struct{})}
-	c.pending[it.disk] = a
-	c.begin(a, it.spec())
+	c.view.passOver(a.instead)
+	c.pending[a.item.disk] = a
+	c.begin(a, a.item.spec())
 	return a, true
 }
 
@@ -146,6 +152,7 @@ func (c *attacher) run(ctx context.Context, a *attachment, spec stage.Spec) {
 	if err == nil || !errors.Is(err, errNoRoom) && ctx.Err() == nil { // else it is not the disk's fault
 		c.view.attached(a.item, now, err)
 	}
+	c.view.consider(a.instead)
 	c.mu.Lock()
 	delete(c.pending, spec.Name)
 	if err == nil {

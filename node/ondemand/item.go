@@ -31,6 +31,8 @@ type item struct {
 	failures int
 	retryAt  time.Time
 	err      error
+	// passedOver counts the pulls that try others because this one failed.
+	passedOver int
 }
 
 // stateOf an entry in the words of the matcher, which knows no catalog.
@@ -60,7 +62,8 @@ func (it *item) diskName() string {
 }
 
 func (it *item) spec() stage.Spec {
-	return stage.Spec{Name: it.disk, Driver: it.source.Driver, VolumeID: it.source.VolumeID, VolumeSnapshotID: it.source.VolumeSnapshotID, Expect: it.identity,
+	return stage.Spec{Name: it.disk, Driver: it.source.Driver, VolumeID: it.source.VolumeID,
+		VolumeSnapshotID: it.source.VolumeSnapshotID, Expect: it.identity,
 		ImageSnapshot: stage.ImageSnapshot{Name: it.name, ID: it.id}}
 }
 
@@ -82,14 +85,14 @@ func (it *item) succeeded() { it.failures, it.retryAt, it.err = 0, time.Time{}, 
 
 // waits says why attaching the disk is not tried now; empty if it may be.
 func (it *item) waits(now time.Time) string {
-	if !now.Before(it.retryAt) {
+	if it.passedOver == 0 && !now.Before(it.retryAt) {
 		return ""
 	}
 	return fmt.Sprintf("attaching it ended with: %v; it may be tried again from %s on", it.err, it.retryAt.UTC().Format(time.TimeOnly))
 }
 
-// viewOf says what a disk that the stage knows means for a choice. A disk that is being detached is neither attached nor
-// unreachable: it can be attached again.
+// viewOf says what a disk that the stage knows means for a choice. A disk that is being detached is neither attached
+// nor unreachable: it can be attached again.
 func viewOf(d *stage.DiskStatus) (attached bool, unreachable string) {
 	switch d.State {
 	case stage.StateDraining:

@@ -36,8 +36,8 @@ func (c *Chooser) decide(r matcher.Request, now time.Time) (matcher.Decision, er
 	return c.view.index.Match(r)
 }
 
-// withPresent marks the layers on attached disks that no known image snapshot has: no disk is needed for them. Layers of
-// image snapshots are left to the matcher, which knows which disks are attached.
+// withPresent marks the layers on attached disks that no known image snapshot has: no disk is needed for them. Layers
+// of image snapshots are left to the matcher, which knows which disks are attached.
 func (c *Chooser) withPresent(layers []matcher.Layer) []matcher.Layer {
 	if layers == nil {
 		return nil // not known is another thing than none

@@ -10,6 +10,7 @@ package ondemand
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -49,8 +50,8 @@ type Config struct {
 
 // Observer learns what was chosen and how attaching it ended, in words of fixed sets. Its methods must not block.
 type Observer interface {
-	// Chosen is called for each question to the matcher, with its decision, which is empty with OutcomeError. The
-	// decision is shared and must not be changed.
+	// Chosen is called for each question to the matcher, with its decision, which is empty with OutcomeError. It lacks
+	// choices whose disks could not be attached. The decision is shared and must not be changed.
 	Chosen(o Outcome, d matcher.Decision)
 	Attached(r Result, took time.Duration)
 	// Unmatched is called for a layer that no attached disk has, if no usable image snapshot has its image.
@@ -142,40 +143,83 @@ func (c *Chooser) Close() error {
 func (c *Chooser) Entries() int { return c.view.index.Len() }
 
 // Ready attaches disks for a layer that no attached disk has. It returns at once if no image snapshot has the layer.
-// Otherwise it returns when the chosen disks are attached, could not be attached, or were waited for long enough.
+// Otherwise it returns when the chosen disks are attached or were waited for long enough. If one cannot be attached,
+// the next best is chosen within the same wait.
 func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 	if c.view.index.Len() == 0 {
 		c.Observer.Unmatched(w)
 		return
 	}
-	now := time.Now()
-	d, err := c.decide(c.request(w, now), now)
-	r := Record{Time: now, ImageRef: w.ImageRef, ChainID: w.ChainID, Decision: d}
-	if err != nil {
-		c.Observer.Chosen(OutcomeError, d)
-		r.Decision.Reason = err.Error()
-		c.last.put(r)
-		return
-	}
-	attachments, outcome := c.attacher.attach(d.Chosen)
-	c.Observer.Chosen(outcome, d)
-	if d.NothingMatched {
+	r := Record{Time: time.Now(), ImageRef: w.ImageRef, ChainID: w.ChainID}
+	c.choose(ctx, w, &r)
+	r.Waited = time.Since(r.Time)
+	if r.Decision.NothingMatched {
 		c.Observer.Unmatched(w)
 	}
-	if outcome == OutcomeAttach {
-		log.G(ctx).WithField("image", w.ImageRef).WithField("reason", d.Reason).Info("attaching layer disks for a pull")
-	}
-	for _, a := range attachments {
-		r.Disks = append(r.Disks, a.wait(ctx, c.Wait))
-	}
-	r.Waited = time.Since(now)
 	c.last.put(r)
 }
 
+// choose until what is chosen is attached, or nothing is left to choose, or the wait is over.
+func (c *Chooser) choose(ctx context.Context, w Wanted, r *Record) {
+	var passed []*item
+	defer func() { c.view.consider(passed) }()
+	for since := r.Time; ; {
+		d, err := c.decide(c.request(w, r.Time), time.Now())
+		r.Decision = d
+		if err != nil {
+			r.Decision.Reason = err.Error()
+			c.Observer.Chosen(OutcomeError, d)
+			return
+		}
+		attachments, outcome := c.attacher.attach(d.Chosen, since, slices.Clone(passed))
+		if outcome == OutcomeAttach {
+			log.G(ctx).WithField("image", w.ImageRef).WithField("reason", d.Reason).Info("attaching layer disks for a pull")
+		}
+		var failed []*item
+		for _, a := range attachments {
+			result := a.wait(ctx, c.Wait)
+			r.Disks = append(r.Disks, result)
+			if result.Result == ResultFailed {
+				failed = append(failed, a.item)
+				since = slices.MinFunc([]time.Time{since, a.wanted}, time.Time.Compare)
+			}
+		}
+		c.chosen(outcome, d, failed)
+		if len(failed) == 0 || ctx.Err() != nil || time.Since(since) >= c.Wait {
+			return
+		}
+		c.view.passOver(failed)
+		passed = append(passed, failed...)
+	}
+}
+
+// chosen tells what was chosen, but for what could not be attached: that serves nobody.
+func (c *Chooser) chosen(o Outcome, d matcher.Decision, failed []*item) {
+	if len(failed) > 0 {
+		d.Chosen = slices.DeleteFunc(slices.Clone(d.Chosen), func(choice matcher.Choice) bool {
+			return slices.ContainsFunc(failed, func(it *item) bool { return it.id == choice.ID })
+		})
+	}
+	c.view.credit(d.Chosen)
+	c.Observer.Chosen(o, d)
+}
+
 // ImageSnapshot finds the image snapshot that a disk belongs to, by the disk's UUID. ok is false if no known one has
-// that disk. Several of the same content have the same disk: it is the first of them by name then.
+// that disk. If several have the same content, it is the one that was chosen last, else the one for which the disk was
+// attached, else the first by name.
 func (c *Chooser) ImageSnapshot(diskUUID string) (name, id string, ok bool) {
-	return c.view.owner(diskUUID)
+	it, sure := c.view.owner(diskUUID)
+	if it == nil {
+		return "", "", false
+	}
+	if !sure {
+		for _, d := range c.Stage.Disks() {
+			if other := c.view.item(d.ImageSnapshot.ID); d.UUID == diskUUID && other != nil && other.identity.UUID == diskUUID {
+				it = other
+			}
+		}
+	}
+	return it.name, it.id, true
 }
 
 // Last is the latest choice for an image, by its reference as containerd gives it, or for one of these layers where

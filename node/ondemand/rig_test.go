@@ -1,6 +1,7 @@
 package ondemand_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -25,6 +26,7 @@ type fakeStage struct {
 
 	mu      sync.Mutex
 	fail    error
+	bad     map[string]error             // by volume or volume snapshot
 	sources map[string]*layerdisk.Lookup // by volume or volume snapshot
 	disks   map[string]*stage.DiskStatus
 	serves  map[string]*layerdisk.Lookup
@@ -38,7 +40,7 @@ func (f *fakeStage) Stage(ctx context.Context, spec stage.Spec) (stage.DiskStatu
 	f.staged = append(f.staged, spec.Name)
 	f.disks[spec.Name] = &stage.DiskStatus{Name: spec.Name, State: stage.StateAttaching}
 	f.most = max(f.most, len(f.disks))
-	fail := f.fail
+	fail := cmp.Or(f.fail, f.bad[spec.VolumeID+spec.VolumeSnapshotID])
 	f.mu.Unlock()
 	select {
 	case <-time.After(f.delay):
@@ -54,6 +56,7 @@ func (f *fakeStage) Stage(ctx context.Context, spec stage.Spec) (stage.DiskStatu
 	f.serves[spec.Name] = f.sources[spec.VolumeID+spec.VolumeSnapshotID]
 	d := f.disks[spec.Name]
 	d.State, d.UUID, d.IdleSince, d.Serving = stage.StateIdle, spec.Expect.UUID, time.Now(), true
+	d.ImageSnapshot = spec.ImageSnapshot
 	return *d, nil
 }
 
@@ -124,6 +127,8 @@ type counts struct {
 	results  map[ondemand.Result]int
 	// unmatched are the images.
 	unmatched []string
+	// credited are the IDs in the order of the calls.
+	credited []string
 }
 
 func (c *counts) Unmatched(w ondemand.Wanted) {
@@ -132,9 +137,12 @@ func (c *counts) Unmatched(w ondemand.Wanted) {
 	c.unmatched = append(c.unmatched, w.ImageRef)
 }
 
-func (c *counts) Chosen(o ondemand.Outcome, _ matcher.Decision) {
+func (c *counts) Chosen(o ondemand.Outcome, d matcher.Decision) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, choice := range d.Chosen {
+		c.credited = append(c.credited, choice.ID)
+	}
 	c.outcomes[o]++
 }
 
@@ -157,7 +165,7 @@ type rig struct {
 func newRig(t *testing.T, change func(*ondemand.Config)) *rig {
 	t.Helper()
 	r := &rig{T: t, feed: make(feed), entries: map[string]catalog.Entry{}, stage: &fakeStage{
-		delay: time.Second, sources: map[string]*layerdisk.Lookup{}, disks: map[string]*stage.DiskStatus{}, serves: map[string]*layerdisk.Lookup{},
+		delay: time.Second, sources: map[string]*layerdisk.Lookup{}, disks: map[string]*stage.DiskStatus{}, bad: map[string]error{}, serves: map[string]*layerdisk.Lookup{},
 	}}
 	r.outcomes, r.results = map[ondemand.Outcome]int{}, map[ondemand.Result]int{}
 	cfg := ondemand.Config{Stage: r.stage, Drivers: []string{"loop"}, Wait: 5 * time.Second,

@@ -1,6 +1,7 @@
 package ondemand
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sync"
@@ -22,12 +23,15 @@ type view struct {
 	byUUID map[string][]*item // by the UUID of the disk
 	// touched are the items that the index was told something about.
 	touched map[string]*item
+	// credited is the ID that was chosen last of those with the same disk, by its UUID.
+	credited map[string]string
 }
 
 func newView(drivers []string) *view {
 	return &view{
 		index: matcher.NewIndex(), drivers: drivers,
 		items: map[string]*item{}, byUUID: map[string][]*item{}, touched: map[string]*item{},
+		credited: map[string]string{},
 	}
 }
 
@@ -96,6 +100,9 @@ func (v *view) take(id string) *item {
 	v.byUUID[uuid] = slices.DeleteFunc(v.byUUID[uuid], func(other *item) bool { return other == it })
 	if len(v.byUUID[uuid]) == 0 {
 		delete(v.byUUID, uuid)
+	}
+	if v.credited[uuid] == id {
+		delete(v.credited, uuid)
 	}
 	return it
 }
@@ -177,15 +184,49 @@ func (v *view) refresh(disks []stage.DiskStatus, now time.Time) {
 	}
 }
 
-// owner finds the image snapshot that a disk belongs to. Several of the same content have the same disk: it is the
-// first of them by name then.
-func (v *view) owner(diskUUID string) (name, id string, ok bool) {
+// passOver keeps items from being chosen until consider is called for them as often.
+func (v *view) passOver(items []*item) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, it := range v.byUUID[diskUUID] {
-		if !ok || it.name < name {
-			name, id, ok = it.name, it.id, true
+	for _, it := range items {
+		it.passedOver++
+		if v.items[it.id] == it {
+			v.touched[it.id] = it
 		}
 	}
-	return name, id, ok
+}
+
+// consider ends passOver.
+func (v *view) consider(items []*item) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, it := range items {
+		it.passedOver--
+	}
+}
+
+// credit notes what was chosen, for owner.
+func (v *view) credit(chosen []matcher.Choice) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, choice := range chosen {
+		if it := v.items[choice.ID]; it != nil {
+			v.credited[it.identity.UUID] = it.id
+		}
+	}
+}
+
+// owner finds what a disk belongs to; nil if no entry has it. sure is false if it is merely the first by name of
+// several with the same disk.
+func (v *view) owner(diskUUID string) (it *item, sure bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if it := v.items[v.credited[diskUUID]]; it != nil {
+		return it, true
+	}
+	all := v.byUUID[diskUUID]
+	if len(all) == 0 {
+		return nil, false
+	}
+	return slices.MinFunc(all, func(a, b *item) int { return cmp.Compare(a.name, b.name) }), len(all) == 1
 }

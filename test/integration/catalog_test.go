@@ -210,6 +210,31 @@ func TestDiskMakesRoom(t *testing.T) {
 	require.Equal(t, []string{"b"}, n.attached())
 }
 
+// Three newer image snapshots of the image whose disks cannot be attached cost the pull no download: the next best is
+// tried within the same wait.
+func TestPullTriesTheNextBest(t *testing.T) {
+	n := newNode(t)
+	p := n.push("app", n.fiveLayers()...)
+	app := n.build("app", p)
+	n.withCatalog(soon, 0)
+	made := time.Now().Add(-time.Hour)
+	n.publishEntry(app, catalog.Entry{Name: "good", ID: "good", State: catalog.StateAvailable, Created: made, Source: byPath(app)})
+	damaged := filepath.Join(n.dir, "damaged")
+	require.NoError(t, os.WriteFile(damaged, make([]byte, 1<<20), 0o600))
+	for i, source := range []catalog.Source{byPath(filepath.Join(n.dir, "missing")), byPath(damaged), {Driver: "loop", VolumeSnapshotID: "missing"}} {
+		name := fmt.Sprintf("bad-%d", i)
+		n.publishEntry(app, catalog.Entry{Name: name, ID: name, State: catalog.StateAvailable, Created: made.Add(time.Duration(1+i) * time.Minute), Source: source})
+	}
+	n.start()
+	n.registry.Reset()
+	n.pull(p)
+	require.Zero(t, n.fetched(p), "layer blobs fetched: %v", n.registry.Blobs())
+	require.Equal(t, []string{"good"}, n.attached())
+	require.Equal(t, 3, strings.Count(n.berthd.Log(), "layer disk that a pull needs is not attached"), "each was tried, once")
+	require.Equal(t, "content of top", n.run(p, "c", "cat", "/s/top"))
+	n.requireSameTree(p)
+}
+
 // What was attached for a pull is there again after a crash, and its image snapshot need not be in the catalog any
 // more.
 func TestDiskOnDemandSurvivesACrash(t *testing.T) {
