@@ -120,9 +120,13 @@ type Adopted struct {
 	DiskUUID    string
 	LayerNumber int
 	ChainID     digest.Digest
+	// DiffID of the layer, empty if it is Local.
+	DiffID digest.Digest
 	// Local says that the layer was made anew since, so that only containers that were started before can need the
-	// disk. ChainID is empty then.
+	// disk.
 	Local bool
+	// Mend is what is done about the layer if it is lost; its zero value if nothing was tried.
+	Mend Mend
 }
 
 func (c Config) validate() error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -35,6 +36,14 @@ type LostLayer struct {
 	Parents []string
 }
 
+// Mend is what is done about the lost layer of a snapshot.
+type Mend struct {
+	// Running says that the layer is being made anew now.
+	Running bool
+	// Err is why that failed the last time; it is tried again when something needs the layer.
+	Err error
+}
+
 // mendDir is the directory below the root in which layers are made. Open deletes what a crash left there.
 const mendDir = "mend"
 
@@ -50,8 +59,9 @@ type mender struct {
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
-	mu     sync.Mutex          // guards tasks and closed
+	mu     sync.Mutex          // guards tasks, mends and closed
 	tasks  map[string]*mending // by the name of the snapshot on top
+	mends  map[string]Mend     // by the name of the snapshot
 	closed bool
 }
 
@@ -62,7 +72,7 @@ type mending struct {
 }
 
 func newMender(s *stacks, maker LayerMaker, wait time.Duration, boot string) *mender {
-	m := &mender{stacks: s, maker: maker, wait: wait, boot: boot, tasks: map[string]*mending{}}
+	m := &mender{stacks: s, maker: maker, wait: wait, boot: boot, tasks: map[string]*mending{}, mends: map[string]Mend{}}
 	m.life, m.stop = context.WithCancel(context.Background())
 	return m
 }
@@ -126,6 +136,24 @@ func (m *mender) start(ctx context.Context, top string) *mending { //nolint:cont
 	return task
 }
 
+// note what is done about a snapshot's layer; the zero value forgets it.
+func (m *mender) note(name string, what Mend) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if what == (Mend{}) {
+		delete(m.mends, name)
+		return
+	}
+	m.mends[name] = what
+}
+
+// list what is noted.
+func (m *mender) list() map[string]Mend {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.mends)
+}
+
 // mend makes all lost layers of a stack, the lowest first: each is unpacked on top of those below.
 func (m *mender) mend(ctx context.Context, top string) error {
 	nodes, err := m.stacks.rows.lineage(ctx, top)
@@ -143,7 +171,10 @@ func (m *mender) mend(ctx context.Context, top string) error {
 			dirs[i] = dir
 			continue
 		}
-		if err := m.makeAnew(ctx, n, dirs[i+1:]); err != nil {
+		m.note(n.info.Name, Mend{Running: true})
+		err := m.makeAnew(ctx, n, dirs[i+1:])
+		m.note(n.info.Name, Mend{Err: err})
+		if err != nil {
 			return fmt.Errorf("snapshot %s: %w", n.info.Name, err)
 		}
 	}

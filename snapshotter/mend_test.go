@@ -171,11 +171,18 @@ func TestMendFails(t *testing.T) {
 	}
 	list, err := n.berth.Adopted(t.Context())
 	require.NoError(t, err)
-	local := map[bool]int{}
+	local, mends := map[bool]int{}, map[string]snapshotter.Mend{}
 	for _, a := range list {
 		local[a.Local]++
+		if a.Mend != (snapshotter.Mend{}) {
+			mends[a.Name] = a.Mend
+		}
 	}
 	require.Equal(t, map[bool]int{true: 2, false: 3}, local, "what lies below was made")
+	require.Len(t, mends, 1)
+	name := n.adoptedName(t, im.layers[2].chainID)
+	require.False(t, mends[name].Running)
+	require.ErrorIs(t, mends[name].Err, fail)
 }
 
 // TestCrashWhileMending: whatever step a crash follows, the next process serves the layer.

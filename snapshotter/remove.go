@@ -15,6 +15,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return err
 	}
 	s.step("removed")
+	s.mender.note(key, Mend{})
 	all, err := held(n.info.Labels)
 	if err != nil {
 		return err

@@ -140,6 +140,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 // once for each of them.
 func (s *Snapshotter) Adopted(ctx context.Context) ([]Adopted, error) {
 	var list []Adopted
+	mends := s.mender.list()
 	err := s.rows.read(ctx, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
 			all, err := held(info.Labels)
@@ -151,9 +152,12 @@ func (s *Snapshotter) Adopted(ctx context.Context) ([]Adopted, error) {
 				return fmt.Errorf("read snapshot %s: %w", info.Name, err)
 			}
 			for _, l := range all {
-				a := Adopted{Name: info.Name, Holder: l.Holder, DiskUUID: l.DiskUUID, LayerNumber: l.LayerNumber, Local: r == nil}
+				a := Adopted{Name: info.Name, Holder: l.Holder, DiskUUID: l.DiskUUID, LayerNumber: l.LayerNumber,
+					Local: r == nil, Mend: mends[info.Name]}
 				if r != nil {
-					a.ChainID = r.ChainID
+					a.ChainID, a.DiffID = r.ChainID, r.DiffID
+				} else {
+					a.ChainID = digestOf(info.Labels[labelRef])
 				}
 				list = append(list, a)
 			}

@@ -40,6 +40,7 @@ was interrupted. "berth match" has more.`,
 		newMatch(),
 		newStatus(),
 		newRecord(),
+		newRelease(),
 		newVerify(),
 	)
 	program.AddVersion(root, fmt.Sprintf("%s, layer disk format %d.%d, %s %s/%s", version.String(),

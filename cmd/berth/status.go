@@ -29,7 +29,9 @@ func newStatus() *cobra.Command {
 		Long: `status shows what berthd does on this node: the layer disks that are attached or waited for, how many of their
 layers are in use, and how many layers containerd found on them, or had to pull, since berthd started.
 
-If a disk does not serve, its last error is shown below the table. "berth doctor" checks the whole node.
+If a disk does not serve, its last error is shown below the table. Layers that images need and no disk has any more are
+listed at the end, with who needs them and the containers that run from a lost disk. "berth doctor" checks the whole
+node.
 
 A table of its own shows what is read ahead for starts of images, and what was read ahead lately; see docs/read-ahead.md.`,
 		Example: "  berth status\n  berth status --json | jq '.disks[] | select(.serving | not)'",
@@ -43,7 +45,14 @@ A table of its own shows what is read ahead for starts of images, and what was r
 				if asJSON {
 					return writeMessage(cmd.OutOrStdout(), st)
 				}
-				return printStatus(cmd.OutOrStdout(), st, time.Now())
+				if err := printStatus(cmd.OutOrStdout(), st, time.Now()); err != nil {
+					return err
+				}
+				lost, err := lostLayers(ctx, c)
+				if err != nil {
+					return err
+				}
+				return printLost(cmd.OutOrStdout(), lost)
 			})
 		},
 	}

@@ -9,8 +9,10 @@ import (
 	"berth.dev/berth/node/disks"
 	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/imageimport"
+	"berth.dev/berth/node/lost"
 	"berth.dev/berth/node/ondemand"
 	"berth.dev/berth/node/stage"
+	"berth.dev/berth/node/users"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 	"berth.dev/berth/proto/enumword"
 	"berth.dev/berth/readahead"
@@ -35,6 +37,12 @@ func TestWords(t *testing.T) {
 	}
 	for _, by := range []layerdisk.Match{layerdisk.MatchChainID, layerdisk.MatchDiffID, layerdisk.MatchBlob, layerdisk.MatchSnapshot} {
 		require.Equal(t, string(by), enumword.Of(layerMatchMessage(by)))
+	}
+	for _, s := range lost.States() {
+		require.Equal(t, string(s), enumword.Of(lostLayerStateMessage(s)))
+	}
+	for _, k := range []users.Kind{users.Image, users.Container, users.Lease} {
+		require.Equal(t, string(k), enumword.Of(userKindMessage(k)))
 	}
 	for _, reason := range []string{
 		string(stage.MissNoDisk), string(stage.MissNotOnDisk), string(stage.MissNotReady), string(stage.MissDraining),

@@ -74,6 +74,8 @@ type Config struct {
 	ReadAhead ReadAhead
 	// Uses of disks.
 	Uses Uses
+	// Lost layers; nil if there is no containerd to ask.
+	Lost Lost
 }
 
 // Node is what Status says about the daemon itself.

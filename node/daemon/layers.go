@@ -108,7 +108,7 @@ func hold(ctx context.Context, sn *snapshotter.Snapshotter, st *stage.Stager) (m
 	}
 	known := map[string]bool{}
 	for _, a := range adopted {
-		known[a.Name] = known[a.Name] || !gone[a.Holder]
+		known[a.Name] = known[a.Name] || a.Local || !gone[a.Holder]
 	}
 	for _, a := range adopted {
 		if !known[a.Name] {

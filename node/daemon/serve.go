@@ -19,6 +19,7 @@ import (
 	"berth.dev/berth/control/imagesnapshotservice"
 	"berth.dev/berth/control/nodeservice"
 	"berth.dev/berth/internal/version"
+	"berth.dev/berth/node/lost"
 )
 
 // drainTimeout bounds how long a stop waits for requests that are being answered; a Prepare takes milliseconds, only
@@ -73,7 +74,7 @@ func (d *Daemon) server() (*grpc.Server, *health.Server) {
 	c := nodeservice.Config{
 		Node:  nodeservice.Node{Version: version.String(), PID: os.Getpid(), Started: n.started, Root: n.config.Root},
 		Disks: n.disks, Layers: n.stage, Ledger: n.ledger, Images: n.importer, Choices: n.chooser,
-		Uses: usesOf(n.snapshotter),
+		Uses: usesOf(n.snapshotter), Lost: lost.New(lostLayers(n), n.client, n.config.Import.Snapshotter),
 	}
 	if n.reader != nil {
 		c.ReadAhead = n.reader

@@ -28,8 +28,8 @@ func checkDisks(ctx context.Context, n Node, disks []*controlv1.Disk) []Result {
 			}
 			if holders := d.GetHolders(); holders > 0 {
 				r.Status = Fail
-				r.Detail += fmt.Sprintf("; images and containers use its layers (snapshots: %d), and those images do not start%s", holders, concerned(ctx, n, d.GetName()))
-				r.Advice = "attach it again; or remove the images that use it and pull them again; see docs/operations.md"
+				r.Detail += fmt.Sprintf("; images and containers use its layers (snapshots: %d)%s", holders, concerned(ctx, n, d.GetName()))
+				r.Advice = "attach it again; what is lost with it is in the results below"
 			}
 			results = append(results, r)
 		} else if e != "" {

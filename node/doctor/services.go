@@ -47,7 +47,8 @@ func checkBerthd(ctx context.Context, n Node) (*controlv1.StatusResponse, []Resu
 	if got := status.GetRoot(); got != n.Root {
 		results = append(results, Result{"berthd root", Fail, fmt.Sprintf("berthd uses %s, %s was expected", got, n.Root), "give berth doctor --root " + got})
 	}
-	return status, append(results, checkDisks(ctx, n, status.GetDisks())...)
+	results = append(results, checkDisks(ctx, n, status.GetDisks())...)
+	return status, append(results, checkLost(ctx, n)...)
 }
 
 func askBerthd(ctx context.Context, socket string) (*controlv1.StatusResponse, error) {

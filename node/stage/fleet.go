@@ -177,6 +177,7 @@ func (f *fleet) status(d *disk, root string) DiskStatus {
 		IndexDigest:      d.rec.Identity.IndexDigest,
 		Serving:          d.up && !d.rec.Draining,
 		Device:           d.device,
+		Place:            d.rec.target(root),
 		SizeBytes:        d.sizeBytes,
 		Since:            d.rec.Since,
 		LastError:        d.err,

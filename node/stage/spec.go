@@ -111,7 +111,9 @@ type DiskStatus struct {
 	Serving bool
 	// Device and MountPoint are empty if there is none now.
 	Device, MountPoint string
-	SizeBytes          int64
+	// Place is where it is mounted when it serves: containers that were started from it name directories below.
+	Place     string
+	SizeBytes int64
 	// Layers on the disk, those of them held, and the number of holders.
 	Layers, LayersInUse, Holders int
 	// Since is the time of the last change of State among the journalled ones.

@@ -34,6 +34,10 @@ type User struct {
 	Name      string
 	// Pod is the namespace and the name of a container's pod in Kubernetes, if it is one's.
 	Pod string
+	// Chains are those of the stacks that were asked for that it uses, sorted.
+	Chains []digest.Digest
+	// Target is the digest of what an image's record names.
+	Target digest.Digest
 }
 
 // String is such as "container web (pod default/web-1) in namespace k8s.io".
@@ -50,6 +54,14 @@ const (
 	labelPod          = "io.kubernetes.pod.name"
 	labelPodNamespace = "io.kubernetes.pod.namespace"
 )
+
+// PodOf is the pod of a container with these labels, as namespace and name; empty if it is none's.
+func PodOf(labels map[string]string) string {
+	if labels[labelPod] == "" {
+		return ""
+	}
+	return labels[labelPodNamespace] + "/" + labels[labelPod]
+}
 
 // Find the users of stacks of layers, by the chain IDs of these: images first, then containers, then leases, namespace
 // by namespace. Only images that are unpacked with the snapshotter count.
@@ -96,8 +108,8 @@ func (s search) images(ctx context.Context) (users []User, _ error) {
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", img.Name, err)
 		}
-		if uses {
-			users = append(users, User{Namespace: s.namespace, Kind: Image, Name: img.Name})
+		if len(uses) > 0 {
+			users = append(users, User{Namespace: s.namespace, Kind: Image, Name: img.Name, Chains: sorted(uses), Target: img.Target.Digest})
 		}
 	}
 	return users, nil
@@ -106,13 +118,19 @@ func (s search) images(ctx context.Context) (users []User, _ error) {
 // isID says that the name of an image is that which CRI gives it beside those that people know.
 func isID(name string) bool { return digest.Digest(name).Validate() == nil }
 
-// image says whether one of the image's platforms is unpacked and has one of the stacks.
-func (s search) image(ctx context.Context, img images.Image) (uses bool, _ error) {
+// sorted and each once.
+func sorted(chains []digest.Digest) []digest.Digest {
+	slices.Sort(chains)
+	return slices.Compact(chains)
+}
+
+// image gives the stacks that those of the image's platforms have that are unpacked.
+func (s search) image(ctx context.Context, img images.Image) (uses []digest.Digest, _ error) {
 	store := s.client.ContentStore()
 	visit := func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		if images.IsConfigType(desc.MediaType) {
 			has, err := s.config(ctx, store, desc)
-			uses = uses || has
+			uses = append(uses, has...)
 			return nil, err
 		}
 		if !images.IsManifestType(desc.MediaType) && !images.IsIndexType(desc.MediaType) {
@@ -125,21 +143,21 @@ func (s search) image(ctx context.Context, img images.Image) (uses bool, _ error
 	return uses, err
 }
 
-// config says whether the image with this config is unpacked and has one of the stacks.
-func (s search) config(ctx context.Context, store content.Store, desc ocispec.Descriptor) (bool, error) {
+// config gives the stacks that the image with this config has, if it is unpacked.
+func (s search) config(ctx context.Context, store content.Store, desc ocispec.Descriptor) ([]digest.Digest, error) {
 	info, err := store.Info(ctx, desc.Digest)
 	if err != nil || info.Labels["containerd.io/gc.ref.snapshot."+s.snapshotter] == "" {
-		return false, ignoreMissing(err)
+		return nil, ignoreMissing(err)
 	}
 	raw, err := content.ReadBlob(ctx, store, desc)
 	if err != nil {
-		return false, ignoreMissing(err)
+		return nil, ignoreMissing(err)
 	}
 	var config ocispec.Image
 	if err := json.Unmarshal(raw, &config); err != nil {
-		return false, fmt.Errorf("parse config %s: %w", desc.Digest, err)
+		return nil, fmt.Errorf("parse config %s: %w", desc.Digest, err)
 	}
-	return slices.ContainsFunc(identity.ChainIDs(config.RootFS.DiffIDs), func(c digest.Digest) bool { return s.chains[c] }), nil
+	return slices.DeleteFunc(identity.ChainIDs(config.RootFS.DiffIDs), func(c digest.Digest) bool { return !s.chains[c] }), nil
 }
 
 func (s search) containers(ctx context.Context) (users []User, _ error) {
@@ -155,11 +173,9 @@ func (s search) containers(ctx context.Context) (users []User, _ error) {
 		if err != nil {
 			return nil, fmt.Errorf("container %s: %w", c.ID, err)
 		}
-		if uses {
-			u := User{Namespace: s.namespace, Kind: Container, Name: c.ID}
-			if pod := c.Labels[labelPod]; pod != "" {
-				u.Pod = c.Labels[labelPodNamespace] + "/" + pod
-			}
+		if len(uses) > 0 {
+			u := User{Namespace: s.namespace, Kind: Container, Name: c.ID, Chains: sorted(uses)}
+			u.Pod = PodOf(c.Labels)
 			users = append(users, u)
 		}
 	}
@@ -180,6 +196,7 @@ func (s search) leases(ctx context.Context) (users []User, _ error) {
 			}
 			return nil, fmt.Errorf("lease %s: %w", l.ID, err)
 		}
+		var all []digest.Digest
 		for _, r := range resources {
 			if r.Type != "snapshots/"+s.snapshotter {
 				continue
@@ -188,28 +205,28 @@ func (s search) leases(ctx context.Context) (users []User, _ error) {
 			if err != nil {
 				return nil, fmt.Errorf("lease %s: %w", l.ID, err)
 			}
-			if uses {
-				users = append(users, User{Namespace: s.namespace, Kind: Lease, Name: l.ID})
-				break
-			}
+			all = append(all, uses...)
+		}
+		if len(all) > 0 {
+			users = append(users, User{Namespace: s.namespace, Kind: Lease, Name: l.ID, Chains: sorted(all)})
 		}
 	}
 	return users, nil
 }
 
-// snapshot says whether a snapshot is one of the stacks or lies on one.
-func (s search) snapshot(ctx context.Context, key string) (bool, error) {
+// snapshot gives the stacks that a snapshot is or lies on.
+func (s search) snapshot(ctx context.Context, key string) (uses []digest.Digest, _ error) {
 	for service := s.client.SnapshotService(s.snapshotter); key != ""; {
 		if s.chains[digest.Digest(key)] {
-			return true, nil
+			uses = append(uses, digest.Digest(key))
 		}
 		info, err := service.Stat(ctx, key)
 		if err != nil {
-			return false, ignoreMissing(err)
+			return uses, ignoreMissing(err)
 		}
 		key = info.Parent
 	}
-	return false, nil
+	return uses, nil
 }
 
 func ignoreMissing(err error) error {

@@ -79,6 +79,7 @@ func areas() map[string]area {
 		"node/doctor":           {own: []string{"node/users", "blockdev/attached", "blockdev/sysblock", "node/containerdconfig", "proto/..."}},
 		"node/events":           {own: []string{"layerdisk"}},
 		"node/heal":             {},
+		"node/lost":             {own: []string{"node/users"}},
 		"node/imageimport":      {own: []string{"internal/backoff", "internal/durable", "layerdisk"}},
 		"node/ondemand":         {own: []string{"imagesnapshot/catalog", "internal/backoff", "layerdisk", "matcher", "node/stage"}},
 		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}, foreign: append(format,
@@ -93,7 +94,8 @@ func areas() map[string]area {
 		// The image snapshots' service is served where there is no node too.
 		"control/imagesnapshotservice": {own: []string{"imagesnapshot/...", "layerdisk", "matcher/...", "proto/...", "readahead/accesslist"}},
 		"control/nodeservice": {own: []string{
-			"blockdev/loopdev", "control/imagesnapshotservice", "layerdisk", "node/disks", "node/events", "node/imageimport", "node/ondemand", "node/stage", "proto/...", "readahead",
+			"blockdev/loopdev", "control/imagesnapshotservice", "layerdisk", "node/disks", "node/events", "node/imageimport", "node/lost", "node/ondemand", "node/stage",
+			"node/users", "proto/...", "readahead",
 		}},
 
 		// Commands join everything; tests use what they like.

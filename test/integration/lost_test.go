@@ -5,6 +5,7 @@ package integration
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -34,9 +35,22 @@ func (n *node) loseWhileServing(disk string) {
 	dropCaches(n.T)
 }
 
+// loseHeader has the block with the disk's header overwritten under the mounted file system.
+func (n *node) loseHeader(disk string) {
+	n.Helper()
+	f, err := os.OpenFile(disk, os.O_WRONLY, 0)
+	require.NoError(n, err)
+	_, err = f.WriteAt(make([]byte, 4096), 0)
+	require.NoError(n, err)
+	require.NoError(n, f.Close())
+	dropCaches(n.T)
+}
+
 // ways to lose a disk.
 func waysToLose() map[string]func(n *node, disk string) {
-	return map[string]func(n *node, disk string){"moved at restart": (*node).loseAtRestart, "truncated": (*node).loseWhileServing}
+	return map[string]func(n *node, disk string){
+		"moved at restart": (*node).loseAtRestart, "truncated": (*node).loseWhileServing, "header zeroed": (*node).loseHeader,
+	}
 }
 
 // What was adopted from a disk that is lost is served by another disk that has the same layers: containers of images
@@ -138,4 +152,77 @@ func TestLostDiskWithNothingInReach(t *testing.T) {
 			require.Equal(t, "x", n.run(one, "second", "cat", "/a/setuid"))
 		})
 	}
+}
+
+// What is lost and cannot be made anew is in the open: status and doctor name disk, layers, images, and the container
+// that runs from the lost disk. release says what it removes, keeps the container, and names it. When that is gone too,
+// a pull with the credentials that berthd has not got brings the image back.
+func TestLostDiskIsInTheOpen(t *testing.T) {
+	ways := waysToLose()
+	delete(ways, "moved at restart") // the container keeps the device there, and the disk serves on
+	for way, lose := range ways {
+		t.Run(way, func(t *testing.T) {
+			n := newNode(t)
+			kinds := image.EveryKind()
+			one := n.push("one", n.busybox(), kinds)
+			sibling := n.push("sibling", n.busybox(), kinds, small("sibling"))
+			disk := n.build("a", one, sibling)
+			n.attachAtStart("a", disk)
+			n.start()
+			n.pull(one)
+			n.pull(sibling)
+			n.runDetached(one, "loose")
+			require.NotContains(t, n.cli("status"), "LOST LAYER")
+			require.NotContains(t, n.cli("status"), "lost disk")
+			require.Empty(t, lostOf(n.doctor()))
+
+			lose(n, disk)
+			n.registry.RequireLogin("user", "secret")
+			_, err := n.containerd.Run(t.Context(), one.ref, "first", containerd.RunOptions{Snapshotter: berth.PluginName}, "true")
+			require.ErrorContains(t, err, one.ref)
+			space := filepath.Base(n.dir)
+			running := "container loose in namespace " + space
+			status := n.cli("status")
+			for _, want := range []string{
+				"LOST LAYER", "image " + one.ref + " in namespace " + space, "image " + sibling.ref + " in namespace " + space,
+				"failed", "berth release a", running + " runs from lost disk a",
+			} {
+				require.Contains(t, status, want)
+			}
+			lost := n.requireFailure("lost layers", "image "+one.ref+" in namespace "+space)
+			require.Contains(t, lost.Detail, "of disk a")
+			require.Contains(t, lost.Detail, "could not be made anew")
+			require.Contains(t, lost.Advice, "berth release a")
+			require.Contains(t, n.requireFailure("container loose", "disk a").Detail, "cannot be saved")
+
+			out, err := n.berthd.CLI(t.Context(), "release", one.ref)
+			require.ErrorContains(t, err, "nothing is removed")
+			require.Contains(t, out, "would remove image "+sibling.ref)
+			out, err = n.berthd.CLI(t.Context(), "release", "--yes", one.ref)
+			require.ErrorContains(t, err, "needs lost layers still")
+			require.Contains(t, out, "removed image "+one.ref+" in namespace "+space)
+			require.Contains(t, out, "stays: "+running)
+			require.NotContains(t, strings.Join(n.inContainerd(space), "\n"), "image ")
+			require.NoError(t, n.containerd.RemoveContainer(t.Context(), "", "loose"))
+			n.collectGarbage(space)
+			require.Empty(t, n.inContainerd(space))
+			require.Empty(t, lostOf(n.doctor()))
+			require.NotContains(t, n.cli("status"), "LOST LAYER")
+
+			require.NoError(t, n.containerd.Pull(t.Context(), sibling.ref, containerd.PullOptions{
+				Snapshotter: berth.PluginName, PlainHTTP: n.registry.PlainHTTP(), User: "user:secret",
+			}))
+			require.Equal(t, "content of sibling", n.run(sibling, "again", "cat", "/s/sibling"))
+		})
+	}
+}
+
+// lostOf are the failures that tell of lost layers and of containers on lost disks.
+func lostOf(failed []diagnosis) (lost []diagnosis) {
+	for _, d := range failed {
+		if d.Name == "lost layers" || strings.HasPrefix(d.Name, "container ") {
+			lost = append(lost, d)
+		}
+	}
+	return lost
 }

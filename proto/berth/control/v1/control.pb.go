@@ -407,6 +407,120 @@ func (ImportResult) EnumDescriptor() ([]byte, []int) {
 	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
+// LostLayerState is what is done about a lost layer.
+type LostLayerState int32
+
+const (
+	// Not known to this client.
+	LostLayerState_LOST_LAYER_STATE_UNSPECIFIED LostLayerState = 0
+	// It is made anew as soon as something needs it.
+	LostLayerState_LOST_LAYER_STATE_WAITING LostLayerState = 1
+	// It is being made anew.
+	LostLayerState_LOST_LAYER_STATE_MAKING LostLayerState = 2
+	// It could not be made anew. It is tried again when something needs it.
+	LostLayerState_LOST_LAYER_STATE_FAILED LostLayerState = 3
+)
+
+// Enum value maps for LostLayerState.
+var (
+	LostLayerState_name = map[int32]string{
+		0: "LOST_LAYER_STATE_UNSPECIFIED",
+		1: "LOST_LAYER_STATE_WAITING",
+		2: "LOST_LAYER_STATE_MAKING",
+		3: "LOST_LAYER_STATE_FAILED",
+	}
+	LostLayerState_value = map[string]int32{
+		"LOST_LAYER_STATE_UNSPECIFIED": 0,
+		"LOST_LAYER_STATE_WAITING":     1,
+		"LOST_LAYER_STATE_MAKING":      2,
+		"LOST_LAYER_STATE_FAILED":      3,
+	}
+)
+
+func (x LostLayerState) Enum() *LostLayerState {
+	p := new(LostLayerState)
+	*p = x
+	return p
+}
+
+func (x LostLayerState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LostLayerState) Descriptor() protoreflect.EnumDescriptor {
+	return file_berth_control_v1_control_proto_enumTypes[5].Descriptor()
+}
+
+func (LostLayerState) Type() protoreflect.EnumType {
+	return &file_berth_control_v1_control_proto_enumTypes[5]
+}
+
+func (x LostLayerState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LostLayerState.Descriptor instead.
+func (LostLayerState) EnumDescriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{5}
+}
+
+// LayerUserKind is what needs a layer.
+type LayerUserKind int32
+
+const (
+	// Not known to this client.
+	LayerUserKind_LAYER_USER_KIND_UNSPECIFIED LayerUserKind = 0
+	// An image that is unpacked.
+	LayerUserKind_LAYER_USER_KIND_IMAGE LayerUserKind = 1
+	// A container, running or not.
+	LayerUserKind_LAYER_USER_KIND_CONTAINER LayerUserKind = 2
+	// A lease.
+	LayerUserKind_LAYER_USER_KIND_LEASE LayerUserKind = 3
+)
+
+// Enum value maps for LayerUserKind.
+var (
+	LayerUserKind_name = map[int32]string{
+		0: "LAYER_USER_KIND_UNSPECIFIED",
+		1: "LAYER_USER_KIND_IMAGE",
+		2: "LAYER_USER_KIND_CONTAINER",
+		3: "LAYER_USER_KIND_LEASE",
+	}
+	LayerUserKind_value = map[string]int32{
+		"LAYER_USER_KIND_UNSPECIFIED": 0,
+		"LAYER_USER_KIND_IMAGE":       1,
+		"LAYER_USER_KIND_CONTAINER":   2,
+		"LAYER_USER_KIND_LEASE":       3,
+	}
+)
+
+func (x LayerUserKind) Enum() *LayerUserKind {
+	p := new(LayerUserKind)
+	*p = x
+	return p
+}
+
+func (x LayerUserKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LayerUserKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_berth_control_v1_control_proto_enumTypes[6].Descriptor()
+}
+
+func (LayerUserKind) Type() protoreflect.EnumType {
+	return &file_berth_control_v1_control_proto_enumTypes[6]
+}
+
+func (x LayerUserKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LayerUserKind.Descriptor instead.
+func (LayerUserKind) EnumDescriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{6}
+}
+
 // ChosenDiskResult is what came of attaching a disk for a pull.
 type ChosenDiskResult int32
 
@@ -452,11 +566,11 @@ func (x ChosenDiskResult) String() string {
 }
 
 func (ChosenDiskResult) Descriptor() protoreflect.EnumDescriptor {
-	return file_berth_control_v1_control_proto_enumTypes[5].Descriptor()
+	return file_berth_control_v1_control_proto_enumTypes[7].Descriptor()
 }
 
 func (ChosenDiskResult) Type() protoreflect.EnumType {
-	return &file_berth_control_v1_control_proto_enumTypes[5]
+	return &file_berth_control_v1_control_proto_enumTypes[7]
 }
 
 func (x ChosenDiskResult) Number() protoreflect.EnumNumber {
@@ -465,7 +579,7 @@ func (x ChosenDiskResult) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChosenDiskResult.Descriptor instead.
 func (ChosenDiskResult) EnumDescriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 // EventKind of an Event.
@@ -533,11 +647,11 @@ func (x EventKind) String() string {
 }
 
 func (EventKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_berth_control_v1_control_proto_enumTypes[6].Descriptor()
+	return file_berth_control_v1_control_proto_enumTypes[8].Descriptor()
 }
 
 func (EventKind) Type() protoreflect.EnumType {
-	return &file_berth_control_v1_control_proto_enumTypes[6]
+	return &file_berth_control_v1_control_proto_enumTypes[8]
 }
 
 func (x EventKind) Number() protoreflect.EnumNumber {
@@ -546,7 +660,7 @@ func (x EventKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EventKind.Descriptor instead.
 func (EventKind) EnumDescriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 // StatusRequest is the request of ControlService.Status.
@@ -1754,6 +1868,474 @@ func (x *DiskUse) GetChainIds() []string {
 	return nil
 }
 
+// ListLostLayersRequest is the request of ControlService.ListLostLayers.
+type ListLostLayersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or UUID of the only disk to look at; empty is all.
+	Disk          string `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLostLayersRequest) Reset() {
+	*x = ListLostLayersRequest{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLostLayersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLostLayersRequest) ProtoMessage() {}
+
+func (x *ListLostLayersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLostLayersRequest.ProtoReflect.Descriptor instead.
+func (*ListLostLayersRequest) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListLostLayersRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+// ListLostLayersResponse is the answer of ControlService.ListLostLayers.
+type ListLostLayersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Lost layers, by disk and number.
+	Layers []*LostLayer `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
+	// Containers that run from lost disks. They get I/O errors until they are started again, also if the layers were made
+	// anew since.
+	Stranded []*StrandedContainer `protobuf:"bytes,2,rep,name=stranded,proto3" json:"stranded,omitempty"`
+	// Why it is not known who is concerned; empty if it is.
+	UsersUnknown  string `protobuf:"bytes,3,opt,name=users_unknown,json=usersUnknown,proto3" json:"users_unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLostLayersResponse) Reset() {
+	*x = ListLostLayersResponse{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLostLayersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLostLayersResponse) ProtoMessage() {}
+
+func (x *ListLostLayersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLostLayersResponse.ProtoReflect.Descriptor instead.
+func (*ListLostLayersResponse) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListLostLayersResponse) GetLayers() []*LostLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *ListLostLayersResponse) GetStranded() []*StrandedContainer {
+	if x != nil {
+		return x.Stranded
+	}
+	return nil
+}
+
+func (x *ListLostLayersResponse) GetUsersUnknown() string {
+	if x != nil {
+		return x.UsersUnknown
+	}
+	return ""
+}
+
+// LostLayer is a layer that a snapshot needs and no disk serves.
+type LostLayer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the disk that has it; empty for one that this node does not know.
+	Disk string `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	// UUID of that disk.
+	DiskUuid string `protobuf:"bytes,2,opt,name=disk_uuid,json=diskUuid,proto3" json:"disk_uuid,omitempty"`
+	// Number of the layer on it.
+	LayerNumber int64 `protobuf:"varint,3,opt,name=layer_number,json=layerNumber,proto3" json:"layer_number,omitempty"`
+	// Chain ID of the stack that ends with this layer.
+	ChainId string `protobuf:"bytes,4,opt,name=chain_id,json=chainId,proto3" json:"chain_id,omitempty"`
+	// Digest of the uncompressed layer.
+	DiffId string `protobuf:"bytes,5,opt,name=diff_id,json=diffId,proto3" json:"diff_id,omitempty"`
+	// What is done about it.
+	State LostLayerState `protobuf:"varint,6,opt,name=state,proto3,enum=berth.control.v1.LostLayerState" json:"state,omitempty"`
+	// Why it could not be made anew or, if that was not tried, why the disk does not serve.
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who needs it.
+	Users         []*LayerUser `protobuf:"bytes,8,rep,name=users,proto3" json:"users,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostLayer) Reset() {
+	*x = LostLayer{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostLayer) ProtoMessage() {}
+
+func (x *LostLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostLayer.ProtoReflect.Descriptor instead.
+func (*LostLayer) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LostLayer) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *LostLayer) GetDiskUuid() string {
+	if x != nil {
+		return x.DiskUuid
+	}
+	return ""
+}
+
+func (x *LostLayer) GetLayerNumber() int64 {
+	if x != nil {
+		return x.LayerNumber
+	}
+	return 0
+}
+
+func (x *LostLayer) GetChainId() string {
+	if x != nil {
+		return x.ChainId
+	}
+	return ""
+}
+
+func (x *LostLayer) GetDiffId() string {
+	if x != nil {
+		return x.DiffId
+	}
+	return ""
+}
+
+func (x *LostLayer) GetState() LostLayerState {
+	if x != nil {
+		return x.State
+	}
+	return LostLayerState_LOST_LAYER_STATE_UNSPECIFIED
+}
+
+func (x *LostLayer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *LostLayer) GetUsers() []*LayerUser {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+// LayerUser is what needs a layer in containerd.
+type LayerUser struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is.
+	Kind LayerUserKind `protobuf:"varint,1,opt,name=kind,proto3,enum=berth.control.v1.LayerUserKind" json:"kind,omitempty"`
+	// Namespace of containerd.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Name of the image, or ID of the container or lease.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Namespace and name of the container's pod, if it is one's.
+	Pod           string `protobuf:"bytes,4,opt,name=pod,proto3" json:"pod,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayerUser) Reset() {
+	*x = LayerUser{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayerUser) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayerUser) ProtoMessage() {}
+
+func (x *LayerUser) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayerUser.ProtoReflect.Descriptor instead.
+func (*LayerUser) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *LayerUser) GetKind() LayerUserKind {
+	if x != nil {
+		return x.Kind
+	}
+	return LayerUserKind_LAYER_USER_KIND_UNSPECIFIED
+}
+
+func (x *LayerUser) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *LayerUser) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LayerUser) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+// StrandedContainer is a container that runs from a lost disk.
+type StrandedContainer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The container.
+	Container *LayerUser `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	// Name of the disk.
+	Disk          string `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StrandedContainer) Reset() {
+	*x = StrandedContainer{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StrandedContainer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StrandedContainer) ProtoMessage() {}
+
+func (x *StrandedContainer) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StrandedContainer.ProtoReflect.Descriptor instead.
+func (*StrandedContainer) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *StrandedContainer) GetContainer() *LayerUser {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
+func (x *StrandedContainer) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+// ReleaseImagesRequest is the request of ControlService.ReleaseImages.
+type ReleaseImagesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or UUID of a disk: all images that need a lost layer of it. Either this or image.
+	Disk string `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	// Name of an image: it, and the images of the same namespaces that share its lost layers.
+	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	// Say what would be removed, and remove nothing.
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseImagesRequest) Reset() {
+	*x = ReleaseImagesRequest{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseImagesRequest) ProtoMessage() {}
+
+func (x *ReleaseImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseImagesRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseImagesRequest) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ReleaseImagesRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *ReleaseImagesRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *ReleaseImagesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// ReleaseImagesResponse is the answer of ControlService.ReleaseImages.
+type ReleaseImagesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Images whose records are removed.
+	Images []*LayerUser `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// Containers and leases that still need lost layers: until they are gone, pulls in their namespaces find these layers
+	// lost still.
+	Remaining     []*LayerUser `protobuf:"bytes,2,rep,name=remaining,proto3" json:"remaining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseImagesResponse) Reset() {
+	*x = ReleaseImagesResponse{}
+	mi := &file_berth_control_v1_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseImagesResponse) ProtoMessage() {}
+
+func (x *ReleaseImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_berth_control_v1_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseImagesResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseImagesResponse) Descriptor() ([]byte, []int) {
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ReleaseImagesResponse) GetImages() []*LayerUser {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *ReleaseImagesResponse) GetRemaining() []*LayerUser {
+	if x != nil {
+		return x.Remaining
+	}
+	return nil
+}
+
 // FindImageRequest is the request of ControlService.FindImage.
 type FindImageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1767,7 +2349,7 @@ type FindImageRequest struct {
 
 func (x *FindImageRequest) Reset() {
 	*x = FindImageRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +2361,7 @@ func (x *FindImageRequest) String() string {
 func (*FindImageRequest) ProtoMessage() {}
 
 func (x *FindImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[16]
+	mi := &file_berth_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +2374,7 @@ func (x *FindImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindImageRequest.ProtoReflect.Descriptor instead.
 func (*FindImageRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FindImageRequest) GetReference() string {
@@ -1824,7 +2406,7 @@ type FindImageResponse struct {
 
 func (x *FindImageResponse) Reset() {
 	*x = FindImageResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +2418,7 @@ func (x *FindImageResponse) String() string {
 func (*FindImageResponse) ProtoMessage() {}
 
 func (x *FindImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[17]
+	mi := &file_berth_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +2431,7 @@ func (x *FindImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindImageResponse.ProtoReflect.Descriptor instead.
 func (*FindImageResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FindImageResponse) GetDisk() string {
@@ -1886,7 +2468,7 @@ type ExplainLayersRequest struct {
 
 func (x *ExplainLayersRequest) Reset() {
 	*x = ExplainLayersRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	mi := &file_berth_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2480,7 @@ func (x *ExplainLayersRequest) String() string {
 func (*ExplainLayersRequest) ProtoMessage() {}
 
 func (x *ExplainLayersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[18]
+	mi := &file_berth_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2493,7 @@ func (x *ExplainLayersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainLayersRequest.ProtoReflect.Descriptor instead.
 func (*ExplainLayersRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExplainLayersRequest) GetLayers() []*LayerName {
@@ -1945,7 +2527,7 @@ type LayerName struct {
 
 func (x *LayerName) Reset() {
 	*x = LayerName{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	mi := &file_berth_control_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2539,7 @@ func (x *LayerName) String() string {
 func (*LayerName) ProtoMessage() {}
 
 func (x *LayerName) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[19]
+	mi := &file_berth_control_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2552,7 @@ func (x *LayerName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerName.ProtoReflect.Descriptor instead.
 func (*LayerName) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LayerName) GetChainId() string {
@@ -2014,7 +2596,7 @@ type ExplainLayersResponse struct {
 
 func (x *ExplainLayersResponse) Reset() {
 	*x = ExplainLayersResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	mi := &file_berth_control_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2608,7 @@ func (x *ExplainLayersResponse) String() string {
 func (*ExplainLayersResponse) ProtoMessage() {}
 
 func (x *ExplainLayersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[20]
+	mi := &file_berth_control_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2621,7 @@ func (x *ExplainLayersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainLayersResponse.ProtoReflect.Descriptor instead.
 func (*ExplainLayersResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExplainLayersResponse) GetLayers() []*LayerAnswer {
@@ -2077,7 +2659,7 @@ type DiskChoice struct {
 
 func (x *DiskChoice) Reset() {
 	*x = DiskChoice{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[21]
+	mi := &file_berth_control_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2671,7 @@ func (x *DiskChoice) String() string {
 func (*DiskChoice) ProtoMessage() {}
 
 func (x *DiskChoice) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[21]
+	mi := &file_berth_control_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2684,7 @@ func (x *DiskChoice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskChoice.ProtoReflect.Descriptor instead.
 func (*DiskChoice) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DiskChoice) GetTime() *timestamppb.Timestamp {
@@ -2164,7 +2746,7 @@ type ChosenDisk struct {
 
 func (x *ChosenDisk) Reset() {
 	*x = ChosenDisk{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[22]
+	mi := &file_berth_control_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2758,7 @@ func (x *ChosenDisk) String() string {
 func (*ChosenDisk) ProtoMessage() {}
 
 func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[22]
+	mi := &file_berth_control_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2771,7 @@ func (x *ChosenDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChosenDisk.ProtoReflect.Descriptor instead.
 func (*ChosenDisk) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ChosenDisk) GetImageSnapshot() string {
@@ -2237,7 +2819,7 @@ type ChoiceCandidate struct {
 
 func (x *ChoiceCandidate) Reset() {
 	*x = ChoiceCandidate{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[23]
+	mi := &file_berth_control_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2831,7 @@ func (x *ChoiceCandidate) String() string {
 func (*ChoiceCandidate) ProtoMessage() {}
 
 func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[23]
+	mi := &file_berth_control_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2844,7 @@ func (x *ChoiceCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoiceCandidate.ProtoReflect.Descriptor instead.
 func (*ChoiceCandidate) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ChoiceCandidate) GetName() string {
@@ -2314,7 +2896,7 @@ type LayerAnswer struct {
 
 func (x *LayerAnswer) Reset() {
 	*x = LayerAnswer{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[24]
+	mi := &file_berth_control_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2908,7 @@ func (x *LayerAnswer) String() string {
 func (*LayerAnswer) ProtoMessage() {}
 
 func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[24]
+	mi := &file_berth_control_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2921,7 @@ func (x *LayerAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerAnswer.ProtoReflect.Descriptor instead.
 func (*LayerAnswer) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LayerAnswer) GetHit() bool {
@@ -2393,7 +2975,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[25]
+	mi := &file_berth_control_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2987,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[25]
+	mi := &file_berth_control_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +3000,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 // WatchEventsResponse is one event.
@@ -2434,7 +3016,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[26]
+	mi := &file_berth_control_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2446,7 +3028,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[26]
+	mi := &file_berth_control_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2459,7 +3041,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -2505,7 +3087,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_berth_control_v1_control_proto_msgTypes[27]
+	mi := &file_berth_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +3099,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_berth_control_v1_control_proto_msgTypes[27]
+	mi := &file_berth_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +3112,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_berth_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Event) GetTime() *timestamppb.Timestamp {
@@ -2702,7 +3284,37 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\aDiskUse\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1b\n" +
-	"\tchain_ids\x18\x03 \x03(\tR\bchainIds\"L\n" +
+	"\tchain_ids\x18\x03 \x03(\tR\bchainIds\"+\n" +
+	"\x15ListLostLayersRequest\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\"\xb3\x01\n" +
+	"\x16ListLostLayersResponse\x123\n" +
+	"\x06layers\x18\x01 \x03(\v2\x1b.berth.control.v1.LostLayerR\x06layers\x12?\n" +
+	"\bstranded\x18\x02 \x03(\v2#.berth.control.v1.StrandedContainerR\bstranded\x12#\n" +
+	"\rusers_unknown\x18\x03 \x01(\tR\fusersUnknown\"\x96\x02\n" +
+	"\tLostLayer\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x1b\n" +
+	"\tdisk_uuid\x18\x02 \x01(\tR\bdiskUuid\x12!\n" +
+	"\flayer_number\x18\x03 \x01(\x03R\vlayerNumber\x12\x19\n" +
+	"\bchain_id\x18\x04 \x01(\tR\achainId\x12\x17\n" +
+	"\adiff_id\x18\x05 \x01(\tR\x06diffId\x126\n" +
+	"\x05state\x18\x06 \x01(\x0e2 .berth.control.v1.LostLayerStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x121\n" +
+	"\x05users\x18\b \x03(\v2\x1b.berth.control.v1.LayerUserR\x05users\"\x84\x01\n" +
+	"\tLayerUser\x123\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1f.berth.control.v1.LayerUserKindR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x10\n" +
+	"\x03pod\x18\x04 \x01(\tR\x03pod\"b\n" +
+	"\x11StrandedContainer\x129\n" +
+	"\tcontainer\x18\x01 \x01(\v2\x1b.berth.control.v1.LayerUserR\tcontainer\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\"Y\n" +
+	"\x14ReleaseImagesRequest\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\x87\x01\n" +
+	"\x15ReleaseImagesResponse\x123\n" +
+	"\x06images\x18\x01 \x03(\v2\x1b.berth.control.v1.LayerUserR\x06images\x129\n" +
+	"\tremaining\x18\x02 \x03(\v2\x1b.berth.control.v1.LayerUserR\tremaining\"L\n" +
 	"\x10FindImageRequest\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x1a\n" +
 	"\bplatform\x18\x02 \x01(\tR\bplatform\"[\n" +
@@ -2819,7 +3431,17 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x15IMPORT_RESULT_REFUSED\x10\x03\x12\x18\n" +
 	"\x14IMPORT_RESULT_FAILED\x10\x04\x12\x19\n" +
 	"\x15IMPORT_RESULT_REMOVED\x10\x05\x12\x1b\n" +
-	"\x17IMPORT_RESULT_WITHDRAWN\x10\x06*\xb0\x01\n" +
+	"\x17IMPORT_RESULT_WITHDRAWN\x10\x06*\x8a\x01\n" +
+	"\x0eLostLayerState\x12 \n" +
+	"\x1cLOST_LAYER_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18LOST_LAYER_STATE_WAITING\x10\x01\x12\x1b\n" +
+	"\x17LOST_LAYER_STATE_MAKING\x10\x02\x12\x1b\n" +
+	"\x17LOST_LAYER_STATE_FAILED\x10\x03*\x85\x01\n" +
+	"\rLayerUserKind\x12\x1f\n" +
+	"\x1bLAYER_USER_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15LAYER_USER_KIND_IMAGE\x10\x01\x12\x1d\n" +
+	"\x19LAYER_USER_KIND_CONTAINER\x10\x02\x12\x19\n" +
+	"\x15LAYER_USER_KIND_LEASE\x10\x03*\xb0\x01\n" +
 	"\x10ChosenDiskResult\x12\"\n" +
 	"\x1eCHOSEN_DISK_RESULT_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CHOSEN_DISK_RESULT_READY\x10\x01\x12\x1b\n" +
@@ -2836,7 +3458,7 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"\x16EVENT_KIND_DISK_FAILED\x10\x06\x12\x1d\n" +
 	"\x19EVENT_KIND_IMAGE_IMPORTED\x10\a\x12\x1e\n" +
 	"\x1aEVENT_KIND_IMAGE_WITHDRAWN\x10\b\x12!\n" +
-	"\x1dEVENT_KIND_IMAGE_NOT_IMPORTED\x10\t2\xce\x05\n" +
+	"\x1dEVENT_KIND_IMAGE_NOT_IMPORTED\x10\t2\x95\a\n" +
 	"\x0eControlService\x12K\n" +
 	"\x06Status\x12\x1f.berth.control.v1.StatusRequest\x1a .berth.control.v1.StatusResponse\x12T\n" +
 	"\tListDisks\x12\".berth.control.v1.ListDisksRequest\x1a#.berth.control.v1.ListDisksResponse\x12W\n" +
@@ -2846,7 +3468,9 @@ const file_berth_control_v1_control_proto_rawDesc = "" +
 	"DetachDisk\x12#.berth.control.v1.DetachDiskRequest\x1a$.berth.control.v1.DetachDiskResponse\x12T\n" +
 	"\tFindImage\x12\".berth.control.v1.FindImageRequest\x1a#.berth.control.v1.FindImageResponse\x12`\n" +
 	"\rExplainLayers\x12&.berth.control.v1.ExplainLayersRequest\x1a'.berth.control.v1.ExplainLayersResponse\x12Q\n" +
-	"\bListUses\x12!.berth.control.v1.ListUsesRequest\x1a\".berth.control.v1.ListUsesResponse\x12\\\n" +
+	"\bListUses\x12!.berth.control.v1.ListUsesRequest\x1a\".berth.control.v1.ListUsesResponse\x12c\n" +
+	"\x0eListLostLayers\x12'.berth.control.v1.ListLostLayersRequest\x1a(.berth.control.v1.ListLostLayersResponse\x12`\n" +
+	"\rReleaseImages\x12&.berth.control.v1.ReleaseImagesRequest\x1a'.berth.control.v1.ReleaseImagesResponse\x12\\\n" +
 	"\vWatchEvents\x12$.berth.control.v1.WatchEventsRequest\x1a%.berth.control.v1.WatchEventsResponse0\x01B2Z0berth.dev/berth/proto/berth/control/v1;controlv1b\x06proto3"
 
 var (
@@ -2861,103 +3485,124 @@ func file_berth_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_berth_control_v1_control_proto_rawDescData
 }
 
-var file_berth_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_berth_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_berth_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_berth_control_v1_control_proto_goTypes = []any{
-	(LayerMatch)(0),               // 0: berth.control.v1.LayerMatch
-	(MissReason)(0),               // 1: berth.control.v1.MissReason
-	(ReadAheadState)(0),           // 2: berth.control.v1.ReadAheadState
-	(DiskState)(0),                // 3: berth.control.v1.DiskState
-	(ImportResult)(0),             // 4: berth.control.v1.ImportResult
-	(ChosenDiskResult)(0),         // 5: berth.control.v1.ChosenDiskResult
-	(EventKind)(0),                // 6: berth.control.v1.EventKind
-	(*StatusRequest)(nil),         // 7: berth.control.v1.StatusRequest
-	(*StatusResponse)(nil),        // 8: berth.control.v1.StatusResponse
-	(*HitCount)(nil),              // 9: berth.control.v1.HitCount
-	(*MissCount)(nil),             // 10: berth.control.v1.MissCount
-	(*ReadAhead)(nil),             // 11: berth.control.v1.ReadAhead
-	(*ListDisksRequest)(nil),      // 12: berth.control.v1.ListDisksRequest
-	(*ListDisksResponse)(nil),     // 13: berth.control.v1.ListDisksResponse
-	(*Disk)(nil),                  // 14: berth.control.v1.Disk
-	(*ImportedImage)(nil),         // 15: berth.control.v1.ImportedImage
-	(*AttachDiskRequest)(nil),     // 16: berth.control.v1.AttachDiskRequest
-	(*AttachDiskResponse)(nil),    // 17: berth.control.v1.AttachDiskResponse
-	(*DetachDiskRequest)(nil),     // 18: berth.control.v1.DetachDiskRequest
-	(*DetachDiskResponse)(nil),    // 19: berth.control.v1.DetachDiskResponse
-	(*ListUsesRequest)(nil),       // 20: berth.control.v1.ListUsesRequest
-	(*ListUsesResponse)(nil),      // 21: berth.control.v1.ListUsesResponse
-	(*DiskUse)(nil),               // 22: berth.control.v1.DiskUse
-	(*FindImageRequest)(nil),      // 23: berth.control.v1.FindImageRequest
-	(*FindImageResponse)(nil),     // 24: berth.control.v1.FindImageResponse
-	(*ExplainLayersRequest)(nil),  // 25: berth.control.v1.ExplainLayersRequest
-	(*LayerName)(nil),             // 26: berth.control.v1.LayerName
-	(*ExplainLayersResponse)(nil), // 27: berth.control.v1.ExplainLayersResponse
-	(*DiskChoice)(nil),            // 28: berth.control.v1.DiskChoice
-	(*ChosenDisk)(nil),            // 29: berth.control.v1.ChosenDisk
-	(*ChoiceCandidate)(nil),       // 30: berth.control.v1.ChoiceCandidate
-	(*LayerAnswer)(nil),           // 31: berth.control.v1.LayerAnswer
-	(*WatchEventsRequest)(nil),    // 32: berth.control.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 33: berth.control.v1.WatchEventsResponse
-	(*Event)(nil),                 // 34: berth.control.v1.Event
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
-	(v1.MatchVerdict)(0),          // 37: berth.imagesnapshot.v1.MatchVerdict
+	(LayerMatch)(0),                // 0: berth.control.v1.LayerMatch
+	(MissReason)(0),                // 1: berth.control.v1.MissReason
+	(ReadAheadState)(0),            // 2: berth.control.v1.ReadAheadState
+	(DiskState)(0),                 // 3: berth.control.v1.DiskState
+	(ImportResult)(0),              // 4: berth.control.v1.ImportResult
+	(LostLayerState)(0),            // 5: berth.control.v1.LostLayerState
+	(LayerUserKind)(0),             // 6: berth.control.v1.LayerUserKind
+	(ChosenDiskResult)(0),          // 7: berth.control.v1.ChosenDiskResult
+	(EventKind)(0),                 // 8: berth.control.v1.EventKind
+	(*StatusRequest)(nil),          // 9: berth.control.v1.StatusRequest
+	(*StatusResponse)(nil),         // 10: berth.control.v1.StatusResponse
+	(*HitCount)(nil),               // 11: berth.control.v1.HitCount
+	(*MissCount)(nil),              // 12: berth.control.v1.MissCount
+	(*ReadAhead)(nil),              // 13: berth.control.v1.ReadAhead
+	(*ListDisksRequest)(nil),       // 14: berth.control.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),      // 15: berth.control.v1.ListDisksResponse
+	(*Disk)(nil),                   // 16: berth.control.v1.Disk
+	(*ImportedImage)(nil),          // 17: berth.control.v1.ImportedImage
+	(*AttachDiskRequest)(nil),      // 18: berth.control.v1.AttachDiskRequest
+	(*AttachDiskResponse)(nil),     // 19: berth.control.v1.AttachDiskResponse
+	(*DetachDiskRequest)(nil),      // 20: berth.control.v1.DetachDiskRequest
+	(*DetachDiskResponse)(nil),     // 21: berth.control.v1.DetachDiskResponse
+	(*ListUsesRequest)(nil),        // 22: berth.control.v1.ListUsesRequest
+	(*ListUsesResponse)(nil),       // 23: berth.control.v1.ListUsesResponse
+	(*DiskUse)(nil),                // 24: berth.control.v1.DiskUse
+	(*ListLostLayersRequest)(nil),  // 25: berth.control.v1.ListLostLayersRequest
+	(*ListLostLayersResponse)(nil), // 26: berth.control.v1.ListLostLayersResponse
+	(*LostLayer)(nil),              // 27: berth.control.v1.LostLayer
+	(*LayerUser)(nil),              // 28: berth.control.v1.LayerUser
+	(*StrandedContainer)(nil),      // 29: berth.control.v1.StrandedContainer
+	(*ReleaseImagesRequest)(nil),   // 30: berth.control.v1.ReleaseImagesRequest
+	(*ReleaseImagesResponse)(nil),  // 31: berth.control.v1.ReleaseImagesResponse
+	(*FindImageRequest)(nil),       // 32: berth.control.v1.FindImageRequest
+	(*FindImageResponse)(nil),      // 33: berth.control.v1.FindImageResponse
+	(*ExplainLayersRequest)(nil),   // 34: berth.control.v1.ExplainLayersRequest
+	(*LayerName)(nil),              // 35: berth.control.v1.LayerName
+	(*ExplainLayersResponse)(nil),  // 36: berth.control.v1.ExplainLayersResponse
+	(*DiskChoice)(nil),             // 37: berth.control.v1.DiskChoice
+	(*ChosenDisk)(nil),             // 38: berth.control.v1.ChosenDisk
+	(*ChoiceCandidate)(nil),        // 39: berth.control.v1.ChoiceCandidate
+	(*LayerAnswer)(nil),            // 40: berth.control.v1.LayerAnswer
+	(*WatchEventsRequest)(nil),     // 41: berth.control.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),    // 42: berth.control.v1.WatchEventsResponse
+	(*Event)(nil),                  // 43: berth.control.v1.Event
+	(*timestamppb.Timestamp)(nil),  // 44: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 45: google.protobuf.Duration
+	(v1.MatchVerdict)(0),           // 46: berth.imagesnapshot.v1.MatchVerdict
 }
 var file_berth_control_v1_control_proto_depIdxs = []int32{
-	35, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	9,  // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.HitCount
-	10, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.MissCount
-	14, // 3: berth.control.v1.StatusResponse.disks:type_name -> berth.control.v1.Disk
-	11, // 4: berth.control.v1.StatusResponse.read_ahead:type_name -> berth.control.v1.ReadAhead
+	44, // 0: berth.control.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	11, // 1: berth.control.v1.StatusResponse.hits:type_name -> berth.control.v1.HitCount
+	12, // 2: berth.control.v1.StatusResponse.misses:type_name -> berth.control.v1.MissCount
+	16, // 3: berth.control.v1.StatusResponse.disks:type_name -> berth.control.v1.Disk
+	13, // 4: berth.control.v1.StatusResponse.read_ahead:type_name -> berth.control.v1.ReadAhead
 	0,  // 5: berth.control.v1.HitCount.matched_by:type_name -> berth.control.v1.LayerMatch
 	1,  // 6: berth.control.v1.MissCount.reason:type_name -> berth.control.v1.MissReason
 	2,  // 7: berth.control.v1.ReadAhead.state:type_name -> berth.control.v1.ReadAheadState
-	35, // 8: berth.control.v1.ReadAhead.wanted:type_name -> google.protobuf.Timestamp
-	36, // 9: berth.control.v1.ReadAhead.took:type_name -> google.protobuf.Duration
-	14, // 10: berth.control.v1.ListDisksResponse.disks:type_name -> berth.control.v1.Disk
+	44, // 8: berth.control.v1.ReadAhead.wanted:type_name -> google.protobuf.Timestamp
+	45, // 9: berth.control.v1.ReadAhead.took:type_name -> google.protobuf.Duration
+	16, // 10: berth.control.v1.ListDisksResponse.disks:type_name -> berth.control.v1.Disk
 	3,  // 11: berth.control.v1.Disk.state:type_name -> berth.control.v1.DiskState
-	35, // 12: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
-	15, // 13: berth.control.v1.Disk.imports:type_name -> berth.control.v1.ImportedImage
+	44, // 12: berth.control.v1.Disk.since:type_name -> google.protobuf.Timestamp
+	17, // 13: berth.control.v1.Disk.imports:type_name -> berth.control.v1.ImportedImage
 	4,  // 14: berth.control.v1.ImportedImage.result:type_name -> berth.control.v1.ImportResult
-	14, // 15: berth.control.v1.AttachDiskResponse.disk:type_name -> berth.control.v1.Disk
-	22, // 16: berth.control.v1.ListUsesResponse.uses:type_name -> berth.control.v1.DiskUse
-	26, // 17: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
-	31, // 18: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
-	28, // 19: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
-	35, // 20: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
-	36, // 21: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
-	29, // 22: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
-	30, // 23: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
-	5,  // 24: berth.control.v1.ChosenDisk.result:type_name -> berth.control.v1.ChosenDiskResult
-	37, // 25: berth.control.v1.ChoiceCandidate.verdict:type_name -> berth.imagesnapshot.v1.MatchVerdict
-	0,  // 26: berth.control.v1.LayerAnswer.matched_by:type_name -> berth.control.v1.LayerMatch
-	34, // 27: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
-	34, // 28: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
-	35, // 29: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
-	6,  // 30: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
-	0,  // 31: berth.control.v1.Event.matched_by:type_name -> berth.control.v1.LayerMatch
-	1,  // 32: berth.control.v1.Event.miss_reason:type_name -> berth.control.v1.MissReason
-	7,  // 33: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
-	12, // 34: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
-	16, // 35: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
-	18, // 36: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
-	23, // 37: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
-	25, // 38: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
-	20, // 39: berth.control.v1.ControlService.ListUses:input_type -> berth.control.v1.ListUsesRequest
-	32, // 40: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
-	8,  // 41: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
-	13, // 42: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
-	17, // 43: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
-	19, // 44: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
-	24, // 45: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
-	27, // 46: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
-	21, // 47: berth.control.v1.ControlService.ListUses:output_type -> berth.control.v1.ListUsesResponse
-	33, // 48: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
-	41, // [41:49] is the sub-list for method output_type
-	33, // [33:41] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	16, // 15: berth.control.v1.AttachDiskResponse.disk:type_name -> berth.control.v1.Disk
+	24, // 16: berth.control.v1.ListUsesResponse.uses:type_name -> berth.control.v1.DiskUse
+	27, // 17: berth.control.v1.ListLostLayersResponse.layers:type_name -> berth.control.v1.LostLayer
+	29, // 18: berth.control.v1.ListLostLayersResponse.stranded:type_name -> berth.control.v1.StrandedContainer
+	5,  // 19: berth.control.v1.LostLayer.state:type_name -> berth.control.v1.LostLayerState
+	28, // 20: berth.control.v1.LostLayer.users:type_name -> berth.control.v1.LayerUser
+	6,  // 21: berth.control.v1.LayerUser.kind:type_name -> berth.control.v1.LayerUserKind
+	28, // 22: berth.control.v1.StrandedContainer.container:type_name -> berth.control.v1.LayerUser
+	28, // 23: berth.control.v1.ReleaseImagesResponse.images:type_name -> berth.control.v1.LayerUser
+	28, // 24: berth.control.v1.ReleaseImagesResponse.remaining:type_name -> berth.control.v1.LayerUser
+	35, // 25: berth.control.v1.ExplainLayersRequest.layers:type_name -> berth.control.v1.LayerName
+	40, // 26: berth.control.v1.ExplainLayersResponse.layers:type_name -> berth.control.v1.LayerAnswer
+	37, // 27: berth.control.v1.ExplainLayersResponse.last_choice:type_name -> berth.control.v1.DiskChoice
+	44, // 28: berth.control.v1.DiskChoice.time:type_name -> google.protobuf.Timestamp
+	45, // 29: berth.control.v1.DiskChoice.waited:type_name -> google.protobuf.Duration
+	38, // 30: berth.control.v1.DiskChoice.disks:type_name -> berth.control.v1.ChosenDisk
+	39, // 31: berth.control.v1.DiskChoice.candidates:type_name -> berth.control.v1.ChoiceCandidate
+	7,  // 32: berth.control.v1.ChosenDisk.result:type_name -> berth.control.v1.ChosenDiskResult
+	46, // 33: berth.control.v1.ChoiceCandidate.verdict:type_name -> berth.imagesnapshot.v1.MatchVerdict
+	0,  // 34: berth.control.v1.LayerAnswer.matched_by:type_name -> berth.control.v1.LayerMatch
+	43, // 35: berth.control.v1.LayerAnswer.last:type_name -> berth.control.v1.Event
+	43, // 36: berth.control.v1.WatchEventsResponse.event:type_name -> berth.control.v1.Event
+	44, // 37: berth.control.v1.Event.time:type_name -> google.protobuf.Timestamp
+	8,  // 38: berth.control.v1.Event.kind:type_name -> berth.control.v1.EventKind
+	0,  // 39: berth.control.v1.Event.matched_by:type_name -> berth.control.v1.LayerMatch
+	1,  // 40: berth.control.v1.Event.miss_reason:type_name -> berth.control.v1.MissReason
+	9,  // 41: berth.control.v1.ControlService.Status:input_type -> berth.control.v1.StatusRequest
+	14, // 42: berth.control.v1.ControlService.ListDisks:input_type -> berth.control.v1.ListDisksRequest
+	18, // 43: berth.control.v1.ControlService.AttachDisk:input_type -> berth.control.v1.AttachDiskRequest
+	20, // 44: berth.control.v1.ControlService.DetachDisk:input_type -> berth.control.v1.DetachDiskRequest
+	32, // 45: berth.control.v1.ControlService.FindImage:input_type -> berth.control.v1.FindImageRequest
+	34, // 46: berth.control.v1.ControlService.ExplainLayers:input_type -> berth.control.v1.ExplainLayersRequest
+	22, // 47: berth.control.v1.ControlService.ListUses:input_type -> berth.control.v1.ListUsesRequest
+	25, // 48: berth.control.v1.ControlService.ListLostLayers:input_type -> berth.control.v1.ListLostLayersRequest
+	30, // 49: berth.control.v1.ControlService.ReleaseImages:input_type -> berth.control.v1.ReleaseImagesRequest
+	41, // 50: berth.control.v1.ControlService.WatchEvents:input_type -> berth.control.v1.WatchEventsRequest
+	10, // 51: berth.control.v1.ControlService.Status:output_type -> berth.control.v1.StatusResponse
+	15, // 52: berth.control.v1.ControlService.ListDisks:output_type -> berth.control.v1.ListDisksResponse
+	19, // 53: berth.control.v1.ControlService.AttachDisk:output_type -> berth.control.v1.AttachDiskResponse
+	21, // 54: berth.control.v1.ControlService.DetachDisk:output_type -> berth.control.v1.DetachDiskResponse
+	33, // 55: berth.control.v1.ControlService.FindImage:output_type -> berth.control.v1.FindImageResponse
+	36, // 56: berth.control.v1.ControlService.ExplainLayers:output_type -> berth.control.v1.ExplainLayersResponse
+	23, // 57: berth.control.v1.ControlService.ListUses:output_type -> berth.control.v1.ListUsesResponse
+	26, // 58: berth.control.v1.ControlService.ListLostLayers:output_type -> berth.control.v1.ListLostLayersResponse
+	31, // 59: berth.control.v1.ControlService.ReleaseImages:output_type -> berth.control.v1.ReleaseImagesResponse
+	42, // 60: berth.control.v1.ControlService.WatchEvents:output_type -> berth.control.v1.WatchEventsResponse
+	51, // [51:61] is the sub-list for method output_type
+	41, // [41:51] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_berth_control_v1_control_proto_init() }
@@ -2970,8 +3615,8 @@ func file_berth_control_v1_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_berth_control_v1_control_proto_rawDesc), len(file_berth_control_v1_control_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   28,
+			NumEnums:      9,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,14 +29,16 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ControlService_Status_FullMethodName        = "/berth.control.v1.ControlService/Status"
-	ControlService_ListDisks_FullMethodName     = "/berth.control.v1.ControlService/ListDisks"
-	ControlService_AttachDisk_FullMethodName    = "/berth.control.v1.ControlService/AttachDisk"
-	ControlService_DetachDisk_FullMethodName    = "/berth.control.v1.ControlService/DetachDisk"
-	ControlService_FindImage_FullMethodName     = "/berth.control.v1.ControlService/FindImage"
-	ControlService_ExplainLayers_FullMethodName = "/berth.control.v1.ControlService/ExplainLayers"
-	ControlService_ListUses_FullMethodName      = "/berth.control.v1.ControlService/ListUses"
-	ControlService_WatchEvents_FullMethodName   = "/berth.control.v1.ControlService/WatchEvents"
+	ControlService_Status_FullMethodName         = "/berth.control.v1.ControlService/Status"
+	ControlService_ListDisks_FullMethodName      = "/berth.control.v1.ControlService/ListDisks"
+	ControlService_AttachDisk_FullMethodName     = "/berth.control.v1.ControlService/AttachDisk"
+	ControlService_DetachDisk_FullMethodName     = "/berth.control.v1.ControlService/DetachDisk"
+	ControlService_FindImage_FullMethodName      = "/berth.control.v1.ControlService/FindImage"
+	ControlService_ExplainLayers_FullMethodName  = "/berth.control.v1.ControlService/ExplainLayers"
+	ControlService_ListUses_FullMethodName       = "/berth.control.v1.ControlService/ListUses"
+	ControlService_ListLostLayers_FullMethodName = "/berth.control.v1.ControlService/ListLostLayers"
+	ControlService_ReleaseImages_FullMethodName  = "/berth.control.v1.ControlService/ReleaseImages"
+	ControlService_WatchEvents_FullMethodName    = "/berth.control.v1.ControlService/WatchEvents"
 )
 
 // ControlServiceClient is the client API for ControlService service.
@@ -64,6 +66,12 @@ type ControlServiceClient interface {
 	// ListUses lists for each disk the stacks of layers that snapshots of containerd have from it: what keeps the disk in
 	// use, and what a node lacks while the disk is away.
 	ListUses(ctx context.Context, in *ListUsesRequest, opts ...grpc.CallOption) (*ListUsesResponse, error)
+	// ListLostLayers lists the layers that snapshots of containerd need and no disk serves, with the images, containers
+	// and leases that need them, and the containers that run from lost disks.
+	ListLostLayers(ctx context.Context, in *ListLostLayersRequest, opts ...grpc.CallOption) (*ListLostLayersResponse, error)
+	// ReleaseImages removes the records of images that need lost layers from containerd, so that pulls get these layers
+	// anew. NOT_FOUND if no image that is meant needs one.
+	ReleaseImages(ctx context.Context, in *ReleaseImagesRequest, opts ...grpc.CallOption) (*ReleaseImagesResponse, error)
 	// WatchEvents streams hits, misses and changes of disks from now on. A client that reads too slowly loses events, and
 	// learns how many.
 	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
@@ -147,6 +155,26 @@ func (c *controlServiceClient) ListUses(ctx context.Context, in *ListUsesRequest
 	return out, nil
 }
 
+func (c *controlServiceClient) ListLostLayers(ctx context.Context, in *ListLostLayersRequest, opts ...grpc.CallOption) (*ListLostLayersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListLostLayersResponse)
+	err := c.cc.Invoke(ctx, ControlService_ListLostLayers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlServiceClient) ReleaseImages(ctx context.Context, in *ReleaseImagesRequest, opts ...grpc.CallOption) (*ReleaseImagesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseImagesResponse)
+	err := c.cc.Invoke(ctx, ControlService_ReleaseImages_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlServiceClient) WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &ControlService_ServiceDesc.Streams[0], ControlService_WatchEvents_FullMethodName, cOpts...)
@@ -191,6 +219,12 @@ type ControlServiceServer interface {
 	// ListUses lists for each disk the stacks of layers that snapshots of containerd have from it: what keeps the disk in
 	// use, and what a node lacks while the disk is away.
 	ListUses(context.Context, *ListUsesRequest) (*ListUsesResponse, error)
+	// ListLostLayers lists the layers that snapshots of containerd need and no disk serves, with the images, containers
+	// and leases that need them, and the containers that run from lost disks.
+	ListLostLayers(context.Context, *ListLostLayersRequest) (*ListLostLayersResponse, error)
+	// ReleaseImages removes the records of images that need lost layers from containerd, so that pulls get these layers
+	// anew. NOT_FOUND if no image that is meant needs one.
+	ReleaseImages(context.Context, *ReleaseImagesRequest) (*ReleaseImagesResponse, error)
 	// WatchEvents streams hits, misses and changes of disks from now on. A client that reads too slowly loses events, and
 	// learns how many.
 	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error
@@ -224,6 +258,12 @@ func (UnimplementedControlServiceServer) ExplainLayers(context.Context, *Explain
 }
 func (UnimplementedControlServiceServer) ListUses(context.Context, *ListUsesRequest) (*ListUsesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListUses not implemented")
+}
+func (UnimplementedControlServiceServer) ListLostLayers(context.Context, *ListLostLayersRequest) (*ListLostLayersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListLostLayers not implemented")
+}
+func (UnimplementedControlServiceServer) ReleaseImages(context.Context, *ReleaseImagesRequest) (*ReleaseImagesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseImages not implemented")
 }
 func (UnimplementedControlServiceServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
@@ -375,6 +415,42 @@ func _ControlService_ListUses_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControlService_ListLostLayers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListLostLayersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServiceServer).ListLostLayers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControlService_ListLostLayers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServiceServer).ListLostLayers(ctx, req.(*ListLostLayersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControlService_ReleaseImages_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseImagesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServiceServer).ReleaseImages(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControlService_ReleaseImages_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServiceServer).ReleaseImages(ctx, req.(*ReleaseImagesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ControlService_WatchEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchEventsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -420,6 +496,14 @@ var ControlService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListUses",
 			Handler:    _ControlService_ListUses_Handler,
+		},
+		{
+			MethodName: "ListLostLayers",
+			Handler:    _ControlService_ListLostLayers_Handler,
+		},
+		{
+			MethodName: "ReleaseImages",
+			Handler:    _ControlService_ReleaseImages_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
