@@ -101,7 +101,7 @@ func snapshotToNode(t *testing.T, options loopcsi.Options) {
 	require.NoError(t, err)
 	require.True(t, readonly, "whatever the driver does about it")
 
-	held, err := s.Acquire(t.Context(), "container", layerdisk.LayerName{ChainID: layerdisktest.ChainID("base", "app")})
+	held, err := s.Layers.Acquire(t.Context(), "container", layerdisk.LayerName{ChainID: layerdisktest.ChainID("base", "app")})
 	require.NoError(t, err)
 	content, err := os.ReadFile(filepath.Join(held.Dir, "name"))
 	require.NoError(t, err)
@@ -109,7 +109,7 @@ func snapshotToNode(t *testing.T, options loopcsi.Options) {
 
 	// The CSI driver is not in the read path, and comes back where it was.
 	p.stop(unix.SIGKILL)
-	_, err = s.Acquire(t.Context(), "another", layerdisk.LayerName{ChainID: layerdisktest.ChainID("base")})
+	_, err = s.Layers.Acquire(t.Context(), "another", layerdisk.LayerName{ChainID: layerdisktest.ChainID("base")})
 	require.NoError(t, err)
 	p.start()
 	again, err := s.Stage(t.Context(), spec)
@@ -119,8 +119,8 @@ func snapshotToNode(t *testing.T, options loopcsi.Options) {
 	_, err = s.Unstage(t.Context(), "app", stage.UnstageOptions{})
 	require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
 	require.True(t, errdefs.IsFailedPrecondition(user.Detach(t.Context(), status.VolumeID)), "it is mounted")
-	require.NoError(t, s.Release(t.Context(), "container"))
-	require.NoError(t, s.Release(t.Context(), "another"))
+	require.NoError(t, s.Layers.Release(t.Context(), "container"))
+	require.NoError(t, s.Layers.Release(t.Context(), "another"))
 	_, err = s.Unstage(t.Context(), "app", stage.UnstageOptions{})
 	require.NoError(t, err)
 	require.NoError(t, builder.DeleteVolumeSnapshot(t.Context(), snapshotID))

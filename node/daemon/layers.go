@@ -24,7 +24,7 @@ type layerSource struct {
 var _ snapshotter.LayerSource = layerSource{}
 
 func (s layerSource) Acquire(ctx context.Context, holder string, l snapshotter.LayerRequest) (snapshotter.HeldLayer, error) {
-	return heldLayer(s.stage.Acquire(ctx, holder, l.LayerName))
+	return heldLayer(s.stage.Layers.Acquire(ctx, holder, l.LayerName))
 }
 
 func heldLayer(held stage.Held, err error) (snapshotter.HeldLayer, error) {
@@ -36,11 +36,11 @@ func heldLayer(held stage.Held, err error) (snapshotter.HeldLayer, error) {
 }
 
 func (s layerSource) Release(ctx context.Context, holder string) error {
-	return s.stage.Release(ctx, holder)
+	return s.stage.Layers.Release(ctx, holder)
 }
 
 func (s layerSource) LayerDir(ctx context.Context, diskUUID string, layerNumber int) (string, error) {
-	return s.stage.ServedDir(ctx, diskUUID, layerNumber)
+	return s.stage.Layers.ServedDir(ctx, diskUUID, layerNumber)
 }
 
 // chosenLayers are layers of disks that are attached when they are asked for.
@@ -53,7 +53,7 @@ var _ snapshotter.LayerSource = chosenLayers{}
 
 // Acquire has a disk attached that has the layer, unless an attached one has it.
 func (s chosenLayers) Acquire(ctx context.Context, holder string, l snapshotter.LayerRequest) (snapshotter.HeldLayer, error) {
-	held, err := heldLayer(s.stage.AcquireReady(ctx, holder, l.LayerName))
+	held, err := heldLayer(s.stage.Layers.AcquireReady(ctx, holder, l.LayerName))
 	if err == nil || !errdefs.IsNotFound(err) {
 		return held, err
 	}

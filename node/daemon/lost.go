@@ -33,7 +33,7 @@ func lostLayers(n *node) lost.Node {
 		byName := map[string][]snapshotter.Adopted{}
 		for _, a := range adopted {
 			byName[a.Name] = append(byName[a.Name], a)
-			if _, err := n.stage.LayerDir(a.DiskUUID, a.LayerNumber); err == nil || coming[a.DiskUUID] {
+			if _, err := n.stage.Layers.LayerDir(a.DiskUUID, a.LayerNumber); err == nil || coming[a.DiskUUID] {
 				served[a.Name] = true
 			} else if d, ok := disks[a.DiskUUID]; ok {
 				away[a.DiskUUID] = d
@@ -63,7 +63,7 @@ func (n *node) lostLayer(a snapshotter.Adopted) (lost.Layer, bool) {
 	case a.Mend.Err != nil:
 		l.State, l.Reason = lost.Failed, a.Mend.Err.Error()
 	default:
-		if _, err := n.stage.LayerDir(a.DiskUUID, a.LayerNumber); err != nil {
+		if _, err := n.stage.Layers.LayerDir(a.DiskUUID, a.LayerNumber); err != nil {
 			l.Reason = err.Error()
 		}
 	}

@@ -13,9 +13,11 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
-// finder finds layers and holds them.
-type finder struct {
-	*shared
+// Layers finds layers on the disks that serve, and holds them. It is safe for concurrent use.
+type Layers struct {
+	*state
+	shared    shared
+	inspector *inspector
 	// attachWait is Config.AttachWait.
 	attachWait time.Duration
 }
@@ -26,23 +28,23 @@ type finder struct {
 //
 // A disk is looked at before its layer is handed out: one that does not answer any more, or answers otherwise than
 // before, is taken out of service, and the layer looked for elsewhere.
-func (s *finder) Acquire(ctx context.Context, holder string, q layerdisk.LayerName) (Held, error) {
+func (s *Layers) Acquire(ctx context.Context, holder string, q layerdisk.LayerName) (Held, error) {
 	return s.acquire(ctx, holder, q, waitForDisk)
 }
 
 // AcquireReady is Acquire, but does not wait for disks that are on their way.
-func (s *finder) AcquireReady(ctx context.Context, holder string, q layerdisk.LayerName) (Held, error) {
+func (s *Layers) AcquireReady(ctx context.Context, holder string, q layerdisk.LayerName) (Held, error) {
 	return s.acquire(ctx, holder, q, func(context.Context, <-chan struct{}, time.Time) bool { return false })
 }
 
 // waiter says whether it is worth looking again, after it has waited for a change of the fleet until then.
 type waiter func(ctx context.Context, change <-chan struct{}, until time.Time) bool
 
-func (s *finder) acquire(ctx context.Context, holder string, q layerdisk.LayerName, wait waiter) (Held, error) {
+func (s *Layers) acquire(ctx context.Context, holder string, q layerdisk.LayerName, wait waiter) (Held, error) {
 	for {
 		t, err := s.take(holder, q)
 		if err == nil {
-			err = s.check(ctx, t.disk, t.held.Dir)
+			err = s.inspector.check(ctx, t.disk, t.held.Dir)
 			if err == nil {
 				return t.held, nil
 			}
@@ -50,7 +52,7 @@ func (s *finder) acquire(ctx context.Context, holder string, q layerdisk.LayerNa
 			if ctx.Err() != nil {
 				return Held{}, fmt.Errorf("acquire layer: %w", ctx.Err())
 			}
-			s.broken(ctx, t.disk, err)
+			s.inspector.broken(ctx, t.disk, err)
 			continue
 		}
 		miss := (*MissError)(nil)
@@ -70,11 +72,11 @@ type taken struct {
 }
 
 // take holds the layer before it is checked, so that its disk cannot leave meanwhile.
-func (s *finder) take(holder string, q layerdisk.LayerName) (taken, error) {
+func (s *Layers) take(holder string, q layerdisk.LayerName) (taken, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := taken{fresh: true}
-	if err := s.ready(); err != nil {
+	if err := s.shared.ready(); err != nil {
 		return t, err
 	}
 	if held, ok := s.fleet.holds.byHolder[holder]; ok {
@@ -92,7 +94,7 @@ func (s *finder) take(holder string, q layerdisk.LayerName) (taken, error) {
 	return t, nil
 }
 
-func (s *finder) takeAgain(hold Hold, q layerdisk.LayerName) (taken, error) {
+func (s *Layers) takeAgain(hold Hold, q layerdisk.LayerName) (taken, error) {
 	d := s.fleet.byUUID[hold.DiskUUID]
 	if d == nil || !d.up || hold.LayerNumber < 0 || hold.LayerNumber >= len(d.lookup.Index().Layers) {
 		return taken{}, &MissError{MissFailed, fmt.Sprintf("layer %d of disk %s, which is held already, cannot be served", hold.LayerNumber, hold.DiskUUID)}
@@ -124,7 +126,7 @@ func (l located) matches(q layerdisk.LayerName) (layerdisk.Match, bool) {
 }
 
 // find looks for the layer on the disks that serve. The caller holds mu.
-func (s *finder) find(q layerdisk.LayerName) (located, layerdisk.Match, error) {
+func (s *Layers) find(q layerdisk.LayerName) (located, layerdisk.Match, error) {
 	inUse := func(d *disk) bool { return s.fleet.holders(d) > 0 }
 	if l, match, ok := s.fleet.serving.find(q, inUse); ok {
 		if got := l.layerOf().DiffID; q.DiffID != "" && q.DiffID != got {
@@ -148,10 +150,10 @@ func (s *finder) find(q layerdisk.LayerName) (located, layerdisk.Match, error) {
 	return located{}, "", &MissError{MissNotOnDisk, fmt.Sprintf("none of the %d layer disks has the layer", len(s.fleet.serving.disks))}
 }
 
-func (s *finder) held(l located, match layerdisk.Match, q layerdisk.LayerName) Held {
+func (s *Layers) held(l located, match layerdisk.Match, q layerdisk.LayerName) Held {
 	layer := l.layerOf()
 	h := Held{
-		Dir:         s.layerDir(l.disk, l.layer),
+		Dir:         s.shared.layerDir(l.disk, l.layer),
 		DiskUUID:    l.disk.rec.Identity.UUID,
 		DiskName:    l.disk.rec.Spec.Name,
 		LayerNumber: l.layer,
@@ -166,7 +168,7 @@ func (s *finder) held(l located, match layerdisk.Match, q layerdisk.LayerName) H
 	return h
 }
 
-func (s *shared) layerDir(d *disk, number int) string {
+func (s shared) layerDir(d *disk, number int) string {
 	return layerDirAt(d.rec.target(s.root), number)
 }
 
@@ -174,13 +176,13 @@ func layerDirAt(mountPoint string, number int) string {
 	return filepath.Join(mountPoint, filepath.FromSlash(layerdisk.LayerDir(number)))
 }
 
-func (s *finder) giveBack(holder string, t taken) {
+func (s *Layers) giveBack(holder string, t taken) {
 	if !t.fresh {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.drop(holder)
+	s.shared.release(holder)
 }
 
 // waitForDisk is the waiter of Acquire.
@@ -201,7 +203,7 @@ func waitForDisk(ctx context.Context, change <-chan struct{}, until time.Time) b
 }
 
 // broken takes a disk out of service.
-func (s *finder) broken(ctx context.Context, d *disk, cause error) {
+func (s *inspector) broken(ctx context.Context, d *disk, cause error) {
 	s.mu.Lock()
 	since := d.upSince
 	s.mu.Unlock()
@@ -209,7 +211,7 @@ func (s *finder) broken(ctx context.Context, d *disk, cause error) {
 }
 
 // brokenSince takes a disk out of service that has been in service since then; one that has come back meanwhile stays.
-func (s *finder) brokenSince(ctx context.Context, d *disk, since time.Time, cause error) {
+func (s *inspector) brokenSince(ctx context.Context, d *disk, since time.Time, cause error) {
 	s.mu.Lock()
 	was := d.up && d.upSince.Equal(since)
 	disk := s.fleet.status(d, s.root)
@@ -225,14 +227,17 @@ func (s *finder) brokenSince(ctx context.Context, d *disk, since time.Time, caus
 	s.observer.DiskFailed(disk, cause)
 	log.G(ctx).WithError(cause).WithFields(log.Fields{"disk": disk.Name, "image_snapshot": disk.ImageSnapshot.Name, "snapshots": disk.Holders}).
 		Error("layer disk is out of service: its layers are pulled until it is back, containers that use it get I/O errors")
-	s.wake()
+	s.shared.wake()
 }
 
 // Locate is what Acquire would find now, without holding it, waiting, or looking at the disk.
-func (s *finder) Locate(q layerdisk.LayerName) (Held, error) {
+func (s *Stager) Locate(q layerdisk.LayerName) (Held, error) { return s.Layers.locate(q) }
+
+// locate is Locate.
+func (s *Layers) locate(q layerdisk.LayerName) (Held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.ready()
+	err := s.shared.ready()
 	if err != nil {
 		return Held{}, fmt.Errorf("locate layer: %w", err)
 	}
@@ -245,7 +250,7 @@ func (s *finder) Locate(q layerdisk.LayerName) (Held, error) {
 
 // LayerDir is where a layer that is held lies now, from memory. A disk that is not mounted, not healthy or not known is
 // errdefs.ErrUnavailable.
-func (s *finder) LayerDir(diskUUID string, number int) (string, error) {
+func (s *Layers) LayerDir(diskUUID string, number int) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.fleet.byUUID[diskUUID]
@@ -259,12 +264,12 @@ func (s *finder) LayerDir(diskUUID string, number int) (string, error) {
 	case number < 0 || number >= len(d.lookup.Index().Layers):
 		return "", fmt.Errorf("find layer %d: layer disk %s (%s) has no such layer: %w", number, d.rec.Spec.Name, diskUUID, errdefs.ErrUnavailable)
 	}
-	return s.layerDir(d, number), nil
+	return s.shared.layerDir(d, number), nil
 }
 
 // ServedDir is LayerDir after a look at the disk, as Acquire takes it: one that does not answer any more, or answers
 // otherwise than before, is taken out of service, and the error says so.
-func (s *finder) ServedDir(ctx context.Context, diskUUID string, number int) (string, error) {
+func (s *Layers) ServedDir(ctx context.Context, diskUUID string, number int) (string, error) {
 	dir, err := s.LayerDir(diskUUID, number)
 	if err != nil {
 		return "", err
@@ -279,28 +284,28 @@ func (s *finder) ServedDir(ctx context.Context, diskUUID string, number int) (st
 	if d == nil {
 		return dir, nil
 	}
-	err = s.check(ctx, d, dir)
+	err = s.inspector.check(ctx, d, dir)
 	if err == nil {
 		return dir, nil
 	}
 	if ctx.Err() != nil {
 		return "", fmt.Errorf("find layer %d: %w", number, ctx.Err())
 	}
-	s.brokenSince(ctx, d, since, err)
+	s.inspector.brokenSince(ctx, d, since, err)
 	return s.LayerDir(diskUUID, number)
 }
 
 // Release gives up what the holder holds; nothing is no error. It waits for no disk. Its error is always nil today and
 // there for the interfaces it fits.
-func (s *finder) Release(_ context.Context, holder string) error {
+func (s *Layers) Release(_ context.Context, holder string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.drop(holder)
+	s.shared.release(holder)
 	return nil
 }
 
 // drop ends a hold. The caller holds mu.
-func (s *shared) drop(holder string) {
+func (s shared) release(holder string) {
 	if s.fleet.holds.drop(holder) {
 		s.wake() // a disk may be idle now
 	}

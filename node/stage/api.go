@@ -31,16 +31,16 @@ func (s *Stager) Stage(ctx context.Context, spec Spec) (DiskStatus, error) {
 		return DiskStatus{}, fmt.Errorf("stage disk: %w", err)
 	}
 	for {
-		d, err := s.want(spec)
+		d, err := s.wishes.want(spec)
 		if err != nil {
 			return DiskStatus{}, fmt.Errorf("stage disk %s: %w", spec.Name, err)
 		}
 		if err := d.key.lock(ctx); err != nil {
-			s.forget(d)
+			s.wishes.forget(d)
 			return DiskStatus{}, fmt.Errorf("stage disk %s: wait for what is being done with it: %w", spec.Name, err)
 		}
-		status, gone, err := s.stageLocked(ctx, d, spec)
-		s.unlock(d)
+		status, gone, err := s.wishes.stageLocked(ctx, d, spec)
+		s.keeper.unlock(d)
 		if gone {
 			continue // it left while we waited for it, so ours is a new one
 		}
@@ -51,11 +51,19 @@ func (s *Stager) Stage(ctx context.Context, spec Spec) (DiskStatus, error) {
 	}
 }
 
+// wishes are what Stage and Unstage ask for.
+type wishes struct {
+	*state
+	shared   shared
+	raising  *raising
+	lowering *lowering
+}
+
 // want finds the disk of the spec or adds it.
-func (s *Stager) want(spec Spec) (*disk, error) {
+func (s *wishes) want(spec Spec) (*disk, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.ready(); err != nil {
+	if err := s.shared.ready(); err != nil {
 		return nil, err
 	}
 	if _, ok := s.drivers[spec.Driver]; !ok {
@@ -90,7 +98,7 @@ func (s *Stager) want(spec Spec) (*disk, error) {
 
 // forget gives up waiting for a disk that want returned. One that was new, that nobody else wants and that was never
 // worked on, goes.
-func (s *Stager) forget(d *disk) {
+func (s *wishes) forget(d *disk) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.waiters--
@@ -99,7 +107,7 @@ func (s *Stager) forget(d *disk) {
 	}
 }
 
-func (s *Stager) stageLocked(ctx context.Context, d *disk, spec Spec) (status DiskStatus, gone bool, err error) {
+func (s *wishes) stageLocked(ctx context.Context, d *disk, spec Spec) (status DiskStatus, gone bool, err error) {
 	s.mu.Lock()
 	d.waiters--
 	gone, known := d.removed, d.journalled
@@ -110,8 +118,8 @@ func (s *Stager) stageLocked(ctx context.Context, d *disk, spec Spec) (status Di
 	if err := s.accept(d, spec); err != nil {
 		return DiskStatus{}, false, err
 	}
-	if !s.isUp(d) {
-		if err := s.raise(ctx, d); err != nil {
+	if !s.shared.isUp(d) {
+		if err := s.raising.raise(ctx, d); err != nil {
 			return DiskStatus{}, false, s.notRaised(ctx, d, known, err)
 		}
 	}
@@ -121,18 +129,18 @@ func (s *Stager) stageLocked(ctx context.Context, d *disk, spec Spec) (status Di
 }
 
 // accept journals that the disk is wanted, by this spec.
-func (s *Stager) accept(d *disk, spec Spec) error {
-	rec := s.record(d)
+func (s *wishes) accept(d *disk, spec Spec) error {
+	rec := s.shared.record(d)
 	if rec.Identity.UUID != "" {
 		if err := rec.Identity.Check(spec.Expect); err != nil {
 			return err
 		}
 	}
 	same := rec.Goal == goalStaged && !rec.Draining && rec.Spec == spec
-	if same && s.isJournalled(d) {
+	if same && s.shared.isJournalled(d) {
 		return nil
 	}
-	err := s.put(d, func(rec *record) {
+	err := s.shared.put(d, func(rec *record) {
 		rec.Spec, rec.Goal, rec.Draining = spec, goalStaged, false
 	})
 	s.mu.Lock()
@@ -145,16 +153,16 @@ func (s *Stager) accept(d *disk, spec Spec) error {
 }
 
 // notRaised undoes what was done for a disk that is new here. One that was known before stays, to be tried again.
-func (s *Stager) notRaised(ctx context.Context, d *disk, known bool, cause error) error {
+func (s *wishes) notRaised(ctx context.Context, d *disk, known bool, cause error) error {
 	if known {
-		s.failed(d, cause)
+		s.shared.failed(d, cause)
 		return cause
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if err := s.lower(undo, d); err != nil {
+	if err := s.lowering.lower(undo, d); err != nil {
 		err = fmt.Errorf("undo: %w", err)
-		s.failed(d, err)
+		s.shared.failed(d, err)
 		return errors.Join(cause, err)
 	}
 	return cause
@@ -171,7 +179,7 @@ type UnstageOptions struct {
 // errdefs.ErrNotFound. Whatever fails on the way goes on in the background.
 func (s *Stager) Unstage(ctx context.Context, name string, opts UnstageOptions) (holders int, err error) {
 	s.mu.Lock()
-	d, err := s.fleet.byName[name], s.ready()
+	d, err := s.fleet.byName[name], s.shared.ready()
 	if err == nil && !s.reconciled {
 		err = fmt.Errorf("it is not known yet which disks are in use: %w", errdefs.ErrUnavailable)
 	}
@@ -188,15 +196,15 @@ func (s *Stager) Unstage(ctx context.Context, name string, opts UnstageOptions) 
 	if err := d.key.lock(ctx); err != nil {
 		return 0, fmt.Errorf("unstage disk %s: wait for what is being done with it: %w", name, err)
 	}
-	defer s.unlock(d)
-	holders, err = s.unstageLocked(ctx, d, opts)
+	defer s.keeper.unlock(d)
+	holders, err = s.wishes.unstageLocked(ctx, d, opts)
 	if err != nil {
 		return holders, fmt.Errorf("unstage disk %s: %w", name, err)
 	}
 	return holders, nil
 }
 
-func (s *Stager) unstageLocked(ctx context.Context, d *disk, opts UnstageOptions) (holders int, err error) {
+func (s *wishes) unstageLocked(ctx context.Context, d *disk, opts UnstageOptions) (holders int, err error) {
 	s.mu.Lock()
 	removed, holders := d.removed, s.fleet.holders(d)
 	if holders == 0 {
@@ -210,15 +218,15 @@ func (s *Stager) unstageLocked(ctx context.Context, d *disk, opts UnstageOptions
 		return holders, fmt.Errorf("%d snapshots use its layers: remove the images that use them, or drain the disk: %w", holders, errdefs.ErrFailedPrecondition)
 	}
 	if holders > 0 {
-		err := s.put(d, func(rec *record) { rec.Draining = true })
+		err := s.shared.put(d, func(rec *record) { rec.Draining = true })
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.fleet.place(d)
-		s.wake() // the last holder may have gone meanwhile
+		s.shared.wake() // the last holder may have gone meanwhile
 		return holders, err
 	}
-	if err := s.lower(ctx, d); err != nil {
-		s.failed(d, err)
+	if err := s.lowering.lower(ctx, d); err != nil {
+		s.shared.failed(d, err)
 		return 0, err
 	}
 	return 0, nil

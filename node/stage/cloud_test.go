@@ -94,12 +94,12 @@ func TestIdleDiskLeaves(t *testing.T) {
 			require.NoError(t, err)
 		}
 		time.Sleep(9 * time.Minute)
-		_, err := c.Acquire(t.Context(), "h", chain("a"))
+		_, err := c.Layers.Acquire(t.Context(), "h", chain("a"))
 		require.NoError(t, err)
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		require.Len(t, c.Disks(), 2, "a disk in use stays")
-		require.NoError(t, c.Release(t.Context(), "h"))
+		require.NoError(t, c.Layers.Release(t.Context(), "h"))
 		time.Sleep(10*time.Minute - time.Second)
 		synctest.Wait()
 		require.Len(t, c.Disks(), 2, "the time begins when the last holder leaves")
@@ -133,7 +133,7 @@ func TestNothingLeavesBeforeReconcile(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		require.Len(t, c.Disks(), 1)
-		require.NoError(t, c.Release(t.Context(), "x"))
+		require.NoError(t, c.Layers.Release(t.Context(), "x"))
 		time.Sleep(61 * time.Second)
 		synctest.Wait()
 		require.Empty(t, c.Disks())
@@ -165,9 +165,9 @@ func faultAt(t *testing.T, fault blockdevtest.Fault) {
 	c.driver.Plan(fault)
 	_, err = c.Stage(t.Context(), Spec{Name: "one", Driver: "cloud", VolumeSnapshotID: s.ID})
 	if err == nil {
-		_, err = c.Acquire(t.Context(), "h", chain("a"))
+		_, err = c.Layers.Acquire(t.Context(), "h", chain("a"))
 		require.NoError(t, err)
-		require.NoError(t, c.Release(t.Context(), "h"))
+		require.NoError(t, c.Layers.Release(t.Context(), "h"))
 		if _, err := c.Unstage(t.Context(), "one", UnstageOptions{}); err != nil {
 			require.ErrorIs(t, err, fault.Err)
 			time.Sleep(time.Minute) // the background goes on
@@ -237,19 +237,19 @@ func TestAcquireWaitsForDisk(t *testing.T) {
 			}()
 			synctest.Wait()
 			start := time.Now()
-			_, err := c.Acquire(t.Context(), "h", chain("a"))
+			_, err := c.Layers.Acquire(t.Context(), "h", chain("a"))
 			require.Equal(t, tc.wait, time.Since(start))
 			require.Equal(t, tc.hit, err == nil, "%v", err)
 			if !tc.hit {
 				var miss *MissError
 				require.ErrorAs(t, err, &miss)
 				require.Equal(t, MissNotReady, miss.Reason)
-				_, err = c.Acquire(t.Context(), "h", chain("a"))
+				_, err = c.Layers.Acquire(t.Context(), "h", chain("a"))
 				require.Error(t, err)
 				require.Equal(t, tc.wait, time.Since(start), "the second layer does not wait again")
 			}
 			require.NoError(t, <-staged)
-			require.NoError(t, c.Release(t.Context(), "h"))
+			require.NoError(t, c.Layers.Release(t.Context(), "h"))
 			_, err = c.Unstage(t.Context(), "one", UnstageOptions{})
 			require.NoError(t, err)
 		}
@@ -263,11 +263,11 @@ func TestSickDiskIsReplacedByAnother(t *testing.T) {
 		v := c.sys.volume(t, "one", "a")
 		_, err := c.Stage(t.Context(), Spec{Name: "one", Driver: "cloud", VolumeID: v.ID})
 		require.NoError(t, err)
-		_, err = c.Acquire(t.Context(), "h", chain("a"))
+		_, err = c.Layers.Acquire(t.Context(), "h", chain("a"))
 		require.NoError(t, err)
 		time.Sleep(2 * checkFresh)
 		c.sys.setSick(fmt.Errorf("input/output error: %w", errdefs.ErrDataLoss))
-		_, err = c.Acquire(t.Context(), "i", chain("a"))
+		_, err = c.Layers.Acquire(t.Context(), "i", chain("a"))
 		var miss *MissError
 		require.ErrorAs(t, err, &miss)
 		require.Equal(t, MissFailed, miss.Reason)
@@ -275,7 +275,7 @@ func TestSickDiskIsReplacedByAnother(t *testing.T) {
 		st := c.Disks()[0]
 		require.Equal(t, StateFailed, st.State)
 		require.Equal(t, 1, st.Holders, "only the first")
-		_, err = c.LayerDir(st.UUID, 0)
+		_, err = c.Layers.LayerDir(st.UUID, 0)
 		require.True(t, errdefs.IsUnavailable(err), err)
 		c.sys.setSick(nil)
 
@@ -288,7 +288,7 @@ func TestSickDiskIsReplacedByAnother(t *testing.T) {
 		require.Equal(t, 1, copied.Holders)
 		_, err = c.Unstage(t.Context(), "one", UnstageOptions{})
 		require.NoError(t, err)
-		_, err = c.LayerDir(st.UUID, 0)
+		_, err = c.Layers.LayerDir(st.UUID, 0)
 		require.NoError(t, err)
 	})
 }

@@ -101,7 +101,7 @@ func TestCrashWhileStaging(t *testing.T) {
 			n.acquire("h", chain("a", "b"), "b")
 			require.Equal(t, id.UUID, n.status("one").UUID)
 			require.Len(t, n.Disks(), 1)
-			require.NoError(t, n.Release(t.Context(), "h"))
+			require.NoError(t, n.Layers.Release(t.Context(), "h"))
 			n.expectOne(snapshot)
 			_, err := n.Unstage(t.Context(), "one", UnstageOptions{})
 			require.NoError(t, err)
@@ -171,7 +171,7 @@ func (n *node) raiseOnly() {
 	n.mu.Lock()
 	n.fleet.add(d)
 	n.mu.Unlock()
-	if err := n.raise(n.t.Context(), d); err != nil {
+	if err := n.keeper.raising.raise(n.t.Context(), d); err != nil {
 		n.t.Error(err)
 	}
 }
@@ -208,7 +208,7 @@ func TestReboot(t *testing.T) {
 	require.ErrorIs(t, n.status("one").LastError, blockdev.ErrNotFound)
 	require.Equal(t, StateFailed, n.status("two").State)
 	require.ErrorIs(t, n.status("two").LastError, layerdisk.ErrOtherDisk)
-	_, err = n.LayerDir(n.uuid("two"), 0)
+	_, err = n.Layers.LayerDir(n.uuid("two"), 0)
 	require.ErrorIs(t, err, layerdisk.ErrOtherDisk)
 
 	// It is tried again, and comes back.

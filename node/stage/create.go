@@ -21,8 +21,8 @@ const (
 )
 
 // create makes the volume of a disk that is on a volume snapshot. A repetition finds the volume by its name.
-func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) error {
-	rec := s.record(d)
+func (s *raising) create(ctx context.Context, d *disk, driver blockdev.Attacher) error {
+	rec := s.shared.record(d)
 	if rec.Spec.VolumeSnapshotID == "" || rec.VolumeID != "" {
 		return nil
 	}
@@ -31,11 +31,11 @@ func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) e
 		return fmt.Errorf("make volume of %s: driver %s cannot make volumes: %w", rec.Spec.VolumeSnapshotID, rec.Spec.Driver, blockdev.ErrUnsupported)
 	}
 	unclear := !rec.Asked.IsZero() // a process before this one may have made it
-	if err := s.put(d, func(rec *record) { rec.Step, rec.Asked = StateCreating, time.Now() }); err != nil {
+	if err := s.shared.put(d, func(rec *record) { rec.Step, rec.Asked = StateCreating, time.Now() }); err != nil {
 		return err
 	}
 	var volume blockdev.Volume
-	err := s.observed(StepCreate, func() (err error) {
+	err := s.shared.observed(StepCreate, func() (err error) {
 		volume, err = makeVolume(ctx, provisioner, rec)
 		return err
 	})
@@ -43,11 +43,11 @@ func (s *steps) create(ctx context.Context, d *disk, driver blockdev.Attacher) e
 		unclear = unclear || !refused(err) || errors.Is(err, blockdev.ErrMayBeDone)
 		err = fmt.Errorf("make volume %s of %s: %w", rec.VolumeName, rec.Spec.source(), err)
 		if !unclear {
-			err = errors.Join(err, s.put(d, func(rec *record) { rec.Asked = time.Time{} }))
+			err = errors.Join(err, s.shared.put(d, func(rec *record) { rec.Asked = time.Time{} }))
 		}
 		return err
 	}
-	return s.put(d, func(rec *record) { rec.VolumeID = volume.ID })
+	return s.shared.put(d, func(rec *record) { rec.VolumeID = volume.ID })
 }
 
 func makeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec record) (blockdev.Volume, error) {
@@ -63,11 +63,11 @@ func refused(err error) bool {
 
 // attachMade attaches the volume. If the storage does not know one that was made here, it may not know it yet, or it is
 // gone: asking for it by its name again gives the one or another.
-func (s *steps) attachMade(ctx context.Context, d *disk, driver blockdev.Attacher) (blockdev.Device, error) {
+func (s *raising) attachMade(ctx context.Context, d *disk, driver blockdev.Attacher) (blockdev.Device, error) {
 	end := time.Now().Add(settleWait)
 	for wait := firstLook; ; wait = min(2*wait, lastLook) {
 		dev, err := s.attach(ctx, d, driver)
-		if s.record(d).Spec.VolumeSnapshotID == "" || !errors.Is(err, blockdev.ErrNotFound) || time.Now().After(end) {
+		if s.shared.record(d).Spec.VolumeSnapshotID == "" || !errors.Is(err, blockdev.ErrNotFound) || time.Now().After(end) {
 			return dev, err
 		}
 		timer := time.NewTimer(wait)
@@ -77,7 +77,7 @@ func (s *steps) attachMade(ctx context.Context, d *disk, driver blockdev.Attache
 			timer.Stop()
 			return dev, errors.Join(err, ctx.Err())
 		}
-		if err := s.put(d, func(rec *record) { rec.Step, rec.VolumeID, rec.AttachBegun = StateCreating, "", false }); err != nil {
+		if err := s.shared.put(d, func(rec *record) { rec.Step, rec.VolumeID, rec.AttachBegun = StateCreating, "", false }); err != nil {
 			return dev, err
 		}
 		if err := s.create(ctx, d, driver); err != nil {

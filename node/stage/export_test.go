@@ -99,7 +99,7 @@ func (n *Node) GiveUp() (left []string) {
 	n.mu.Lock()
 	for holder := range n.holds {
 		delete(n.holds, holder)
-		_ = n.stager.Release(n.Context(), holder)
+		_ = n.stager.Layers.Release(n.Context(), holder)
 	}
 	n.mu.Unlock()
 	for _, d := range n.stager.Disks() {

@@ -59,7 +59,7 @@ func (h *health) check(ctx context.Context, device, at func() error) error {
 	return answer(ctx, at)
 }
 
-// answer is what a question to a device gives, which may never be anything.
+// answer waits for the answer of a device, which may never come.
 func answer(ctx context.Context, question func() error) error {
 	return awaitFor(ctx, checkWait, question)
 }
@@ -94,7 +94,16 @@ func (h *health) run(l *look, device func() error) {
 // Check asks the disk's device now whether it still is what was proved. A disk that does not answer, or answers
 // otherwise, is taken out of service, as Acquire does; that is the error. A disk that does not serve is not asked. An
 // unknown name is errdefs.ErrNotFound.
-func (s *finder) Check(ctx context.Context, name string) error {
+func (s *Stager) Check(ctx context.Context, name string) error { return s.inspector.recheck(ctx, name) }
+
+// inspector looks at disks and takes those out of service that do not answer.
+type inspector struct {
+	*state
+	shared shared
+}
+
+// recheck is Check.
+func (s *inspector) recheck(ctx context.Context, name string) error {
 	s.mu.Lock()
 	d := s.fleet.byName[name]
 	if d == nil {
@@ -120,8 +129,8 @@ func (s *finder) Check(ctx context.Context, name string) error {
 }
 
 // check says whether the disk still is what was proved, and the layer's directory can be read.
-func (s *finder) check(ctx context.Context, d *disk, dir string) error {
-	rec := s.record(d)
+func (s *inspector) check(ctx context.Context, d *disk, dir string) error {
+	rec := s.shared.record(d)
 	start := time.Now()
 	err := d.health.check(ctx,
 		func() error { return s.system.CheckDevice(rec.Device, rec.DeviceNumber, rec.Identity) },

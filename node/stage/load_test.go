@@ -30,9 +30,9 @@ func TestDiskVanishes(t *testing.T) {
 	require.NoError(t, os.Truncate(path, 0))
 	var miss *MissError
 	soon(t, "the broken disk is seen", func() bool {
-		_, err := n.Acquire(t.Context(), "i", chain("a", "b"))
+		_, err := n.Layers.Acquire(t.Context(), "i", chain("a", "b"))
 		if err == nil {
-			require.NoError(t, n.Release(t.Context(), "i"))
+			require.NoError(t, n.Layers.Release(t.Context(), "i"))
 			return false
 		}
 		require.ErrorAs(t, err, &miss)
@@ -43,7 +43,7 @@ func TestDiskVanishes(t *testing.T) {
 	require.Equal(t, StateFailed, st.State)
 	require.Error(t, st.LastError)
 	require.Equal(t, 1, st.Holders)
-	_, err = n.LayerDir(id.UUID, 0)
+	_, err = n.Layers.LayerDir(id.UUID, 0)
 	require.True(t, errdefs.IsUnavailable(err), err)
 
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -82,7 +82,7 @@ func TestManyAtOnce(t *testing.T) {
 					}
 					continue
 				}
-				held, err := n.Acquire(t.Context(), holder, chain("shared", fmt.Sprint("own", i)))
+				held, err := n.Layers.Acquire(t.Context(), holder, chain("shared", fmt.Sprint("own", i)))
 				if err != nil {
 					if !errdefs.IsNotFound(err) {
 						t.Errorf("acquire: %v", err)
@@ -93,7 +93,7 @@ func TestManyAtOnce(t *testing.T) {
 				if err != nil || string(got) != fmt.Sprint("own", i) {
 					t.Errorf("a held layer reads %q, %v", got, err)
 				}
-				if err := n.Release(t.Context(), holder); err != nil {
+				if err := n.Layers.Release(t.Context(), holder); err != nil {
 					t.Errorf("release: %v", err)
 				}
 			}
@@ -133,10 +133,10 @@ func BenchmarkAcquire(b *testing.B) {
 			query := chain("shared")
 			b.ResetTimer()
 			for b.Loop() {
-				if _, err := c.Acquire(b.Context(), "h", query); err != nil {
+				if _, err := c.Layers.Acquire(b.Context(), "h", query); err != nil {
 					b.Fatal(err)
 				}
-				if err := c.Release(b.Context(), "h"); err != nil {
+				if err := c.Layers.Release(b.Context(), "h"); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -29,7 +29,10 @@ func retryAfter(failures int) time.Duration {
 
 // keeper works in the background.
 type keeper struct {
-	*steps
+	*state
+	shared   shared
+	raising  *raising
+	lowering *lowering
 	// idleTimeout is Config.IdleTimeout.
 	idleTimeout time.Duration
 	// done is closed when the loop has ended.
@@ -138,9 +141,9 @@ func (s *keeper) maintain(ctx context.Context, d *disk) {
 	s.mu.Unlock()
 	var err error
 	if leave {
-		err = s.lower(attempt, d)
+		err = s.lowering.lower(attempt, d)
 	} else {
-		err = s.raise(attempt, d)
+		err = s.raising.raise(attempt, d)
 	}
 	s.mu.Lock()
 	d.abort = nil
@@ -148,14 +151,14 @@ func (s *keeper) maintain(ctx context.Context, d *disk) {
 	if err == nil {
 		return
 	}
-	s.failed(d, err)
+	s.shared.failed(d, err)
 	if ctx.Err() == nil {
-		log.G(ctx).WithError(err).WithField("disk", s.record(d).Spec.Name).Warn("layer disk is not where it should be, it will be tried again")
+		log.G(ctx).WithError(err).WithField("disk", s.shared.record(d).Spec.Name).Warn("layer disk is not where it should be, it will be tried again")
 	}
 }
 
 // unlock gives the disk's key back and lets the loop look at it again.
 func (s *keeper) unlock(d *disk) {
 	d.key.unlock()
-	s.wake()
+	s.shared.wake()
 }

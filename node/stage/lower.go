@@ -7,23 +7,28 @@ import (
 	"os"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"berth.dev/berth/blockdev"
 )
 
+// lowering takes a disk off the node. The caller holds the disk's key.
+type lowering struct {
+	*state
+	shared shared
+}
+
 // lower undoes raise, from whatever point it came to, and forgets the disk. The caller holds the disk's key and has
 // made sure that nobody holds the disk.
-func (s *steps) lower(ctx context.Context, d *disk) error {
+func (s *lowering) lower(ctx context.Context, d *disk) error {
 	s.mu.Lock()
 	s.fleet.withdraw(d)
 	s.mu.Unlock()
-	err := s.put(d, func(rec *record) { rec.Goal, rec.Step = goalGone, StateUnmounting })
+	err := s.shared.put(d, func(rec *record) { rec.Goal, rec.Step = goalGone, StateUnmounting })
 	if err != nil {
 		return err
 	}
-	if err := s.observed(StepUnmount, func() error { return s.unmount(ctx, d) }); err != nil {
+	if err := s.shared.observed(StepUnmount, func() error { return s.unmount(ctx, d) }); err != nil {
 		return err
 	}
 	if err := s.detach(ctx, d); err != nil {
@@ -32,12 +37,12 @@ func (s *steps) lower(ctx context.Context, d *disk) error {
 	if err := s.delete(ctx, d); err != nil {
 		return err
 	}
-	rec := s.record(d)
-	s.failpoint("before forget")
+	rec := s.shared.record(d)
+	s.shared.failpoint("before forget")
 	if err := s.journal.remove(rec.Spec.Name); err != nil {
 		return err
 	}
-	s.failpoint("after forget")
+	s.shared.failpoint("after forget")
 	s.mu.Lock()
 	s.fleet.remove(d)
 	s.mu.Unlock()
@@ -45,13 +50,13 @@ func (s *steps) lower(ctx context.Context, d *disk) error {
 	return nil
 }
 
-func (s *steps) unmount(ctx context.Context, d *disk) error {
-	if err := s.empty(ctx, d); err != nil {
+func (s *lowering) unmount(ctx context.Context, d *disk) error {
+	if err := s.shared.awaitVisitors(ctx, d); err != nil {
 		return err
 	}
-	rec := s.record(d)
+	rec := s.shared.record(d)
 	err := await(ctx, func() error {
-		_, err := s.clear(rec, 0)
+		_, err := s.shared.clear(rec, 0)
 		return err
 	})
 	if errors.Is(err, errForeign) {
@@ -67,19 +72,19 @@ func (s *steps) unmount(ctx context.Context, d *disk) error {
 	return nil
 }
 
-func (s *steps) detach(ctx context.Context, d *disk) error {
-	rec := s.record(d)
+func (s *lowering) detach(ctx context.Context, d *disk) error {
+	rec := s.shared.record(d)
 	if !rec.AttachBegun {
 		return nil
 	}
-	driver, err := s.driver(d)
+	driver, err := s.shared.driver(d)
 	if err != nil {
 		return err
 	}
-	if err := s.put(d, func(rec *record) { rec.Step = StateDetaching }); err != nil {
+	if err := s.shared.put(d, func(rec *record) { rec.Step = StateDetaching }); err != nil {
 		return err
 	}
-	err = s.observed(StepDetach, func() error {
+	err = s.shared.observed(StepDetach, func() error {
 		return untilFree(ctx, func() error { return driver.Detach(ctx, rec.VolumeID) })
 	})
 	if err != nil {
@@ -117,12 +122,12 @@ func untilFree(ctx context.Context, detach func() error) error {
 }
 
 // delete deletes the volume that create made, also if its ID never came to the journal.
-func (s *steps) delete(ctx context.Context, d *disk) error {
-	rec := s.record(d)
+func (s *lowering) delete(ctx context.Context, d *disk) error {
+	rec := s.shared.record(d)
 	if rec.VolumeID == "" && rec.Asked.IsZero() || rec.VolumeName == "" {
 		return nil
 	}
-	driver, err := s.driver(d)
+	driver, err := s.shared.driver(d)
 	if err != nil {
 		return err
 	}
@@ -130,10 +135,10 @@ func (s *steps) delete(ctx context.Context, d *disk) error {
 	if !ok {
 		return nil // then it has made none
 	}
-	if err := s.put(d, func(rec *record) { rec.Step = StateDeleting }); err != nil {
+	if err := s.shared.put(d, func(rec *record) { rec.Step = StateDeleting }); err != nil {
 		return err
 	}
-	err = s.observed(StepDelete, func() error {
+	err = s.shared.observed(StepDelete, func() error {
 		id, err := madeVolume(ctx, provisioner, rec)
 		if err != nil || id == "" {
 			return err
@@ -144,13 +149,4 @@ func (s *steps) delete(ctx context.Context, d *disk) error {
 		return fmt.Errorf("delete volume %s: %w", rec.VolumeName, err)
 	}
 	return nil
-}
-
-func (s *steps) driver(d *disk) (blockdev.Attacher, error) {
-	name := s.record(d).Spec.Driver
-	driver, ok := s.drivers[name]
-	if !ok {
-		return nil, fmt.Errorf("no driver %q here, configure it or restart with the configuration that had it: %w", name, errdefs.ErrInvalidArgument)
-	}
-	return driver, nil
 }

@@ -24,14 +24,14 @@ const (
 
 // pace refuses a disk that serves for the first time and brings less than MinRate: from such a disk containers start
 // later than with what a pull brings. One that has served is never refused, because containers need it.
-func (s *steps) pace(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
-	if s.minRate <= 0 || s.record(d).Identity.UUID != "" || p.sizeBytes < 2*paceParts*pacePartBytes {
+func (s *raising) pace(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
+	if s.minRate <= 0 || s.shared.record(d).Identity.UUID != "" || p.sizeBytes < 2*paceParts*pacePartBytes {
 		return nil
 	}
 	most := time.Duration(float64(paceParts*pacePartBytes) / float64(s.minRate) * float64(time.Second))
 	bounded, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
-	err := s.observed(StepPace, func() error {
+	err := s.shared.observed(StepPace, func() error {
 		return await(bounded, func() error { return s.system.Sample(dev.Path, p.sizeBytes) })
 	})
 	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {

@@ -16,18 +16,18 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
-// steps does things with one disk, whose key the caller holds.
-type steps struct {
-	*shared
-	drivers map[string]blockdev.Attacher
+// raising makes a disk usable. The caller holds the disk's key.
+type raising struct {
+	*state
+	shared shared
 	// minRate is Config.MinRate.
 	minRate int64
 }
 
 // raise has the disk ready: volume, device, proof, mount. It can be called at any time, whatever is there already. The
 // caller holds the disk's key.
-func (s *steps) raise(ctx context.Context, d *disk) error {
-	driver, err := s.driver(d)
+func (s *raising) raise(ctx context.Context, d *disk) error {
+	driver, err := s.shared.driver(d)
 	if err != nil {
 		return err
 	}
@@ -49,15 +49,15 @@ func (s *steps) raise(ctx context.Context, d *disk) error {
 	if err := s.mount(ctx, d, dev, p); err != nil {
 		return err
 	}
-	if err := s.put(d, func(rec *record) { rec.Step = StateIdle }); err != nil {
+	if err := s.shared.put(d, func(rec *record) { rec.Step = StateIdle }); err != nil {
 		return err
 	}
 	s.raised(ctx, d, dev, p)
 	return nil
 }
 
-func (s *steps) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (blockdev.Device, error) {
-	rec := s.record(d)
+func (s *raising) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (blockdev.Device, error) {
+	rec := s.shared.record(d)
 	volumeID := rec.VolumeID
 	if volumeID == "" {
 		volumeID = rec.Spec.VolumeID
@@ -72,14 +72,14 @@ func (s *steps) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (
 			return blockdev.Device{}, fmt.Errorf("volume %s is attached for writing as %s, detach it first: %w", volumeID, dev.Path, blockdev.ErrInUse)
 		}
 	}
-	err := s.put(d, func(rec *record) {
+	err := s.shared.put(d, func(rec *record) {
 		rec.Step, rec.VolumeID, rec.AttachBegun = StateAttaching, volumeID, true
 	})
 	if err != nil {
 		return blockdev.Device{}, err
 	}
 	var dev blockdev.Device
-	err = s.observed(StepAttach, func() (err error) {
+	err = s.shared.observed(StepAttach, func() (err error) {
 		dev, err = driver.Attach(ctx, volumeID, blockdev.AttachOptions{
 			ReadOnly: true, Index: cmp.Or(rec.Identity.IndexDigest, rec.Spec.Expect.IndexDigest),
 		})
@@ -95,10 +95,10 @@ func (s *steps) attach(ctx context.Context, d *disk, driver blockdev.Attacher) (
 }
 
 // prove reads what is on the device and makes sure that it is the disk that is wanted and not staged already.
-func (s *steps) prove(ctx context.Context, d *disk, dev blockdev.Device) (proof, error) {
-	rec := s.record(d)
+func (s *raising) prove(ctx context.Context, d *disk, dev blockdev.Device) (proof, error) {
+	rec := s.shared.record(d)
 	var p proof
-	err := s.observed(StepProve, func() error {
+	err := s.shared.observed(StepProve, func() error {
 		var found proof
 		err := await(ctx, func() (err error) {
 			found, err = s.system.Prove(dev)
@@ -131,8 +131,8 @@ func (s *steps) prove(ctx context.Context, d *disk, dev blockdev.Device) (proof,
 // a device that shows less than the volume has, or that is another volume's, stays so for as long as it is attached.
 // One that is in use is left alone. It is ours by the journal until it is detached for good, so whatever comes of this
 // is taken care of then.
-func (s *steps) letGo(ctx context.Context, d *disk, driver blockdev.Attacher) {
-	rec := s.record(d)
+func (s *raising) letGo(ctx context.Context, d *disk, driver blockdev.Attacher) {
+	rec := s.shared.record(d)
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	if err := driver.Detach(undo, rec.VolumeID); err != nil {
@@ -147,7 +147,7 @@ func (s *steps) letGo(ctx context.Context, d *disk, driver blockdev.Attacher) {
 // errForeign says that something is mounted on our directory that we did not mount.
 var errForeign = errors.New("something else is mounted there")
 
-func (s *steps) mount(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
+func (s *raising) mount(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
 	err := s.mountJournalled(ctx, d, dev, p)
 	if err != nil {
 		s.mu.Lock()
@@ -157,12 +157,12 @@ func (s *steps) mount(ctx context.Context, d *disk, dev blockdev.Device, p proof
 	return err
 }
 
-func (s *steps) mountJournalled(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
+func (s *raising) mountJournalled(ctx context.Context, d *disk, dev blockdev.Device, p proof) error {
 	adopt, number, err := s.makeRoom(d, p.number)
 	if err != nil {
 		return fmt.Errorf("look for a place to mount: %w", err)
 	}
-	err = s.put(d, func(rec *record) {
+	err = s.shared.put(d, func(rec *record) {
 		rec.Step, rec.Number = StateMounting, number
 		rec.Device, rec.DeviceNumber, rec.BootID = dev.Path, p.number, s.boot
 		rec.Identity = p.identity
@@ -170,8 +170,8 @@ func (s *steps) mountJournalled(ctx context.Context, d *disk, dev blockdev.Devic
 	if err != nil {
 		return err
 	}
-	target := s.record(d).target(s.root)
-	return s.observed(StepMount, func() error {
+	target := s.shared.record(d).target(s.root)
+	return s.shared.observed(StepMount, func() error {
 		if !adopt {
 			if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 				return fmt.Errorf("make directory to mount on: %w", err)
@@ -187,9 +187,9 @@ func (s *steps) mountJournalled(ctx context.Context, d *disk, dev blockdev.Devic
 
 // makeRoom unmounts what we mounted of a device that the disk is not on any more. If the device itself is mounted there
 // already, that mount is to be adopted. If others have mounted something there, another number is chosen.
-func (s *steps) makeRoom(d *disk, wanted uint64) (adopt bool, number int, err error) {
-	rec := s.record(d)
-	adopt, err = s.clear(rec, wanted)
+func (s *raising) makeRoom(d *disk, wanted uint64) (adopt bool, number int, err error) {
+	rec := s.shared.record(d)
+	adopt, err = s.shared.clear(rec, wanted)
 	if !errors.Is(err, errForeign) {
 		return adopt, rec.Number, err
 	}
@@ -211,7 +211,7 @@ func (s *steps) makeRoom(d *disk, wanted uint64) (adopt bool, number int, err er
 
 // clear unmounts our mounts on the disk's directory from the top, until nothing or a mount of the device wanted is
 // there.
-func (s *steps) clear(rec record, wanted uint64) (adopt bool, err error) {
+func (s shared) clear(rec record, wanted uint64) (adopt bool, err error) {
 	target := rec.target(s.root)
 	for {
 		mounts, err := s.system.At(target)
@@ -232,7 +232,7 @@ func (s *steps) clear(rec record, wanted uint64) (adopt bool, err error) {
 }
 
 // raised puts the disk into service.
-func (s *steps) raised(ctx context.Context, d *disk, dev blockdev.Device, p proof) {
+func (s *raising) raised(ctx context.Context, d *disk, dev blockdev.Device, p proof) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d.lookup != nil {

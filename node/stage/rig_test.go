@@ -166,7 +166,7 @@ func (n *node) stage(name, path string) DiskStatus {
 // acquire wants the layer and reads it.
 func (n *node) acquire(holder string, q layerdisk.LayerName, layer string) Held {
 	n.t.Helper()
-	held, err := n.Acquire(n.t.Context(), holder, q)
+	held, err := n.Layers.Acquire(n.t.Context(), holder, q)
 	require.NoError(n.t, err)
 	got, err := os.ReadFile(filepath.Join(held.Dir, "name"))
 	require.NoError(n.t, err)
@@ -192,7 +192,7 @@ func (n *node) status(name string) DiskStatus {
 
 func (n *node) miss(holder string, q layerdisk.LayerName) *MissError {
 	n.t.Helper()
-	_, err := n.Acquire(n.t.Context(), holder, q)
+	_, err := n.Layers.Acquire(n.t.Context(), holder, q)
 	var miss *MissError
 	require.ErrorAs(n.t, err, &miss, fmt.Sprint(err))
 	return miss

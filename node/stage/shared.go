@@ -6,10 +6,17 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"berth.dev/berth/blockdev"
 )
 
+// shared is what all parts do with the state of a disk.
+type shared struct {
+	*state
+}
+
 // failed notes why the disk is not where it should be and when to try again.
-func (s *shared) failed(d *disk, cause error) {
+func (s shared) failed(d *disk, cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.err = cause
@@ -21,7 +28,7 @@ func (s *shared) failed(d *disk, cause error) {
 }
 
 // put journals a change of the disk's record. Only who holds the disk's key calls it.
-func (s *shared) put(d *disk, change func(*record)) error {
+func (s shared) put(d *disk, change func(*record)) error {
 	rec := s.record(d)
 	step := rec.Step
 	change(&rec)
@@ -39,25 +46,25 @@ func (s *shared) put(d *disk, change func(*record)) error {
 	return nil
 }
 
-func (s *shared) record(d *disk) record {
+func (s shared) record(d *disk) record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return d.rec
 }
 
-func (s *shared) isJournalled(d *disk) bool {
+func (s shared) isJournalled(d *disk) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return d.journalled
 }
 
-func (s *shared) isUp(d *disk) bool {
+func (s shared) isUp(d *disk) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return d.up
 }
 
-func (s *shared) observed(step Step, do func() error) error {
+func (s shared) observed(step Step, do func() error) error {
 	start := time.Now()
 	err := do()
 	s.observer.StepDone(step, time.Since(start), err)
@@ -65,7 +72,7 @@ func (s *shared) observed(step Step, do func() error) error {
 }
 
 // ready refuses what may only be asked between Restore and Close. The caller holds mu.
-func (s *shared) ready() error {
+func (s shared) ready() error {
 	if s.closed {
 		return fmt.Errorf("the stage is closed: %w", errdefs.ErrUnavailable)
 	}
@@ -76,14 +83,14 @@ func (s *shared) ready() error {
 }
 
 // failpoint is where a test can stop everything, as a crash would.
-func (s *shared) failpoint(point string) {
+func (s shared) failpoint(point string) {
 	if s.crash != nil {
 		s.crash(point)
 	}
 }
 
 // wait until cond, which is called with mu held, after changes of the fleet.
-func (s *shared) wait(ctx context.Context, cond func() bool) error {
+func (s shared) wait(ctx context.Context, cond func() bool) error {
 	for {
 		s.mu.Lock()
 		met, change, closed := cond(), s.fleet.change, s.closed
@@ -103,9 +110,19 @@ func (s *shared) wait(ctx context.Context, cond func() bool) error {
 }
 
 // wake makes the background loop look at all disks.
-func (s *shared) wake() {
+func (s shared) wake() {
 	select {
 	case s.kick <- struct{}{}:
 	default: // a wake-up is waiting already
 	}
+}
+
+// driver of a disk.
+func (s shared) driver(d *disk) (blockdev.Attacher, error) {
+	name := s.record(d).Spec.Driver
+	driver, ok := s.drivers[name]
+	if !ok {
+		return nil, fmt.Errorf("no driver %q here, configure it or restart with the configuration that had it: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return driver, nil
 }

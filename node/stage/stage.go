@@ -47,17 +47,21 @@ type Config struct {
 	Observer Observer
 }
 
-// Stager is safe for concurrent use. It is put together of what is known of the disks (shared), what is done with one
-// of them (steps), the work in the background (keeper), and the look-up of layers (finder).
+// Stager is safe for concurrent use.
 type Stager struct {
-	*shared
-	*keeper
-	*finder
-	stop context.CancelFunc // guarded by mu
+	*state
+	// Layers finds and holds layers on the disks.
+	Layers    *Layers
+	shared    shared
+	wishes    *wishes
+	keeper    *keeper
+	inspector *inspector
+	stop      context.CancelFunc // guarded by mu
 }
 
-// shared is what all parts know and the ways to change it.
-type shared struct {
+// state is what all parts know. It has no methods, so that parts can embed it without having those of each other.
+type state struct {
+	drivers map[string]blockdev.Attacher
 	// root is the directory that disks are mounted below.
 	root     string
 	boot     string
@@ -110,7 +114,8 @@ func open(cfg Config, sys system) (*Stager, error) {
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
 	}
-	sh := &shared{
+	return assemble(cfg, &state{
+		drivers:  cfg.Drivers,
 		root:     disks,
 		boot:     boot,
 		system:   sys,
@@ -118,12 +123,21 @@ func open(cfg Config, sys system) (*Stager, error) {
 		journal:  j,
 		kick:     make(chan struct{}, 1),
 		fleet:    newFleet(),
-	}
+	}), nil
+}
+
+// assemble puts the parts together around their state.
+func assemble(cfg Config, st *state) *Stager {
+	sh := shared{st}
+	up, down, look := &raising{st, sh, cfg.MinRate}, &lowering{st, sh}, &inspector{st, sh}
 	return &Stager{
-		shared: sh,
-		keeper: &keeper{steps: &steps{sh, cfg.Drivers, cfg.MinRate}, idleTimeout: cfg.IdleTimeout, done: make(chan struct{})},
-		finder: &finder{sh, cfg.AttachWait},
-	}, nil
+		state:     st,
+		Layers:    &Layers{st, sh, look, cfg.AttachWait},
+		shared:    sh,
+		wishes:    &wishes{st, sh, up, down},
+		keeper:    &keeper{state: st, shared: sh, raising: up, lowering: down, idleTimeout: cfg.IdleTimeout, done: make(chan struct{})},
+		inspector: look,
+	}
 }
 
 // Restore brings the disks of the journal back to where they should be and starts the background work. It returns when
@@ -157,8 +171,8 @@ func (s *Stager) Restore(ctx context.Context) error {
 	s.mu.Lock()
 	s.stop = stop
 	s.mu.Unlock()
-	go s.loop(life)
-	if err := s.wait(ctx, func() bool { return !s.fleet.anyPending() }); err != nil {
+	go s.keeper.loop(life)
+	if err := s.shared.wait(ctx, func() bool { return !s.fleet.anyPending() }); err != nil {
 		return fmt.Errorf("restore disks: some are still on their way: %w", err)
 	}
 	return nil
@@ -189,7 +203,7 @@ func (s *Stager) Reconcile(ctx context.Context, holds []Hold) (missing []Hold, e
 	}
 	s.fleet.holds.idleFrom(time.Now())
 	s.reconciled = true
-	s.wake()
+	s.shared.wake()
 	return missing, nil
 }
 
@@ -205,7 +219,7 @@ func (s *Stager) Close() error {
 	}
 	if stop != nil {
 		stop()
-		<-s.done
+		<-s.keeper.done
 	}
 	return s.journal.close()
 }

@@ -34,7 +34,7 @@ func (v *Visit) LayerDir(number int) string { return layerDirAt(v.MountPoint, nu
 // context ends with ctx, and when the disk is about to leave or has failed; the visitor then closes what it has open of
 // the disk and calls leave, which it calls in any case. Unmounting waits for that. A disk that does not serve is
 // errdefs.ErrUnavailable, one that is not known errdefs.ErrNotFound.
-func (s *finder) Visit(ctx context.Context, uuid string) (visit context.Context, v Visit, leave func(), err error) {
+func (s *Stager) Visit(ctx context.Context, uuid string) (visit context.Context, v Visit, leave func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.fleet.byUUID[uuid]
@@ -74,7 +74,7 @@ func (d *disk) sendAway() {
 }
 
 // empty waits until the last visitor has left, who were sent away when the disk was withdrawn.
-func (s *shared) empty(ctx context.Context, d *disk) error {
+func (s shared) awaitVisitors(ctx context.Context, d *disk) error {
 	if err := s.wait(ctx, func() bool { return len(d.visitors) == 0 }); err != nil {
 		return fmt.Errorf("wait for what still reads ahead on the disk: %w", err)
 	}

@@ -135,7 +135,7 @@ func (n *walker) checkHolds() {
 		if !known {
 			n.Break("disk %s, which %s holds, is forgotten", hold.DiskUUID, holder)
 		}
-		dir, err := n.stager.LayerDir(hold.DiskUUID, hold.LayerNumber)
+		dir, err := n.stager.Layers.LayerDir(hold.DiskUUID, hold.LayerNumber)
 		if err != nil {
 			continue // out of service
 		}
@@ -183,7 +183,7 @@ func (n *walker) giveUp() {
 	n.mu.Lock()
 	for holder := range n.holds {
 		delete(n.holds, holder)
-		_ = n.stager.Release(n.Context(), holder)
+		_ = n.stager.Layers.Release(n.Context(), holder)
 	}
 	n.mu.Unlock()
 	for _, d := range n.stager.Disks() {

@@ -50,7 +50,7 @@ func (n *walker) have(name string) {
 
 func (n *walker) hold(holder string, layers ...string) {
 	n.Helper()
-	held, err := n.stager.Acquire(n.Context(), holder, chain(layers...))
+	held, err := n.stager.Layers.Acquire(n.Context(), holder, chain(layers...))
 	require.NoError(n, err)
 	n.holds[holder] = Hold{holder, held.DiskUUID, held.LayerNumber}
 }
@@ -81,7 +81,7 @@ func TestDirectoryStalls(t *testing.T) {
 		n.hold("h", "shared", "a0")
 		n.setAttached("one", blockdevtest.DeviceStalls)
 		start := time.Now()
-		_, err := n.stager.Acquire(n.Context(), "i", chain("shared", "a0"))
+		_, err := n.stager.Layers.Acquire(n.Context(), "i", chain("shared", "a0"))
 		var miss *MissError
 		require.ErrorAs(t, err, &miss)
 		require.Equal(t, MissFailed, miss.Reason)
@@ -108,9 +108,9 @@ func TestProofsStall(t *testing.T) {
 		start := time.Now()
 		n.have("one-a0-v")
 		require.Zero(t, time.Since(start))
-		_, err := n.stager.Acquire(n.Context(), "h", chain("shared", "a0"))
+		_, err := n.stager.Layers.Acquire(n.Context(), "h", chain("shared", "a0"))
 		require.NoError(t, err)
-		require.NoError(t, n.stager.Release(n.Context(), "h"))
+		require.NoError(t, n.stager.Layers.Release(n.Context(), "h"))
 		time.Sleep(10 * time.Minute)
 		for _, name := range names {
 			require.ErrorContains(t, n.disk(name).LastError, "has not answered for 1m0s", name)

@@ -87,7 +87,7 @@ func (n *walker) take(holder, what string, q layerdisk.LayerName, before func(ct
 		if before != nil {
 			before(ctx)
 		}
-		held, err := s.Acquire(ctx, holder, q)
+		held, err := s.Layers.Acquire(ctx, holder, q)
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if n.proc.isDead() || n.stager != s {
@@ -131,7 +131,7 @@ func (n *walker) releaseOf(holder string) {
 		return
 	}
 	n.Note("release %s", holder)
-	if err := n.stager.Release(n.Context(), holder); err != nil {
+	if err := n.stager.Layers.Release(n.Context(), holder); err != nil {
 		n.Break("release: %v", err)
 	}
 }

@@ -47,9 +47,7 @@ func notYet() []string {
 		"blockdev/csi.Driver", "blockdev/csi.attacher",
 		"blockdev/csi.finder", "blockdev/csi.provisioner", "blockdev/csi.snapshotter", "blockdev/csi.steps",
 		"builder.build",
-
-		"node/imageimport.Importer", "node/stage.Stager", "node/stage.finder",
-		"node/stage.keeper", "node/stage.steps",
+		"node/imageimport.Importer",
 	}
 }
 
