@@ -218,7 +218,7 @@ func (s *inspector) brokenSince(ctx context.Context, d *disk, since time.Time, c
 	if was {
 		d.err = cause
 		d.retryAt = time.Now().Add(firstRetry)
-		s.fleet.withdraw(d)
+		s.fleet.stopServing(d)
 	}
 	s.mu.Unlock()
 	if !was {
@@ -304,9 +304,9 @@ func (s *Layers) Release(_ context.Context, holder string) error {
 	return nil
 }
 
-// drop ends a hold. The caller holds mu.
+// release ends a hold. The caller holds mu.
 func (s shared) release(holder string) {
-	if s.fleet.holds.drop(holder) {
+	if s.fleet.holds.release(holder) {
 		s.wake() // a disk may be idle now
 	}
 }

@@ -36,7 +36,7 @@ func (s *Stager) Stage(ctx context.Context, spec Spec) (DiskStatus, error) {
 			return DiskStatus{}, fmt.Errorf("stage disk %s: %w", spec.Name, err)
 		}
 		if err := d.key.lock(ctx); err != nil {
-			s.wishes.forget(d)
+			s.wishes.stopWaiting(d)
 			return DiskStatus{}, fmt.Errorf("stage disk %s: wait for what is being done with it: %w", spec.Name, err)
 		}
 		status, gone, err := s.wishes.stageLocked(ctx, d, spec)
@@ -96,9 +96,9 @@ func (s *wishes) want(spec Spec) (*disk, error) {
 	return d, nil
 }
 
-// forget gives up waiting for a disk that want returned. One that was new, that nobody else wants and that was never
-// worked on, goes.
-func (s *wishes) forget(d *disk) {
+// stopWaiting gives up waiting for a disk that want returned. One that was new, that nobody else wants and that was
+// never worked on, goes.
+func (s *wishes) stopWaiting(d *disk) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.waiters--
@@ -148,7 +148,7 @@ func (s *wishes) accept(d *disk, spec Spec) error {
 	if err != nil && !d.journalled {
 		s.fleet.remove(d)
 	}
-	s.fleet.place(d)
+	s.fleet.updateTables(d)
 	return err
 }
 
@@ -208,7 +208,7 @@ func (s *wishes) unstageLocked(ctx context.Context, d *disk, opts UnstageOptions
 	s.mu.Lock()
 	removed, holders := d.removed, s.fleet.holders(d)
 	if holders == 0 {
-		s.fleet.withdraw(d)
+		s.fleet.stopServing(d)
 	}
 	s.mu.Unlock()
 	if removed {
@@ -221,7 +221,7 @@ func (s *wishes) unstageLocked(ctx context.Context, d *disk, opts UnstageOptions
 		err := s.shared.put(d, func(rec *record) { rec.Draining = true })
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.fleet.place(d)
+		s.fleet.updateTables(d)
 		s.shared.wake() // the last holder may have gone meanwhile
 		return holders, err
 	}

@@ -40,21 +40,21 @@ func (f *fleet) add(d *disk) {
 	f.changed()
 }
 
-// remove forgets the disk.
+// remove the disk from all that is known.
 func (f *fleet) remove(d *disk) {
 	d.removed = true
 	d.up = false
-	d.sendAway()
+	d.endVisits()
 	d.pendingSince = time.Time{}
 	delete(f.byName, d.rec.Spec.Name)
-	f.place(d)
+	f.updateTables(d)
 	if uuid := d.rec.Identity.UUID; f.byUUID[uuid] == d {
-		f.pass(d, uuid)
+		f.reassign(d, uuid)
 	}
 }
 
-// pass gives d's place as the provider of an identity to another disk that has it, if there is one.
-func (f *fleet) pass(d *disk, uuid string) {
+// reassign makes another disk the provider of the identity, if one has it.
+func (f *fleet) reassign(d *disk, uuid string) {
 	delete(f.byUUID, uuid)
 	for _, other := range f.byName {
 		if other != d && other.rec.Identity.UUID == uuid && (f.byUUID[uuid] == nil || other.rec.Spec.Name < f.byUUID[uuid].rec.Spec.Name) {
@@ -62,19 +62,19 @@ func (f *fleet) pass(d *disk, uuid string) {
 		}
 	}
 	if f.byUUID[uuid] == nil {
-		f.holds.forget(uuid)
+		f.holds.remove(uuid)
 	}
 }
 
-// withdraw hands out no more of the disk.
-func (f *fleet) withdraw(d *disk) {
+// stopServing hands out no more layers of the disk and ends all visits.
+func (f *fleet) stopServing(d *disk) {
 	d.up = false
-	d.sendAway()
-	f.place(d)
+	d.endVisits()
+	f.updateTables(d)
 }
 
-// place puts the disk's layers where its state wants them.
-func (f *fleet) place(d *disk) {
+// updateTables puts the layers of a disk into the table that its state asks for.
+func (f *fleet) updateTables(d *disk) {
 	if d.lookup != nil {
 		f.serving.remove(d)
 		f.withheld.remove(d)
@@ -107,7 +107,7 @@ func (f *fleet) unclaim(d *disk, uuid string) {
 	if f.byUUID[uuid] != d {
 		return
 	}
-	f.pass(d, uuid)
+	f.reassign(d, uuid)
 	if f.byUUID[uuid] == nil && d.rec.Identity.UUID == uuid && !d.removed {
 		f.byUUID[uuid] = d
 	}

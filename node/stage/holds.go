@@ -22,7 +22,7 @@ func newHolds() *holds {
 
 // put replaces what the holder held.
 func (h *holds) put(hold Hold) {
-	h.drop(hold.Holder)
+	h.release(hold.Holder)
 	h.byHolder[hold.Holder] = hold
 	u := h.byUUID[hold.DiskUUID]
 	if u == nil {
@@ -33,8 +33,8 @@ func (h *holds) put(hold Hold) {
 	u.total++
 }
 
-// drop says whether the disk has no holder any more because of this.
-func (h *holds) drop(holder string) (last bool) {
+// release ends a hold. It says whether that was the last one of the disk.
+func (h *holds) release(holder string) (last bool) {
 	hold, ok := h.byHolder[holder]
 	if !ok {
 		return false
@@ -67,8 +67,8 @@ func (h *holds) idleFrom(t time.Time) {
 	}
 }
 
-// forget what was known of a disk that nobody holds.
-func (h *holds) forget(uuid string) {
+// remove what was known of a disk that nobody holds.
+func (h *holds) remove(uuid string) {
 	if u := h.byUUID[uuid]; u != nil && u.total == 0 {
 		delete(h.byUUID, uuid)
 	}

@@ -131,16 +131,16 @@ func (s *keeper) maintain(ctx context.Context, d *disk) {
 		s.mu.Unlock()
 		return
 	}
-	leave := d.rec.Goal == goalGone || d.up
-	if leave {
-		s.fleet.withdraw(d) // in the same breath as it was found unheld
+	down := d.rec.Goal == goalGone || d.up
+	if down {
+		s.fleet.stopServing(d) // in the same breath as it was found unheld
 	}
 	attempt, abort := context.WithTimeout(ctx, attemptWait)
 	defer abort()
 	d.abort = abort
 	s.mu.Unlock()
 	var err error
-	if leave {
+	if down {
 		err = s.lowering.lower(attempt, d)
 	} else {
 		err = s.raising.raise(attempt, d)

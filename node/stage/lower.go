@@ -22,7 +22,7 @@ type lowering struct {
 // made sure that nobody holds the disk.
 func (s *lowering) lower(ctx context.Context, d *disk) error {
 	s.mu.Lock()
-	s.fleet.withdraw(d)
+	s.fleet.stopServing(d)
 	s.mu.Unlock()
 	err := s.shared.put(d, func(rec *record) { rec.Goal, rec.Step = goalGone, StateUnmounting })
 	if err != nil {

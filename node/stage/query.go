@@ -40,7 +40,7 @@ const (
 	MissNotOnDisk MissReason = "not-on-disk"
 	// MissNotReady: disks were still on their way when the wait for them ended, and those that serve lack the layer.
 	MissNotReady MissReason = "disk-not-ready"
-	// MissDraining: the disk that has the layer is being given up.
+	// MissDraining: the disk that has the layer is being drained.
 	MissDraining MissReason = "disk-draining"
 	// MissFailed: the disk that has the layer failed its check.
 	MissFailed MissReason = "disk-failed"

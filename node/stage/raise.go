@@ -43,7 +43,7 @@ func (s *raising) raise(ctx context.Context, d *disk) error {
 		err = s.pace(ctx, d, dev, p)
 	}
 	if err != nil {
-		s.letGo(ctx, d, driver)
+		s.detachUnproved(ctx, d, driver)
 		return err
 	}
 	if err := s.mount(ctx, d, dev, p); err != nil {
@@ -127,11 +127,11 @@ func (s *raising) prove(ctx context.Context, d *disk, dev blockdev.Device) (proo
 	return p, nil
 }
 
-// letGo detaches a volume the device of which did not prove to be the disk, so that the next attempt attaches it anew:
-// a device that shows less than the volume has, or that is another volume's, stays so for as long as it is attached.
-// One that is in use is left alone. It is ours by the journal until it is detached for good, so whatever comes of this
-// is taken care of then.
-func (s *raising) letGo(ctx context.Context, d *disk, driver blockdev.Attacher) {
+// detachUnproved detaches a volume whose device did not prove to be the disk, so that the next attempt attaches it
+// anew. Such a device may show less than the volume has, or be another volume's, for as long as it is attached. A
+// device in use is left alone. The journal keeps the attachment as ours, so that lower detaches what stays attached
+// here.
+func (s *raising) detachUnproved(ctx context.Context, d *disk, driver blockdev.Attacher) {
 	rec := s.shared.record(d)
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
@@ -244,7 +244,7 @@ func (s *raising) raised(ctx context.Context, d *disk, dev blockdev.Device, p pr
 	d.sizeBytes = p.sizeBytes
 	d.up, d.upSince = true, time.Now()
 	d.err, d.failures, d.retryAt, d.pendingSince = nil, 0, time.Time{}, time.Time{}
-	s.fleet.place(d)
+	s.fleet.updateTables(d)
 	log.G(ctx).WithField("disk", d.rec.Spec.Name).WithField("uuid", p.identity.UUID).WithField("device", dev.Path).
 		WithField("layers", len(p.index.Layers)).Info("layer disk is ready")
 }

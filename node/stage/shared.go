@@ -23,7 +23,7 @@ func (s shared) failed(d *disk, cause error) {
 	d.retryAt = time.Now().Add(retryAfter(d.failures))
 	d.failures++
 	d.pendingSince = time.Time{}
-	s.fleet.place(d)
+	s.fleet.updateTables(d)
 	s.wake()
 }
 

@@ -25,12 +25,11 @@ type Spec struct {
 	Expect layerdisk.Identity `json:"expect,omitzero"`
 	// Keep the disk ready while nothing uses it.
 	Keep bool `json:"keep,omitempty"`
-	// ImageSnapshot that the disk is of, as far as whoever wants it knows; it is remembered and passed on, and decides
-	// nothing.
+	// ImageSnapshot that the disk belongs to, if that is known. It is remembered and shown, and decides nothing.
 	ImageSnapshot ImageSnapshot `json:"imageSnapshot,omitzero"`
 }
 
-// ImageSnapshot names one; the zero value is none that is known.
+// ImageSnapshot names an image snapshot; the zero value means that none is known.
 type ImageSnapshot struct {
 	Name string `json:"name,omitempty"`
 	ID   string `json:"id,omitempty"`

@@ -1,5 +1,5 @@
-// Package stage has layer disks ready on this node: it attaches them, proves what they are, mounts them read-only,
-// hands out their layers to holders, and gives disks up when nothing uses them.
+// Package stage makes layer disks usable on this node: it attaches them, proves what they are, mounts them read-only,
+// hands out their layers to holders, and takes disks off the node when nothing uses them.
 //
 // Every step that changes something outside is journalled before it is done, and can be done again. After a crash or a
 // reboot Restore therefore only has to look at where each disk should be, and do what is missing. A device's name
@@ -178,9 +178,10 @@ func (s *Stager) Restore(ctx context.Context) error {
 	return nil
 }
 
-// Reconcile tells which layers are held: what was held before a restart and is not among holds is free. It is called
-// once after Restore and before the first Acquire; until then no disk is given up. Holds of disks that the journal does
-// not know are returned: their layers are lost until such a disk is staged, and they count from then on.
+// Reconcile replaces what is known of holds: what was held before a restart and is not among holds is free. It is
+// called once after Restore and before the first Acquire; until then no disk is taken off the node. Holds of disks that
+// the journal does not know are returned: their layers are lost until such a disk is staged, and they count from then
+// on.
 func (s *Stager) Reconcile(ctx context.Context, holds []Hold) (missing []Hold, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

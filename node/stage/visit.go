@@ -30,11 +30,11 @@ type Visit struct {
 // LayerDir is the absolute path of a layer's tree, free of symbolic links.
 func (v *Visit) LayerDir(number int) string { return layerDirAt(v.MountPoint, number) }
 
-// Visit lets somebody read a disk who is nobody's holder: the disk does not stay for a visitor's sake. The returned
-// context ends with ctx, and when the disk is about to leave or has failed; the visitor then closes what it has open of
-// the disk and calls leave, which it calls in any case. Unmounting waits for that. A disk that does not serve is
-// errdefs.ErrUnavailable, one that is not known errdefs.ErrNotFound.
-func (s *Stager) Visit(ctx context.Context, uuid string) (visit context.Context, v Visit, leave func(), err error) {
+// Visit lets somebody read a disk without holding it: the disk does not stay for a visitor's sake. The returned context
+// ends with ctx, and when the disk stops serving. The visitor then closes what it has open of the disk and calls end,
+// which it calls in any case. Unmounting waits for that. A disk that does not serve is errdefs.ErrUnavailable, an
+// unknown one errdefs.ErrNotFound.
+func (s *Stager) Visit(ctx context.Context, uuid string) (visit context.Context, v Visit, end func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.fleet.byUUID[uuid]
@@ -66,14 +66,14 @@ func (s *Stager) Visit(ctx context.Context, uuid string) (visit context.Context,
 	}), nil
 }
 
-// sendAway tells all visitors to leave. The caller holds mu.
-func (d *disk) sendAway() {
+// endVisits ends the contexts of all visitors. The caller holds mu.
+func (d *disk) endVisits() {
 	for _, cancel := range d.visitors {
 		cancel()
 	}
 }
 
-// empty waits until the last visitor has left, who were sent away when the disk was withdrawn.
+// awaitVisitors waits until the last visitor has left. Their contexts ended when the disk stopped serving.
 func (s shared) awaitVisitors(ctx context.Context, d *disk) error {
 	if err := s.wait(ctx, func() bool { return len(d.visitors) == 0 }); err != nil {
 		return fmt.Errorf("wait for what still reads ahead on the disk: %w", err)
