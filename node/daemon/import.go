@@ -12,6 +12,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth.dev/berth/internal/metrics"
+	"berth.dev/berth/node/criimages"
 	"berth.dev/berth/node/events"
 	"berth.dev/berth/node/imageimport"
 	"berth.dev/berth/node/stage"
@@ -97,7 +98,7 @@ type criImages struct {
 }
 
 // criNamespace is where CRI has its images.
-const criNamespace = "k8s.io"
+const criNamespace = criimages.Namespace
 
 // usable refuses the namespace of a CRI that has its images in another snapshotter: it would believe that they are
 // there, and fail to start containers of them instead of pulling.

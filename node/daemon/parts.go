@@ -39,6 +39,7 @@ func parts(c *config.Config) []part {
 		{name: "containerd's client", open: openContainerd, close: func(n *node) error { return n.containerd.Close() }},
 		{name: "snapshotter", open: openSnapshotter, close: func(n *node) error { return n.snapshotter.Close() }},
 		{name: "imports", open: openImporter, run: func(ctx context.Context, n *node) { n.importer.Run(ctx) }},
+		{name: "images of CRI", open: nothing, run: restoreCRIImages},
 		{name: "holds", open: reconcile},
 		{name: "reports of failed disks", open: nothing, run: func(ctx context.Context, n *node) { n.failures.Run(ctx, n.chooser, n.uses) }},
 		{name: "checks of disks", open: nothing, run: func(ctx context.Context, n *node) { disks.KeepChecking(ctx, n.stage) }},

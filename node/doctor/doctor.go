@@ -91,7 +91,10 @@ func Run(ctx context.Context, n Node) []Result {
 	if r, err := askContainerd(ctx, n.ContainerdAddress); err == nil {
 		all = append(all, checkRunning(n, r, file)...)
 		if berthd != nil && r.plugin(snapshotterType, n.Snapshotter) != nil {
-			all = append(all, checkImages(ctx, n, r.hasCRI())...)
+			all = append(all, checkImages(ctx, n)...)
+		}
+		if r.hasCRI() && r.plugin(snapshotterType, n.Snapshotter) != nil {
+			all = append(all, checkCRIImages(ctx, n)...)
 		}
 	}
 	return append(all, checkTools()...)

@@ -3,7 +3,6 @@ package doctor
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/client"
@@ -11,19 +10,15 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/image-spec/identity"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth.dev/berth/node/criimages"
 )
 
-const (
-	// kubernetes is the namespace of CRI.
-	kubernetes = "k8s.io"
-	// managedLabel is on images that CRI knows, or has known.
-	managedLabel = "io.cri-containerd.image"
-	// shownNames is how many names a result has.
-	shownNames = 5
-)
+// shownNames is how many names a result has.
+const shownNames = 5
 
 // checkImages looks for images that containerd has and that cannot start all the same.
-func checkImages(ctx context.Context, n Node, cri bool) []Result {
+func checkImages(ctx context.Context, n Node) []Result {
 	const name = "images"
 	c, err := client.New(n.ContainerdAddress, client.WithTimeout(answerTimeout))
 	if err != nil {
@@ -60,9 +55,6 @@ func checkImages(ctx context.Context, n Node, cri bool) []Result {
 			results = append(results, Result{name, Fail,
 				fmt.Sprintf("berthd does not have the layers of %s in namespace %s: they neither start nor are pulled again. Its state was lost or replaced", list(lost), ns),
 				fmt.Sprintf("remove these images and their containers, and pull them again: ctr -n %s images rm --sync %s", ns, strings.Join(lost, " "))})
-		}
-		if ns == kubernetes && cri {
-			results = append(results, checkCRIImages(ctx, n, images)...)
 		}
 	}
 	if len(results) == 0 {
@@ -104,38 +96,38 @@ func ignoreMissing(err error) error {
 
 // checkCRIImages compares the images that containerd keeps for CRI with those that CRI shows. CRI drops what it cannot
 // see unpacked when containerd starts, as while berthd was not there, and never looks again.
-func checkCRIImages(ctx context.Context, n Node, images []client.Image) []Result {
+func checkCRIImages(ctx context.Context, n Node) []Result {
 	const name = "images of Kubernetes"
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
+	c, err := client.New(n.ContainerdAddress, client.WithTimeout(answerTimeout))
+	if err != nil {
+		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
+	}
+	defer c.Close()
+	all, err := c.ImageService().List(namespaces.WithNamespace(ctx, criimages.Namespace))
+	if err != nil {
+		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
+	}
 	conn, err := dial(n.ContainerdAddress)
 	if err != nil {
 		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
 	}
 	defer conn.Close()
-	shown, err := runtimeapi.NewImageServiceClient(conn).ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	lost, err := criimages.Lost(ctx, runtimeapi.NewImageServiceClient(conn), all)
 	if err != nil {
-		return []Result{{name, Warn, "CRI does not list its images: " + err.Error(), "see the log of containerd"}}
-	}
-	known := make(map[string]bool)
-	for _, img := range shown.GetImages() {
-		known[img.GetId()] = true
-		for _, ref := range slices.Concat(img.GetRepoTags(), img.GetRepoDigests()) {
-			known[ref] = true
-		}
-	}
-	var lost []string
-	for _, img := range images {
-		if img.Labels()[managedLabel] != "" && !known[img.Name()] {
-			lost = append(lost, img.Name())
-		}
+		return []Result{{name, Warn, err.Error(), "see the log of containerd"}}
 	}
 	if len(lost) == 0 {
-		return []Result{{name, OK, fmt.Sprintf("CRI shows %d, and lacks none that containerd keeps for it", len(shown.GetImages())), ""}}
+		return []Result{{name, OK, "CRI shows all that containerd keeps for it", ""}}
+	}
+	var names []string
+	for _, img := range lost {
+		names = append(names, img.Name)
 	}
 	return []Result{{name, Fail,
-		fmt.Sprintf("CRI does not see %s any more, which containerd has: pods pull them again, or do not start. containerd was started while berthd did not run", list(lost)),
-		fmt.Sprintf("touch each of them while berthd runs: for i in %s; do ctr -n %s images label \"$i\" touched=now; done", strings.Join(lost, " "), kubernetes)}}
+		fmt.Sprintf("CRI does not see %s any more, which containerd has: pods pull them again, or do not start. containerd was started while berthd did not run", list(names)),
+		"start berthd: while it runs it brings them back within a minute; see its log if it does not"}}
 }
 
 // list names the first of many.

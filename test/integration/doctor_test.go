@@ -81,20 +81,11 @@ func TestDoctor(t *testing.T) {
 	// containerd was started while berthd was down.
 	require.NoError(t, n.berthd.Stop())
 	require.NoError(t, n.containerd.Start(t.Context()))
+	n.eventually("CRI to have looked at its images", func() error { _, err := c.Images(t.Context()); return err })
+	n.requireFailure("berthd", "not running")
+	n.requireFailure("images of Kubernetes", p.ref)
 	n.startBerthd()
-	require.Empty(t, slices.DeleteFunc(n.doctor(), func(d diagnosis) bool { return d.Name == "images of Kubernetes" }))
-	images, err := c.Images(t.Context())
-	require.NoError(t, err)
-	if len(images) == 0 {
-		require.Contains(t, n.requireFailure("images of Kubernetes", p.ref).Advice, "images label")
-		records, err := n.containerd.Ctr(t.Context(), "k8s.io", "images", "ls", "-q")
-		require.NoError(t, err)
-		for _, name := range strings.Fields(records) {
-			_, err := n.containerd.Ctr(t.Context(), "k8s.io", "images", "label", name, "touched=now")
-			require.NoError(t, err)
-		}
-		n.eventually("CRI to see its images again", func() error { _, err := c.Image(t.Context(), p.ref); return err })
-	}
+	n.eventually("CRI to see its images again", func() error { return n.seenByCRI(c, p.ref) })
 	require.Empty(t, n.doctor())
 
 	// A database is damaged.
