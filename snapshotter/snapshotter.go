@@ -16,6 +16,9 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
+// MetadataFile is the name of the database below the root.
+const MetadataFile = "metadata.db"
+
 // metadataLockTimeout is how long Open waits for another process to let go of the metadata.
 const metadataLockTimeout = 5 * time.Second
 
@@ -57,7 +60,7 @@ func Open(ctx context.Context, cfg Config) (*Snapshotter, error) {
 	if err := checkMountPath(root); err != nil {
 		return nil, fmt.Errorf("resolve snapshotter root: %w", err)
 	}
-	meta, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"), func(o *bolt.Options) error {
+	meta, err := storage.NewMetaStore(filepath.Join(root, MetadataFile), func(o *bolt.Options) error {
 		o.Timeout = metadataLockTimeout
 		return nil
 	})

@@ -15,6 +15,7 @@ import (
 	"berth.dev/berth/imagesnapshot/assembly"
 	"berth.dev/berth/imagesnapshot/automatic"
 	"berth.dev/berth/imagesnapshot/lifecycle"
+	"berth.dev/berth/internal/boltfile"
 	"berth.dev/berth/internal/config"
 )
 
@@ -35,7 +36,11 @@ func keepImageSnapshots(ctx context.Context, n *node) (_ *assembly.ImageSnapshot
 	if n.annotations, err = c.Annotations(); err != nil {
 		return nil, err
 	}
-	stores, err := assembly.OpenFile(cmp.Or(c.ImageSnapshots.Store, filepath.Join(c.Root, "imagesnapshots.db")))
+	file := cmp.Or(c.ImageSnapshots.Store, filepath.Join(c.Root, "imagesnapshots.db"))
+	if err := boltfile.Check(file); err != nil {
+		return nil, err
+	}
+	stores, err := assembly.OpenFile(file)
 	if err != nil {
 		return nil, err
 	}

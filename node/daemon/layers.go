@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -11,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/control/nodeservice"
+	"berth.dev/berth/internal/boltfile"
 	"berth.dev/berth/node/ondemand"
 	"berth.dev/berth/node/stage"
 	"berth.dev/berth/snapshotter"
@@ -66,6 +68,9 @@ func openSnapshotter(ctx context.Context, n *node) error {
 	protocol, err := snapshotter.ParseProtocol(string(n.config.Snapshotter.Protocol))
 	if err != nil {
 		return err
+	}
+	if err := boltfile.Check(filepath.Join(n.config.Root, snapshotter.MetadataFile)); err != nil {
+		return fmt.Errorf("%w: move it away, start berthd again, and see berth doctor for the images that are to be removed and pulled again", err)
 	}
 	n.pulls = &pulls{observers: snapshotter.Observers{
 		layerObserver{n.metrics, n.ledger}, useRecorder{n.chooser, n.uses}, startObserver{n.reader, n.recorder},

@@ -1,17 +1,12 @@
 package doctor
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"runtime/debug"
-	"time"
 
-	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
+	"berth.dev/berth/internal/boltfile"
 )
 
 // database is one of berthd's, and what to do without it.
@@ -20,19 +15,19 @@ type database struct{ file, has, recipe string }
 func databases() []database {
 	return []database{
 		{"metadata.db", "which layers of images are where", "move it away, start berthd, and run berth doctor again: it names the images to be removed and pulled again"},
-		{"stage.db", "which disks were attached", "move it away and start berthd: disks of its configuration and disks that pulls want are attached again; attach others with berth attach"},
+		{"stage.db", "which disks were attached", "start berthd: it sets it aside, and disks of its configuration and disks that pulls want are attached again; attach others with berth attach"},
 		{"imagesnapshots.db", "the image snapshots that berthd keeps", "put back a copy of it, or move it away and start berthd: image snapshots are then to be made again, and their volumes and volume snapshots in the storage are nobody's"},
 	}
 }
 
-// checkDatabases reads berthd's databases through when berthd does not run. While it does, it has them open.
+// checkDatabases reads berthd's databases when berthd does not run. While it does, it has them open.
 func checkDatabases(n Node) []Result {
 	var results []Result
 	for _, d := range databases() {
 		path := filepath.Join(n.Root, d.file)
-		err := readThrough(path)
+		err := boltfile.Check(path)
 		switch {
-		case err == nil, errors.Is(err, os.ErrNotExist), errors.Is(err, berrors.ErrTimeout):
+		case err == nil:
 		case errors.Is(err, os.ErrPermission):
 			results = append(results, Result{"database " + d.file, Warn, err.Error(), "run berth doctor as root"})
 		default:
@@ -42,35 +37,17 @@ func checkDatabases(n Node) []Result {
 	return results
 }
 
-// readThrough reads every value of a database. What a damaged page leads to is an error too.
-func readThrough(path string) (err error) {
-	if info, err := os.Stat(path); err != nil {
-		return err
-	} else if info.Size() == 0 {
-		return errors.New("the file is empty")
-	}
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("read %s: %v", path, r)
+// checkSetAside looks for databases that berthd found damaged and replaced.
+func checkSetAside(n Node) []Result {
+	var results []Result
+	for _, d := range databases() {
+		found, err := filepath.Glob(filepath.Join(n.Root, d.file+".damaged-*"))
+		if err != nil || len(found) == 0 {
+			continue
 		}
-	}()
-	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		return err
+		results = append(results, Result{"database " + d.file, Warn,
+			fmt.Sprintf("berthd found it damaged and began a new one; the damaged one, which said %s, is %s", d.has, list(found)),
+			"see that \"berth status\" shows all disks, attach those that are missing with berth attach, and remove the file"})
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return db.View(func(tx *bolt.Tx) error {
-		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return readBucket(b) })
-	})
-}
-
-func readBucket(b *bolt.Bucket) error {
-	return b.ForEach(func(k, v []byte) error {
-		if v == nil {
-			return readBucket(b.Bucket(k))
-		}
-		_, err := io.Discard.Write(bytes.Clone(v)) // touches all its pages
-		return err
-	})
+	return results
 }

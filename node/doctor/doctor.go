@@ -83,6 +83,7 @@ func Run(ctx context.Context, n Node) []Result {
 	if berthd == nil {
 		all = append(all, checkDatabases(n)...)
 	}
+	all = append(all, checkSetAside(n)...)
 	all = append(all, checkDevices(ctx, n)...)
 	version, results := checkContainerdVersion(ctx, n)
 	all = append(all, results...)

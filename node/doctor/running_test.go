@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"berth.dev/berth/blockdev/device"
+	"berth.dev/berth/internal/boltfile"
 	"berth.dev/berth/node/containerdconfig"
 	"berth.dev/berth/node/doctor"
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
@@ -125,9 +126,20 @@ func TestDamagedDatabases(t *testing.T) {
 	for _, file := range files {
 		require.Equal(t, doctor.Fail, found[file].Status, file)
 		require.Contains(t, found[file].Detail, "is damaged")
-		require.Contains(t, found[file].Advice, "move it away", file)
+		require.NotEmpty(t, found[file].Advice, file)
 	}
 	require.NotEqual(t, found["stage.db"].Advice, found["metadata.db"].Advice)
+
+	// berthd has set one aside.
+	aside, err := boltfile.SetAside(filepath.Join(n.Root, "stage.db"), time.Unix(0, 0))
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(filepath.Join(n.Root, "metadata.db")))
+	require.NoError(t, os.Remove(filepath.Join(n.Root, "imagesnapshots.db")))
+	found = look()
+	require.Len(t, found, 1)
+	require.Equal(t, doctor.Warn, found["stage.db"].Status)
+	require.Contains(t, found["stage.db"].Detail, aside)
+	require.Contains(t, found["stage.db"].Advice, "berth attach")
 }
 
 // TestDisksAway: a disk that is away is a failure only if somebody wants it.

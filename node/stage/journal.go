@@ -13,6 +13,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"berth.dev/berth/blockdev/fsmount"
+	"berth.dev/berth/internal/boltfile"
 	"berth.dev/berth/layerdisk"
 )
 
@@ -69,11 +70,26 @@ const (
 // journal is a bbolt database of one record for each disk. Every write is on the disk when it returns.
 type journal struct {
 	db *bolt.DB
+	// aside is where the damaged journal is that was found instead, empty if none was.
+	aside string
 }
 
 func metaBucket() []byte  { return []byte("meta") }
 func disksBucket() []byte { return []byte("disks") }
 func versionKey() []byte  { return []byte("version") }
+
+// setDamagedAside renames a journal that cannot be used, and returns its new path.
+func setDamagedAside(path string) (string, error) {
+	err := boltfile.Check(path)
+	if !errdefs.IsDataLoss(err) {
+		return "", err
+	}
+	aside, asideErr := boltfile.SetAside(path, time.Now())
+	if asideErr != nil {
+		return "", errors.Join(err, asideErr)
+	}
+	return aside, nil
+}
 
 func openJournal(path string) (*journal, error) {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait})
@@ -101,7 +117,7 @@ func openJournal(path string) (*journal, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", path, err), db.Close())
 	}
-	return &journal{db}, nil
+	return &journal{db: db}, nil
 }
 
 func (j *journal) close() error {

@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -62,4 +63,32 @@ func TestValidName(t *testing.T) {
 	} {
 		require.Equal(t, want, validName(name), name)
 	}
+}
+
+// A journal that is damaged is set aside, as it is, and a new one begins; a good one stays.
+func TestDamagedJournalIsSetAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "stage.db")
+	j, err := openJournal(path)
+	require.NoError(t, err)
+	require.NoError(t, j.put(record{Spec: Spec{Name: "a"}, Goal: goalStaged}))
+	require.NoError(t, j.close())
+	aside, err := setDamagedAside(path)
+	require.NoError(t, err)
+	require.Empty(t, aside)
+
+	require.NoError(t, os.Truncate(path, 5000))
+	before, err := os.ReadFile(path)
+	require.NoError(t, err)
+	aside, err = setDamagedAside(path)
+	require.NoError(t, err)
+	after, err := os.ReadFile(aside)
+	require.NoError(t, err)
+	require.Equal(t, before, after)
+	j, err = openJournal(path)
+	require.NoError(t, err)
+	records, bad, err := j.load()
+	require.NoError(t, err)
+	require.Empty(t, records)
+	require.Empty(t, bad)
+	require.NoError(t, j.close())
 }

@@ -82,7 +82,8 @@ type state struct {
 }
 
 // Open opens the journal and does nothing else: no disk is touched before Restore. A journal that another process has
-// open is errdefs.ErrUnavailable.
+// open is errdefs.ErrUnavailable. A damaged one is set aside, under a name with the time in it, and a new one is begun:
+// disks of the configuration and those that pulls want come back, others have to be staged again.
 func Open(cfg Config) (*Stager, error) {
 	return open(cfg, kernel{})
 }
@@ -107,10 +108,16 @@ func open(cfg Config, sys system) (*Stager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open stage: %w", err)
 	}
-	j, err := openJournal(filepath.Join(real, journalName))
+	path := filepath.Join(real, journalName)
+	aside, err := setDamagedAside(path)
 	if err != nil {
 		return nil, fmt.Errorf("open stage: %w", err)
 	}
+	j, err := openJournal(path)
+	if err != nil {
+		return nil, fmt.Errorf("open stage: %w", err)
+	}
+	j.aside = aside
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
 	}
@@ -153,6 +160,10 @@ func (s *Stager) Restore(ctx context.Context) error {
 	s.restored = true
 	s.mu.Unlock()
 
+	if s.journal.aside != "" {
+		log.G(ctx).WithField("file", s.journal.aside).
+			Error("the journal of disks was damaged and is set aside: disks of the configuration are attached again, attach others with berth attach")
+	}
 	records, bad, err := s.journal.load()
 	if err != nil {
 		return fmt.Errorf("restore disks: %w", err)

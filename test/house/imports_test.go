@@ -39,6 +39,7 @@ func areas() map[string]area {
 		"proto":               {},
 		"internal/backoff":    {foreign: []string{}},
 		"internal/config":     {own: []string{"blockdev/attached", "blockdev/loopdev", "matcher/dialect"}}, // for their names and settings
+		"internal/boltfile":   {foreign: []string{"github.com/containerd/errdefs", "golang.org/x/sys"}},
 		"internal/durable":    {foreign: []string{}},
 		"internal/metrics":    {},
 		"internal/program":    {},
@@ -77,13 +78,13 @@ func areas() map[string]area {
 		"node/disks":            {own: []string{"internal/backoff", "layerdisk", "node/events", "node/stage"}},
 		"node/users":            {},
 		"node/criimages":        {},
-		"node/doctor":           {own: []string{"node/users", "node/criimages", "blockdev/attached", "blockdev/sysblock", "node/containerdconfig", "proto/..."}},
+		"node/doctor":           {own: []string{"node/users", "node/criimages", "internal/boltfile", "blockdev/attached", "blockdev/sysblock", "node/containerdconfig", "proto/..."}},
 		"node/events":           {own: []string{"layerdisk"}},
 		"node/heal":             {},
 		"node/lost":             {own: []string{"node/users"}},
 		"node/imageimport":      {own: []string{"internal/backoff", "internal/durable", "layerdisk"}},
 		"node/ondemand":         {own: []string{"imagesnapshot/catalog", "internal/backoff", "layerdisk", "matcher", "node/stage"}},
-		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "layerdisk"}, foreign: append(format,
+		"node/stage": {own: []string{"blockdev/...", "internal/backoff", "internal/boltfile", "layerdisk"}, foreign: append(format,
 			"github.com/containerd/log", "go.etcd.io/bbolt")},
 
 		"node/accesslists":  {own: []string{"imagesnapshot/store", "layerdisk", "readahead/..."}},
