@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"berth.dev/berth/node/containerdconfig"
 	"berth.dev/berth/node/heal"
 	"berth.dev/berth/snapshotter"
 )
@@ -23,8 +24,6 @@ const (
 	// mendWait is how long a start waits for layers of a lost disk to be made anew. containerd holds a lock of its
 	// snapshots meanwhile, behind which its garbage collection and then others wait. The kubelet tries again.
 	mendWait = 30 * time.Second
-	// hostsDir is where hosts.toml files are unless containerd is configured otherwise.
-	hostsDir = "/etc/containerd/certs.d"
 )
 
 // openContainerd makes the client of containerd. Nothing is sent before there is something to ask.
@@ -57,11 +56,24 @@ func (m layerMaker) MakeLayer(ctx context.Context, l snapshotter.LostLayer) erro
 
 // newLayerMaker makes layers anew with the help of containerd.
 func newLayerMaker(c *client.Client) layerMaker {
-	fetcher := heal.TransferService{Service: c, Images: c.ImageService()}
-	if _, err := os.Stat(hostsDir); err == nil {
-		fetcher.HostsDir = hostsDir
-	}
+	fetcher := heal.TransferService{Service: c, Images: c.ImageService(), Registries: registriesOf(c)}
 	return layerMaker{heal.New(heal.Containerd{
 		Namespaces: c.NamespaceService().List, Images: c.ImageService(), Content: c.ContentStore(), Fetcher: fetcher,
 	}, platforms.Default())}
+}
+
+// registriesOf reads from the configuration of the containerd that runs how it reaches registries. A file that is not
+// there is containerd's own defaults.
+func registriesOf(c *client.Client) func(ctx context.Context) (heal.Registries, error) {
+	return func(ctx context.Context) (heal.Registries, error) {
+		server, err := c.IntrospectionService().Server(ctx)
+		if err != nil {
+			return nil, err
+		}
+		file, err := containerdconfig.ReadFiles(containerdconfig.RunningFile(int(server.GetPid()))) //nolint:gosec // a process ID
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		return file.Registries(), nil
+	}
 }

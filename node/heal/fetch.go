@@ -22,12 +22,30 @@ type TransferClient interface {
 }
 
 // TransferService is a Fetcher that asks containerd's transfer service, which takes the registry's hosts.toml and
-// credentials from containerd's own configuration.
+// credentials that containerd's own configuration has, which the transfer service by itself does not read.
 type TransferService struct {
 	Service TransferClient
 	Images  images.Store
-	// HostsDir is a directory of hosts.toml files; empty is the one that the transfer service is configured with.
-	HostsDir string
+	// Registries says how containerd reaches registries now.
+	Registries func(ctx context.Context) (Registries, error)
+}
+
+// Registries is how containerd reaches registries.
+type Registries interface {
+	// HostsDir is a directory of hosts.toml files for a registry; empty is the one that the transfer service is
+	// configured with.
+	HostsDir(host string) string
+	// Credentials for a registry; an empty secret is none, and an empty user with a secret means a token.
+	Credentials(host string) (user, secret string, err error)
+}
+
+// credentials hands them to the transfer service.
+type credentials struct{ of Registries }
+
+// GetCredentials implements registry.CredentialHelper.
+func (c credentials) GetCredentials(_ context.Context, _, host string) (registry.Credentials, error) {
+	user, secret, err := c.of.Credentials(host)
+	return registry.Credentials{Host: host, Username: user, Secret: secret}, err
 }
 
 var _ Fetcher = TransferService{}
@@ -35,6 +53,9 @@ var _ Fetcher = TransferService{}
 // removeTimeout bounds taking back the record that a fetch needs, which must not be cut short because a start has given
 // up waiting.
 const removeTimeout = 30 * time.Second
+
+// expireAfter is longer than a fetch takes.
+const expireAfter = 24 * time.Hour
 
 // Fetch implements Fetcher. The image is fetched by the digest that containerd has of it, so that a tag that has moved
 // is no other image, into a record of its own, which is removed: what is fetched is kept by the image's own record.
@@ -47,7 +68,12 @@ func (t TransferService) Fetch(ctx context.Context, img images.Image) (err error
 	if err != nil {
 		return fmt.Errorf("refer to %s by its digest: %w", img.Name, err)
 	}
-	from, err := registry.NewOCIRegistry(ctx, byDigest.String(), registry.WithHostDir(t.HostsDir))
+	registries, err := t.Registries(ctx)
+	if err != nil {
+		return fmt.Errorf("find out how containerd reaches registries: %w", err)
+	}
+	from, err := registry.NewOCIRegistry(ctx, byDigest.String(), registry.WithCredentials(credentials{registries}),
+		registry.WithHostDir(registries.HostsDir(reference.Domain(named))))
 	if err != nil {
 		return fmt.Errorf("make registry of %s: %w", byDigest, err)
 	}
@@ -59,5 +85,15 @@ func (t TransferService) Fetch(ctx context.Context, img images.Image) (err error
 			err = errors.Join(err, fmt.Errorf("remove image record %s: %w", temporary, gone))
 		}
 	}()
-	return t.Service.Transfer(ctx, from, image.NewStore(temporary, image.WithPlatforms(platforms.DefaultSpec())))
+	return t.Service.Transfer(ctx, from, image.NewStore(temporary, image.WithPlatforms(platforms.DefaultSpec()),
+		image.WithImageLabels(temporaryLabels(time.Now()))))
+}
+
+// temporaryLabels are those of a record that is removed soon. CRI puts a record back that has not got its label, when
+// it hears of it after that was removed; and containerd forgets one that a crash of berthd has left.
+func temporaryLabels(now time.Time) map[string]string {
+	return map[string]string{
+		"io.cri-containerd.image": "managed",
+		"containerd.io/gc.expire": now.Add(expireAfter).UTC().Format(time.RFC3339),
+	}
 }

@@ -3,12 +3,14 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth.dev/berth/test/harness/berth"
 	"berth.dev/berth/test/harness/containerd"
@@ -225,4 +227,56 @@ func lostOf(failed []diagnosis) (lost []diagnosis) {
 		}
 	}
 	return lost
+}
+
+// Layers are made anew with the credentials and the hosts.toml that containerd's own configuration has for Kubernetes.
+// CRI is not shown what the fetch needs, and a pod starts whose pause image shares its layer with the lost disk.
+func TestLostDiskIsMadeAnewForPods(t *testing.T) {
+	n := newNode(t)
+	one := n.push("one", n.busybox(), image.EveryKind())
+	pause := n.push("pause", n.busybox())
+	n.pauseImage = pause.ref
+	disk := n.build("a", one, pause)
+	n.attachAtStart("a", disk)
+	n.start()
+	require.NoError(t, n.containerd.Configure(func(c *containerd.Config) {
+		plugin := "io.containerd.cri.v1.images"
+		if c.Legacy() {
+			plugin = "io.containerd.grpc.v1.cri"
+		}
+		c.Snippet = fmt.Appendf(c.Snippet, "\n[plugins.'%s'.registry.configs.'%s'.auth]\nusername = 'user'\npassword = 'secret'\n",
+			plugin, n.registry.Host())
+	}))
+	require.NoError(t, n.containerd.Stop())
+	require.NoError(t, n.containerd.Start(t.Context()))
+	c := n.cri()
+	for _, p := range []pushed{one, pause} {
+		_, err := c.Pull(t.Context(), p.ref)
+		require.NoError(t, err)
+	}
+	before, err := c.Images(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, n.fetched(one)+n.fetched(pause))
+
+	n.loseWhileServing(disk)
+	n.registry.RequireLogin("user", "secret")
+	pod := n.pod(c, "web", one.ref, 0)
+	out, err := pod.Exec(t.Context(), "cat", "/a/setuid")
+	require.NoError(t, err)
+	require.Equal(t, "x", out)
+	require.Contains(t, n.berthd.Log(), "layer of a lost disk is made anew")
+	after, err := c.Images(t.Context())
+	require.NoError(t, err)
+	require.ElementsMatch(t, imageNames(before), imageNames(after))
+	require.NotContains(t, strings.Join(n.inContainerd(criNamespace), "\n"), "berth.dev/heal")
+}
+
+// imageNames are all that CRI shows of images.
+func imageNames(list []*runtime.Image) (names []string) {
+	for _, i := range list {
+		names = append(names, i.GetId())
+		names = append(names, i.GetRepoTags()...)
+		names = append(names, i.GetRepoDigests()...)
+	}
+	return names
 }
