@@ -32,6 +32,10 @@ type base struct {
 	end int64
 	// layerOf is the number of the layer at the top of a chain.
 	layerOf map[digest.Digest]int
+	// donor says that it is another disk, at path, whose layers are copied.
+	donor bool
+	path  string
+	close func() error
 }
 
 // reuse is what a job takes over.
@@ -40,6 +44,8 @@ type reuse struct {
 	// trees by the number of the layer on the base, and the first block of the data that they share.
 	trees map[int]*tree.Tree
 	first int64
+	// extents of a donor that the data are copied from.
+	extents []extent
 	// blobs are the compressed forms that the layer was fetched in.
 	blobs []layerdisk.Blob
 }
@@ -133,6 +139,9 @@ func (b *base) apply(ctx context.Context, p *plan) error {
 	}
 	chains := p.chainsByJob()
 	for _, j := range p.jobs {
+		if j.reuse != nil {
+			continue
+		}
 		wanted := make(map[int]bool)
 		n, ok := numbers[j.diffID]
 		_, bottom := b.layerOf[j.diffID] // the chain ID of a layer at the bottom is its diff ID
@@ -169,17 +178,13 @@ func (b *base) apply(ctx context.Context, p *plan) error {
 // restore makes the trees of a layer's looks again.
 func (b *base) restore(ctx context.Context, numbers map[int]bool) (*reuse, error) {
 	r := &reuse{base: b, trees: make(map[int]*tree.Tree)}
+	looks, err := b.looks(ctx, r, numbers)
+	if err != nil {
+		return nil, err
+	}
 	var other *tree.Tree
-	for n := range numbers {
+	for n, stored := range looks {
 		layer := b.index.Layers[n]
-		stored := make(map[string]tree.Stored)
-		err := b.reader.Walk(ctx, layerdisk.LayerDir(n), func(name string, node erofs.Node) error {
-			stored[name] = tree.Stored{FirstBlock: node.FirstBlock, Sparse: node.Sparse, Runs: node.Runs, Xattrs: node.Xattrs}
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
 		listing, err := b.listing(ctx, layer)
 		if err != nil {
 			return nil, err
@@ -197,6 +202,31 @@ func (b *base) restore(ctx context.Context, numbers map[int]bool) (*reuse, error
 		r.trees[n], r.first, r.blobs, other = t, int64(first), layer.Blobs, t
 	}
 	return r, nil
+}
+
+// looks tells where the files of a layer's looks are, or are going to be.
+func (b *base) looks(ctx context.Context, r *reuse, numbers map[int]bool) (map[int]map[string]tree.Stored, error) {
+	looks := make(map[int]map[string]tree.Stored)
+	var all []map[string]tree.Stored
+	var sizes []map[string]int64
+	for n := range numbers {
+		stored, size := make(map[string]tree.Stored), make(map[string]int64)
+		err := b.reader.Walk(ctx, layerdisk.LayerDir(n), func(name string, node erofs.Node) error {
+			stored[name] = tree.Stored{FirstBlock: node.FirstBlock, Sparse: node.Sparse, Runs: node.Runs, Xattrs: node.Xattrs}
+			if node.Mode&unix.S_IFMT == unix.S_IFREG {
+				size[name] = node.Size
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		looks[n], all, sizes = stored, append(all, stored), append(sizes, size)
+	}
+	if b.donor {
+		r.extents = pack(all, sizes)
+	}
+	return looks, nil
 }
 
 // listing reads a layer's listing from the disk and proves it by the index.

@@ -43,6 +43,7 @@ func Build(ctx context.Context, o Options) (_ *Result, err error) {
 		return nil, err
 	}
 	b := &build{opts: &o, plan: p, notify: notify}
+	defer func() { err = errors.Join(err, b.closeDonors()) }()
 	b.unpacker = &unpacker{opts: &o, retry: retry, notify: notify}
 	if o.gzipProgram != nil {
 		b.unpacker.gzipProgram = *o.gzipProgram
@@ -67,13 +68,22 @@ func Build(ctx context.Context, o Options) (_ *Result, err error) {
 // open opens the output, and finds out what of the plan it has already.
 func (b *build) open(ctx context.Context) (err error) {
 	if !b.opts.Output.Reuse {
-		b.target, err = openTarget(b.opts.Output)
-		return err
+		if b.target, err = openTarget(b.opts.Output); err != nil {
+			return err
+		}
+		if err := b.applyDonors(ctx); err != nil {
+			return errors.Join(err, b.target.discard())
+		}
+		return nil
 	}
 	if b.target, b.base, err = openReused(b.opts.Output); err != nil {
 		return err
 	}
-	if err := b.base.apply(ctx, b.plan); err != nil {
+	err = b.base.apply(ctx, b.plan)
+	if err == nil {
+		err = b.applyDonors(ctx)
+	}
+	if err != nil {
 		return errors.Join(err, b.target.Close()) // it still is the disk it was
 	}
 	if err := b.base.take(b.target); err != nil {
@@ -90,6 +100,8 @@ type build struct {
 	target   *target
 	// base is nil unless the output is added to.
 	base *base
+	// donors are other disks that layers are copied from.
+	donors []*base
 	// placed is where the files of Options.AccessLists lie together; nil if none do.
 	placed *layerdisk.Placed
 	notify func(Event)
@@ -181,6 +193,7 @@ func (b *build) result(id layerdisk.Identity, diskBytes int64) *Result {
 		Identity: id, FileSystem: b.opts.Output.FileSystem, Images: len(b.plan.images), Layers: len(b.plan.layers),
 		FetchedBytes: b.plan.blobBytes(), DiskBytes: diskBytes, WrittenBytes: b.target.written.Load(),
 	}
+	r.TakenFrom = b.taken()
 	if b.placed != nil {
 		r.PlacedFiles, r.PlacedBytes = b.placed.Files, b.placed.Length
 	}

@@ -18,6 +18,10 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 	if b.base != nil {
 		first = b.base.end
 	}
+	first, err := b.copyLayers(ctx, first)
+	if err != nil {
+		return nil, err
+	}
 	end, err := b.unpackAll(ctx, b.target, first)
 	if err != nil {
 		return nil, err

@@ -53,6 +53,10 @@ type Output struct {
 	// fetched nor written. It has to be an EROFS disk, otherwise the error is ErrBase. If the build fails after it has
 	// begun to write, what was there is lost: give it a copy.
 	Reuse bool
+	// TakeFrom are layer disks, block devices or files, that layers are copied from instead of being fetched; of a layer
+	// that several of them have, that of the first. They are only read. They have to be EROFS disks, otherwise the
+	// error is ErrBase.
+	TakeFrom []string
 	// Force replaces an existing file or the content of a device that is not blank.
 	Force bool
 	// SizeBytes limits the disk and is the size of the file; 0 makes it as large as its content, or allows all of the
@@ -80,6 +84,9 @@ func (o *Options) complete() error {
 	}
 	if o.Output.Reuse && (o.Output.Force || o.Output.FileSystem == layerdisk.FileSystemExt4) {
 		return fmt.Errorf("output is to be added to: that excludes replacing it and file system %s: %w", layerdisk.FileSystemExt4, errdefs.ErrInvalidArgument)
+	}
+	if len(o.Output.TakeFrom) > 0 && o.Output.FileSystem == layerdisk.FileSystemExt4 {
+		return fmt.Errorf("layers are to be taken from other disks: file system %s has to be made from nothing: %w", layerdisk.FileSystemExt4, errdefs.ErrInvalidArgument)
 	}
 	switch o.Output.FileSystem {
 	case "":
@@ -123,9 +130,12 @@ type Result struct {
 	FetchedBytes  int64 `json:"fetched_bytes"`
 	UnpackedBytes int64 `json:"unpacked_bytes"`
 	Inodes        int64 `json:"inodes"`
-	// ReusedLayers were on the output before; ReusedBytes are their part of UnpackedBytes.
+	// ReusedLayers were on the output before or on disks of Output.TakeFrom; ReusedBytes are their part of
+	// UnpackedBytes.
 	ReusedLayers int   `json:"reused_layers"`
 	ReusedBytes  int64 `json:"reused_bytes"`
+	// TakenFrom says what came from each disk of Output.TakeFrom, in that order.
+	TakenFrom []Taken `json:"taken_from,omitempty"`
 	// PlacedFiles lie together because of Options.AccessLists, and are PlacedBytes of the disk.
 	PlacedFiles int   `json:"placed_files,omitempty"`
 	PlacedBytes int64 `json:"placed_bytes,omitempty"`
@@ -134,6 +144,14 @@ type Result struct {
 	WrittenBytes int64 `json:"written_bytes"`
 	// Duration of the build in nanoseconds.
 	Duration time.Duration `json:"duration_nanoseconds"`
+}
+
+// Taken is what was copied from another disk.
+type Taken struct {
+	// Disk as it was given in Output.TakeFrom.
+	Disk          string `json:"disk"`
+	Layers        int    `json:"layers"`
+	UnpackedBytes int64  `json:"unpacked_bytes"`
 }
 
 // EventKind says what an Event tells.

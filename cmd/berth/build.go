@@ -51,7 +51,8 @@ With --json each line of standard output is an object with "event", one of
   finishing        metadata and index are being written
   result           "result": identity (uuid, index_digest), file_system, images, layers,
                    shared_layers, layer_uses, fetched_bytes, unpacked_bytes, inodes,
-                   reused_layers, reused_bytes, placed_files, placed_bytes, disk_bytes,
+                   reused_layers, reused_bytes, taken_from (disk, layers,
+                   unpacked_bytes), placed_files, placed_bytes, disk_bytes,
                    written_bytes, duration_nanoseconds
   contents         with --plan: "contents": images, layers (diff_id, blob, blob_bytes), chains
   error            "error": what went wrong, "code": its class, such as NotFound, and if the
@@ -69,7 +70,7 @@ type buildFlags struct {
 	output, fileSystem, size, created, tempDir string
 	platforms                                  []string
 	force, reuse, plan, registryOnly, json     bool
-	dns, accessLists                           []string
+	dns, accessLists, takeFrom                 []string
 	parallel                                   int
 	maxLayerSize                               string
 	maxLayerFiles                              int64
@@ -92,6 +93,7 @@ func newBuild() *cobra.Command {
 	flags.StringVarP(&f.output, "output", "o", "", "file or block device to make the disk in (required)")
 	flags.BoolVarP(&f.force, "force", "f", false, "replace an existing file, or the content of a device that is not blank")
 	flags.BoolVar(&f.reuse, "reuse", false, "add to the layer disk that the device or file holds: layers that are there are neither fetched nor\nwritten; if the build fails, what was there is lost")
+	flags.StringArrayVar(&f.takeFrom, "take-from", nil, "layer disk, a device or file, to copy layers from instead of fetching them; it is only read;\nmay be repeated")
 	flags.BoolVar(&f.plan, "plan", false, "only resolve the images and print what they consist of; needs no --output")
 	flags.BoolVar(&f.registryOnly, "registry-only", false, "take every IMAGE for a reference, also one that looks like oci:DIR")
 	flags.StringSliceVar(&f.dns, "dns", nil, "address of a name server to find registries with; may be repeated (default: the machine's)")
@@ -116,7 +118,7 @@ func newBuild() *cobra.Command {
 func (f buildFlags) options(images []string) (builder.Options, error) {
 	o := builder.Options{
 		Images: images, Registry: f.registry, RegistryOnly: f.registryOnly, Parallel: f.parallel,
-		Output: builder.Output{Path: f.output, Force: f.force, Reuse: f.reuse, FileSystem: f.fileSystem, TempDir: f.tempDir},
+		Output: builder.Output{Path: f.output, Force: f.force, Reuse: f.reuse, TakeFrom: f.takeFrom, FileSystem: f.fileSystem, TempDir: f.tempDir},
 	}
 	if f.size != "" {
 		size, err := units.RAMInBytes(f.size)
