@@ -53,9 +53,9 @@ type Output struct {
 	// fetched nor written. It has to be an EROFS disk, otherwise the error is ErrBase. If the build fails after it has
 	// begun to write, what was there is lost: give it a copy.
 	Reuse bool
-	// TakeFrom are layer disks, block devices or files, that layers are copied from instead of being fetched; of a layer
-	// that several of them have, that of the first. They are only read. They have to be EROFS disks, otherwise the
-	// error is ErrBase.
+	// TakeFrom are layer disks, block devices or files, that layers are copied from instead of being fetched; of a
+	// layer that several of them have, that of the first. They are only read. They have to be EROFS disks, otherwise
+	// the error is ErrBase.
 	TakeFrom []string
 	// Force replaces an existing file or the content of a device that is not blank.
 	Force bool

@@ -14,7 +14,7 @@ func (s *ImageSnapshot) Clone() *ImageSnapshot {
 	c.Status.Events = slices.Clone(s.Status.Events)
 	if s.Status.Work != nil {
 		w := *s.Status.Work
-		w.Garbage = slices.Clone(w.Garbage)
+		w.Garbage, w.Donors = slices.Clone(w.Garbage), slices.Clone(w.Donors)
 		if w.Built != nil {
 			b := w.Built.Clone()
 			w.Built = &b

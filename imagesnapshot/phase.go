@@ -105,7 +105,9 @@ const (
 	ReasonDeleteRequested    Reason = "DeleteRequested"
 	ReasonKeptLongEnough     Reason = "KeptLongEnough"
 	ReasonLayersReused       Reason = "LayersReused"
-	ReasonWarning            Reason = "SpecWarning"
+	// ReasonLayersNotReused is a reason of events only: reuse was asked for, and no disk has anything to take.
+	ReasonLayersNotReused Reason = "LayersNotReused"
+	ReasonWarning         Reason = "SpecWarning"
 )
 
 // Reasons lists all.
@@ -114,6 +116,6 @@ func Reasons() []Reason {
 		ReasonAccepted, ReasonBuilding, ReasonReady, ReasonFlashReady, ReasonUpdateStarted, ReasonUpdated, ReasonChanged,
 		ReasonBuildFailed, ReasonBuildTimeout, ReasonImageUnavailable, ReasonTooSmall, ReasonStorageFailed, ReasonRetrying,
 		ReasonParametersIgnored, ReasonQuotaExceeded, ReasonEliminated, ReasonExpired, ReasonUnused, ReasonVolumeSnapshotLost,
-		ReasonDiskFailed, ReasonDeleteRequested, ReasonKeptLongEnough, ReasonLayersReused, ReasonWarning,
+		ReasonDiskFailed, ReasonDeleteRequested, ReasonKeptLongEnough, ReasonLayersReused, ReasonLayersNotReused, ReasonWarning,
 	}
 }

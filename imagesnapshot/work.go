@@ -52,6 +52,9 @@ type Work struct {
 	BaseVolumeSnapshotID string `json:"baseSnapshotID,omitempty"`
 	BaseName             string `json:"baseName,omitempty"`
 
+	// Donors are the other disks that layers are copied from.
+	Donors []Donor `json:"donors,omitempty"`
+
 	// Built is what the build made, once it has. Its VolumeSnapshots are those that are being made; one without an ID
 	// may not exist yet.
 	Built *Content `json:"built,omitempty"`
@@ -59,6 +62,27 @@ type Work struct {
 	Previous *Content `json:"previous,omitempty"`
 	// Garbage is to be deleted in StepCleanup.
 	Garbage []Leftover `json:"garbage,omitempty"`
+}
+
+// Donor is a disk that a build copies layers from: a volume of its own, made from a volume snapshot, attached read-only
+// and deleted after the build.
+type Donor struct {
+	// Name of the image snapshot that the volume snapshot belongs to.
+	Name             string `json:"name"`
+	VolumeSnapshotID string `json:"snapshotID"`
+	// SizeBytes to ask for.
+	SizeBytes  int64  `json:"sizeBytes,omitempty"`
+	VolumeName string `json:"volumeName"`
+	VolumeID   string `json:"volumeID,omitempty"`
+}
+
+// DonorVolumes are the volumes of all donors, for nobody to need any more.
+func (w *Work) DonorVolumes() []Leftover {
+	var list []Leftover
+	for _, d := range w.Donors {
+		list = append(list, Leftover{Driver: w.Driver, VolumeID: d.VolumeID, VolumeName: d.VolumeName, Attached: true})
+	}
+	return list
 }
 
 // Leftover is something in the storage that nobody needs any more. Either part may be empty.

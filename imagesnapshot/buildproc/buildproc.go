@@ -119,6 +119,9 @@ func (b *Builder) Build(ctx context.Context, req lifecycle.BuildRequest) (_ life
 	if req.Reuse {
 		args = append(args, "--reuse")
 	}
+	for _, d := range req.Donors {
+		args = append(args, "--take-from", d.Device.Path)
+	}
 	out := outcome{progress: req.Progress}
 	if err := b.run(ctx, req.PlanRequest, args, &out); err != nil {
 		return lifecycle.BuildResult{}, fmt.Errorf("build layer disk: %w", err)
@@ -134,6 +137,9 @@ func (b *Builder) Build(ctx context.Context, req lifecycle.BuildRequest) (_ life
 		return lifecycle.BuildResult{}, fmt.Errorf("read the disk back: %w", err)
 	}
 	result.FetchedBytes, result.ReusedBytes = out.result.FetchedBytes, out.result.ReusedBytes
+	for _, t := range out.result.TakenFrom {
+		result.CopiedBytes = append(result.CopiedBytes, t.UnpackedBytes)
+	}
 	return result, nil
 }
 

@@ -133,11 +133,18 @@ func TestPlanAndBuild(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, left)
 
+	copied, err := b.Build(t.Context(), lifecycle.BuildRequest{
+		PlanRequest: lifecycle.PlanRequest{Spec: h.spec(second)}, Device: disk(t, 0), Donors: []lifecycle.Donor{{Name: "first", Device: dev}},
+	})
+	require.NoError(t, err)
+	require.Equal(t, []int64{3 << 20}, copied.CopiedBytes)
+	require.EqualValues(t, 3<<20, copied.ReusedBytes)
+
 	require.NoError(t, os.Truncate(dev.Path, 32<<20))
 	result, err = b.Build(t.Context(), lifecycle.BuildRequest{PlanRequest: lifecycle.PlanRequest{Spec: h.spec(second)}, Device: dev, Reuse: true})
 	require.NoError(t, err)
 	require.EqualValues(t, 3<<20, result.ReusedBytes)
-	require.Equal(t, 2, h.gets[blob.String()], "E-22: fetched once by each build of a blank disk")
+	require.Equal(t, 2, h.gets[blob.String()], "E-22: fetched once by each build that had nothing to take it from")
 }
 
 func TestErrorsKeepTheirClass(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,12 +39,16 @@ func (m *making) build(ctx context.Context, j *job) (decision, error) {
 // writeDisk is the rest of build, once the journal says that it has begun.
 func (m *making) writeDisk(ctx context.Context, j *job) (decision, error) {
 	s, w := j.object, j.work()
-	device, err := attachOwn(ctx, j.backend, w.VolumeID)
+	device, err := attachOwn(ctx, j.backend, w.VolumeID, blockdev.AttachOptions{})
 	if err != nil {
 		return decision{}, &storageError{fmt.Errorf("attach volume: %w", err)}
 	}
+	donors, err := attachDonors(ctx, j)
+	if err != nil {
+		return decision{}, err
+	}
 	result, buildErr := m.builder.Build(ctx, BuildRequest{
-		PlanRequest: PlanRequest{Owner: s.Owner, Spec: s.Spec}, Name: s.Name, Device: device, Reuse: w.BaseVolumeSnapshotID != "",
+		PlanRequest: PlanRequest{Owner: s.Owner, Spec: s.Spec}, Name: s.Name, Device: device, Reuse: w.BaseVolumeSnapshotID != "", Donors: donors,
 		AccessLists: m.accessListsOf(ctx, s), Progress: newProgress(m.objects, s).report(ctx),
 	})
 	if ctx.Err() != nil {
@@ -56,13 +62,39 @@ func (m *making) writeDisk(ctx context.Context, j *job) (decision, error) {
 	if buildErr != nil {
 		return m.buildFailed(j.object, buildErr)
 	}
-	return built(j.object, result)
+	d, err := built(j.object, result)
+	d.then = m.releaseDonors
+	return d, err
 }
 
-// attachOwn attaches a volume to be written to. A driver that finds devices by names that several volumes may have,
+// attachDonors attaches the disks that layers are copied from, to be read.
+func attachDonors(ctx context.Context, j *job) ([]Donor, error) {
+	var list []Donor
+	for _, d := range j.work().Donors {
+		device, err := attachOwn(ctx, j.backend, d.VolumeID, blockdev.AttachOptions{ReadOnly: true})
+		if err != nil {
+			return nil, &storageError{fmt.Errorf("attach volume to copy layers from: %w", err)}
+		}
+		list = append(list, Donor{Name: d.Name, Device: device})
+	}
+	return list, nil
+}
+
+// releaseDonors deletes the volumes that layers were copied from. What cannot be deleted yet is left for the end.
+func (m *making) releaseDonors(ctx context.Context, j *job) (decision, error) {
+	w := j.work()
+	left, err := m.disposal.discard(ctx, w.Garbage)
+	if ctx.Err() != nil {
+		return decision{}, errors.Join(ctx.Err(), err)
+	}
+	w.Garbage = left
+	return write(), nil
+}
+
+// attachOwn attaches a volume of a build. A driver that finds devices by names that several volumes may have,
 // such as serials that are cut off, could give the device of another one.
-func attachOwn(ctx context.Context, b Backend, volumeID string) (blockdev.Device, error) {
-	device, err := b.Attacher.Attach(ctx, volumeID, blockdev.AttachOptions{})
+func attachOwn(ctx context.Context, b Backend, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
+	device, err := b.Attacher.Attach(ctx, volumeID, opts)
 	if err != nil {
 		return device, err
 	}
@@ -108,7 +140,7 @@ func (m *making) buildFailed(s *imagesnapshot.ImageSnapshot, err error) (decisio
 	w := s.Status.Work
 	var small *TooSmallError
 	switch {
-	case w.BaseVolumeSnapshotID != "" && (errdefs.IsDataLoss(err) || errors.As(err, &small) && !s.Spec.Size.AsNeeded):
+	case takenFrom(w) != "" && errdefs.IsDataLoss(err), w.BaseVolumeSnapshotID != "" && errors.As(err, &small) && !s.Spec.Size.AsNeeded:
 		// What the base has and nobody needs takes room that a disk built from nothing may not.
 		return withoutBase(s, err), nil
 	case errors.As(err, &small) && s.Spec.Size.AsNeeded && small.NeededBytes > w.SizeBytes:
@@ -136,13 +168,17 @@ func built(s *imagesnapshot.ImageSnapshot, result BuildResult) (decision, error)
 	w.Built = &imagesnapshot.Content{
 		Driver: w.Driver, VolumeBytes: w.WantedBytes,
 		Images: imagesOf(ix), Identity: id, DiskBytes: result.DiskBytes, Layers: len(ix.Layers),
-		FetchedBytes: result.FetchedBytes, ReusedBytes: result.ReusedBytes, BaseName: w.BaseName,
+		FetchedBytes: result.FetchedBytes, ReusedBytes: result.ReusedBytes, BaseName: mainSource(w),
 	}
 	now := time.Now().UTC()
 	if result.ReusedBytes > 0 {
-		s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonLayersReused,
-			fmt.Sprintf("%d bytes of layers taken over from %s, %d fetched", result.ReusedBytes, w.BaseName, result.FetchedBytes))
+		s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonLayersReused, tellReused(w, result))
+	} else if from := takenFrom(w); from != "" {
+		s.AddEvent(now, imagesnapshot.EventNormal, imagesnapshot.ReasonLayersNotReused,
+			fmt.Sprintf("no layers are reused: nothing on the disks of %s fits the images", from))
 	}
+	w.Garbage = append(w.Garbage, w.DonorVolumes()...)
+	w.Donors = nil
 	var sum int64
 	for _, l := range ix.Layers {
 		sum += l.UnpackedBytes
@@ -155,6 +191,30 @@ func built(s *imagesnapshot.ImageSnapshot, result BuildResult) (decision, error)
 	d := write()
 	d.index = result.Index
 	return d, nil
+}
+
+// mainSource is the image snapshot whose disk the build started from, or that saved most of those it copied from.
+func mainSource(w *imagesnapshot.Work) string {
+	if w.BaseName == "" && len(w.Donors) > 0 {
+		return w.Donors[0].Name
+	}
+	return w.BaseName
+}
+
+// tellReused says what came from where.
+func tellReused(w *imagesnapshot.Work, result BuildResult) string {
+	var parts []string
+	kept := result.ReusedBytes
+	for i, n := range result.CopiedBytes {
+		kept -= n
+		if i < len(w.Donors) && n > 0 {
+			parts = append(parts, fmt.Sprintf("%d bytes of layers copied from %s", n, w.Donors[i].Name))
+		}
+	}
+	if w.BaseName != "" {
+		parts = slices.Insert(parts, 0, fmt.Sprintf("%d bytes of layers taken over from %s", kept, w.BaseName))
+	}
+	return fmt.Sprintf("%s, %d bytes fetched", strings.Join(parts, ", "), result.FetchedBytes)
 }
 
 // imagesOf lists what an index holds (C-47).

@@ -50,10 +50,19 @@ type BuildRequest struct {
 	// Device to write to. It is blank, or holds a layer disk to start from if Reuse says so.
 	Device blockdev.Device
 	Reuse  bool
+	// Donors are disks to copy layers from. They are only read.
+	Donors []Donor
 	// AccessLists are access lists of images on the disk, see builder.Options.
 	AccessLists []*accesslist.List
 	// Progress may be called with how far the build is, in percent, from any goroutine but only one at a time.
 	Progress func(percent int)
+}
+
+// Donor is a disk that layers are copied from.
+type Donor struct {
+	// Name of the image snapshot that it is a copy of.
+	Name   string
+	Device blockdev.Device
 }
 
 // BuildResult is what a build made.
@@ -61,6 +70,8 @@ type BuildResult struct {
 	// Index is the encoded index, as read back from the disk.
 	Index                                []byte
 	DiskBytes, FetchedBytes, ReusedBytes int64
+	// CopiedBytes are what of ReusedBytes came from each of the donors, in their order.
+	CopiedBytes []int64
 }
 
 // TooSmallError says that a disk does not fit the volume. Its class is errdefs.ErrResourceExhausted.

@@ -69,6 +69,7 @@ func (f *failing) fail(j *job, why *failure) (decision, error) {
 func (f *failing) giveUp(s *imagesnapshot.ImageSnapshot, w *imagesnapshot.Work) imagesnapshot.Phase {
 	became := imagesnapshot.PhaseFailed
 	garbage := w.Garbage
+	garbage = append(garbage, w.DonorVolumes()...)
 	if w.VolumeName != "" {
 		garbage = append(garbage, imagesnapshot.Leftover{
 			Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: w.Built == nil || s.Status.VolumeID == "",

@@ -17,6 +17,8 @@ type indexes struct {
 	objects store.Store
 	// mu keeps an index from being dropped between its being kept and its being referred to.
 	mu sync.Mutex
+	// contents of disks that are known from them.
+	contents *contents
 }
 
 // keep an index, and then write what refers to it.
@@ -52,6 +54,7 @@ func (x *indexes) dropUnused(ctx context.Context) error {
 			}
 		}
 	}
+	x.contents.forget(wanted)
 	for _, d := range kept {
 		if !wanted[d] {
 			err = errors.Join(err, x.kept.DeleteIndex(ctx, d))

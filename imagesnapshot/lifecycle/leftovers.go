@@ -31,6 +31,7 @@ func everything(s *imagesnapshot.ImageSnapshot, n names, b backends) []imagesnap
 	if w.VolumeName != "" {
 		list = append(list, imagesnapshot.Leftover{Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: s.Status.VolumeID == ""})
 	}
+	list = append(list, w.DonorVolumes()...)
 	if w.Built != nil {
 		list = append(list, leftovers(*w.Built)...)
 	}

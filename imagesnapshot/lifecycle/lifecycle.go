@@ -124,7 +124,7 @@ func New(cfg Config) (*Engine, error) {
 		observer: cfg.Observer, matches: newMatches(objects{cfg.Store}),
 	}
 	b := backends{all: cfg.Backends, builds: cfg.Driver, legacy: cfg.LegacyDriver}
-	kept := &indexes{kept: cfg.Indexes, objects: cfg.Store}
+	kept := &indexes{kept: cfg.Indexes, objects: cfg.Store, contents: newContents()}
 	e.quotas = &quotas{objects: e.objects, limits: cfg.Limits}
 	e.sweeper = &sweeper{
 		objects: e.objects, backends: b, names: n, disposal: disposal{b}, indexes: kept, keepFailed: cfg.Times.KeepFailed,

@@ -17,6 +17,7 @@ const (
 	kindVolume   = "v"
 	kindStandard = "s"
 	kindFlash    = "f"
+	kindDonor    = "d"
 )
 
 func newNames(installation string) (names, error) {
@@ -30,6 +31,10 @@ func newNames(installation string) (names, error) {
 
 func (n names) volume(s *imagesnapshot.ImageSnapshot, attempt int) string {
 	return fmt.Sprintf("%s%s-%s-%d", n.prefix, kindVolume, strings.ReplaceAll(s.ID, "-", ""), attempt)
+}
+
+func (n names) donor(s *imagesnapshot.ImageSnapshot, attempt, number int) string {
+	return n.volumeSnapshot(kindDonor, s, attempt, number)
 }
 
 func (n names) volumeSnapshot(kind string, s *imagesnapshot.ImageSnapshot, attempt, number int) string {
@@ -59,7 +64,7 @@ func (n names) ours(name string) bool {
 	if parts[0] == kindVolume {
 		want = 3
 	}
-	if len(parts) != want || parts[0] != kindVolume && parts[0] != kindStandard && parts[0] != kindFlash {
+	if len(parts) != want || parts[0] != kindVolume && parts[0] != kindStandard && parts[0] != kindFlash && parts[0] != kindDonor {
 		return false
 	}
 	const idDigits = 32

@@ -186,7 +186,7 @@ func TestSweeper(t *testing.T) {
 	first, second := blockdevtest.NewFake(0), blockdevtest.NewFake(0)
 	backendOf := func(f *blockdevtest.Fake) Backend { return Backend{Provisioner: f, Attacher: f, Snapshotter: f} }
 	b := backends{all: map[string]Backend{"first": backendOf(first), "second": backendOf(second)}, builds: "first", legacy: "second"}
-	w := &sweeper{objects: objects{p.store}, backends: b, names: n, disposal: disposal{b}, indexes: &indexes{kept: p.store, objects: p.store}}
+	w := &sweeper{objects: objects{p.store}, backends: b, names: n, disposal: disposal{b}, indexes: &indexes{kept: p.store, objects: p.store, contents: newContents()}}
 
 	owned := &imagesnapshot.ImageSnapshot{Metadata: imagesnapshot.Metadata{ID: "00000000-0000-0000-0000-000000000001"}}
 	orphan := &imagesnapshot.ImageSnapshot{Metadata: imagesnapshot.Metadata{ID: "00000000-0000-0000-0000-000000000002"}}

@@ -3,6 +3,8 @@ package lifecycle
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -71,15 +73,20 @@ func (m *making) plan(ctx context.Context, j *job) (decision, error) {
 	}
 	// A volume that was given up takes room that the next one may need. What cannot be deleted yet is left for the end.
 	w.Garbage, _ = m.disposal.discard(ctx, w.Garbage) //nolint:errcheck // it is tried again
-	w.BaseVolumeSnapshotID, w.BaseName = "", ""
-	wanted, base, err := m.sizeAndBase(ctx, j)
+	w.BaseVolumeSnapshotID, w.BaseName, w.Donors = "", "", nil
+	wanted, from, err := m.sizeAndSources(ctx, j)
 	if err != nil {
 		return decision{}, err
 	}
 	w.WantedBytes, w.SizeBytes = wanted, wanted
-	if base != nil {
+	if base := from.start; base != nil {
 		w.BaseVolumeSnapshotID, w.BaseName = base.VolumeSnapshotID, base.Name
 		w.SizeBytes = max(wanted, base.SizeBytes)
+	}
+	for i, d := range from.donors {
+		w.Donors = append(w.Donors, imagesnapshot.Donor{
+			Name: d.Name, VolumeSnapshotID: d.VolumeSnapshotID, SizeBytes: d.SizeBytes, VolumeName: m.names.donor(s, w.Attempt, i),
+		})
 	}
 	w.Failures = 0
 	w.VolumeName, w.VolumeID = m.names.volume(s, w.Attempt), ""
@@ -87,9 +94,9 @@ func (m *making) plan(ctx context.Context, j *job) (decision, error) {
 	return write(), nil
 }
 
-// sizeAndBase are how large the volume has to be, and what it starts from, nil for nothing. The builder is asked only
-// where that depends on what the images consist of.
-func (m *making) sizeAndBase(ctx context.Context, j *job) (wanted int64, base *policy.Base, err error) {
+// sizeAndSources are how large the volume has to be, and what layers are taken from. The builder is asked only where
+// that depends on what the images consist of.
+func (m *making) sizeAndSources(ctx context.Context, j *job) (wanted int64, from choice, err error) {
 	s, w := j.object, j.work()
 	reuse := s.Spec.ReuseLayers && !w.NoBase
 	wanted = int64(s.Spec.Size.GiB) << 30
@@ -97,19 +104,24 @@ func (m *making) sizeAndBase(ctx context.Context, j *job) (wanted int64, base *p
 		wanted = w.SizeBytes
 	}
 	if !reuse && (!s.Spec.Size.AsNeeded || w.SizeBytes > 0) {
-		return wanted, nil, nil
+		return wanted, choice{}, nil
 	}
 	plan, err := m.builder.Plan(ctx, PlanRequest{Owner: s.Owner, Spec: s.Spec})
 	if err != nil {
-		return 0, nil, buildFailure(err)
+		return 0, choice{}, buildFailure(err)
 	}
 	if s.Spec.Size.AsNeeded {
 		wanted = max(wanted, policy.SizeFor(plan.blobBytes(), m.limits.MinSizeGiB))
 	}
 	if reuse {
-		base, err = m.bases.choose(ctx, s, j.driver, plan, wanted)
+		from, err = m.bases.choose(ctx, s, j.driver, plan, wanted)
 	}
-	return wanted, base, err
+	if reuse && err == nil && from.start == nil && len(from.donors) == 0 {
+		s.AddEvent(time.Now().UTC(), imagesnapshot.EventNormal, imagesnapshot.ReasonLayersNotReused, fmt.Sprintf(
+			"no layers are reused: of the disks of this owner in the storage of driver %q, %d can be read, and none of them has a layer of the images",
+			j.driver, from.asked))
+	}
+	return wanted, from, err
 }
 
 // buildFailure ends the work with the reason that the class of a builder's error gives.
@@ -131,23 +143,66 @@ func (m *making) makeVolume(ctx context.Context, j *job) (decision, error) {
 	case err != nil:
 		return decision{}, &storageError{fmt.Errorf("create volume: %w", err)}
 	}
-	w.VolumeID, w.Step, w.Failures = volume.ID, imagesnapshot.StepBuild, 0
+	w.VolumeID = volume.ID
+	if refused, err := makeDonors(ctx, j); err != nil || refused {
+		return write(), err
+	}
+	w.Step, w.Failures = imagesnapshot.StepBuild, 0
 	return write(), nil
+}
+
+// makeDonors makes the volumes of the donors. One that the storage refuses is done without.
+func makeDonors(ctx context.Context, j *job) (refused bool, err error) {
+	w := j.work()
+	for i := range w.Donors {
+		d := &w.Donors[i]
+		volume, err := j.backend.Provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{
+			Name: d.VolumeName, SizeBytes: d.SizeBytes, SourceVolumeSnapshotID: d.VolumeSnapshotID,
+			Parameters: volumeParameters(j.object, j.backend),
+		})
+		switch {
+		case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsNotImplemented(err):
+			j.object.AddEvent(time.Now().UTC(), imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying,
+				fmt.Sprintf("cannot copy layers from the disk of %s: %s", d.Name, imagesnapshot.Redact(err.Error())))
+			// An attempt that was broken off may have made it all the same.
+			w.Garbage = append(w.Garbage, imagesnapshot.Leftover{Driver: w.Driver, VolumeName: d.VolumeName, Attached: true})
+			w.Donors = slices.Delete(w.Donors, i, i+1)
+			return true, nil
+		case err != nil:
+			return false, &storageError{fmt.Errorf("create volume to copy layers from: %w", err)}
+		}
+		d.VolumeID = volume.ID
+	}
+	return false, nil
 }
 
 // withoutBase begins anew on a blank volume.
 func withoutBase(s *imagesnapshot.ImageSnapshot, why error) decision {
 	w := s.Status.Work
 	s.AddEvent(time.Now().UTC(), imagesnapshot.EventWarning, imagesnapshot.ReasonRetrying,
-		fmt.Sprintf("cannot start from the disk of %s, building all of it: %s", w.BaseName, imagesnapshot.Redact(why.Error())))
+		fmt.Sprintf("cannot take layers from %s, building all of it: %s", takenFrom(w), imagesnapshot.Redact(why.Error())))
 	w.NoBase = true
 	return anew(s)
+}
+
+// takenFrom names the disks that a build takes layers from.
+func takenFrom(w *imagesnapshot.Work) string {
+	var names []string
+	if w.BaseName != "" {
+		names = append(names, w.BaseName)
+	}
+	for _, d := range w.Donors {
+		names = append(names, d.Name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // anew gives the volume up and begins with another one.
 func anew(s *imagesnapshot.ImageSnapshot) decision {
 	w := s.Status.Work
 	w.Garbage = append(w.Garbage, imagesnapshot.Leftover{Driver: w.Driver, VolumeID: w.VolumeID, VolumeName: w.VolumeName, Attached: true})
+	w.Garbage = append(w.Garbage, w.DonorVolumes()...)
+	w.Donors = nil
 	s.Status.Builds++
 	w.Attempt, w.Step, w.Building = s.Status.Builds, imagesnapshot.StepPlan, false
 	w.VolumeID, w.VolumeName = "", ""

@@ -45,7 +45,7 @@ func newReconciler(cfg Config, e *Engine, b backends, n names, kept *indexes) *r
 		store: cfg.Store, backends: b, indexes: kept, places: make(places, max(1, cfg.MaxBuilds)), observer: cfg.Observer,
 		making: &making{
 			builder: cfg.Builder, accessLists: cfg.AccessLists, objects: e.objects, quotas: e.quotas, names: n,
-			bases: bases{e.objects, cfg.Indexes, b}, disposal: disposal{b}, limits: cfg.Limits, driver: cfg.Driver,
+			bases: bases{e.objects, cfg.Indexes, b, kept.contents}, disposal: disposal{b}, limits: cfg.Limits, driver: cfg.Driver,
 		},
 		removing: &removing{names: n, backends: b, disposal: disposal{b}},
 		aging:    &aging{matches: e.matches, times: cfg.Times},

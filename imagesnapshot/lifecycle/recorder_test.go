@@ -105,6 +105,11 @@ func (r *recorder) build(ctx context.Context, req lifecycle.BuildRequest) (lifec
 	if err != nil {
 		return lifecycle.BuildResult{}, err
 	}
+	for _, d := range req.Donors {
+		if err := r.requireDonor(d); err != nil {
+			return lifecycle.BuildResult{}, err
+		}
+	}
 	old := make([]byte, 1)
 	if _, err := disk.ReadAt(old, 0); err != nil {
 		return lifecycle.BuildResult{}, err
@@ -143,5 +148,25 @@ func (r *recorder) build(ctx context.Context, req lifecycle.BuildRequest) (lifec
 	if req.Reuse {
 		result.ReusedBytes = 500
 	}
+	for i := range req.Donors {
+		result.CopiedBytes = append(result.CopiedBytes, int64(100+i))
+		result.ReusedBytes += int64(100 + i)
+	}
 	return result, nil
+}
+
+// requireDonor wants a disk that cannot be written to.
+func (r *recorder) requireDonor(d lifecycle.Donor) error {
+	disk, err := r.fake.OpenDevice(d.Device, false)
+	if err != nil {
+		return err
+	}
+	held := make([]byte, 1)
+	if _, err := disk.ReadAt(held, 0); err != nil {
+		return err
+	}
+	if held[0] != 'D' || !d.Device.ReadOnly {
+		return fmt.Errorf("donor %s holds %q, read-only is %t: %w", d.Name, held, d.Device.ReadOnly, errdefs.ErrInternal)
+	}
+	return nil
 }

@@ -244,6 +244,7 @@ func TestBaseOf(t *testing.T) {
 func TestShared(t *testing.T) {
 	d := digest.FromString
 	ix := &layerdisk.Index{
+		FileSystem: layerdisk.FileSystemEROFS,
 		Layers: []layerdisk.Layer{
 			{Number: 0, DiffID: d("base"), UnpackedBytes: 1},
 			{Number: 1, DiffID: d("bound"), UnpackedBytes: 10, StackBound: true},
@@ -261,10 +262,62 @@ func TestShared(t *testing.T) {
 		"bound to the same stack":  {[]digest.Digest{d("base"), d("bound")}, []digest.Digest{d("chain")}, 11},
 		"all that there is, twice": {[]digest.Digest{d("base"), d("base"), d("bound"), d("other")}, []digest.Digest{d("chain")}, 111},
 	} {
-		common, total := policy.NeedsOf(c.diffIDs, c.chains).Shared(ix)
+		common, total := policy.NeedsOf(c.diffIDs, c.chains).Shared(policy.ContentsOf(ix))
 		require.Equal(t, []int64{c.common, 111}, []int64{common, total}, name)
 	}
 	require.False(t, policy.Worthwhile(0, 0))
 	require.False(t, policy.Worthwhile(49, 100))
 	require.True(t, policy.Worthwhile(50, 100))
+}
+
+// TestChoose is E-22: start from the disk that shares most if half of it is needed, copy what it lacks from others.
+func TestChoose(t *testing.T) {
+	d := digest.FromString
+	disk := func(name string, wanted int64, layers map[string]int64) policy.Candidate {
+		ix := &layerdisk.Index{FileSystem: layerdisk.FileSystemEROFS}
+		for l, bytes := range layers {
+			ix.Layers = append(ix.Layers, layerdisk.Layer{Number: len(ix.Layers), DiffID: d(l), UnpackedBytes: bytes})
+		}
+		return policy.Candidate{Base: policy.Base{Name: name, WantedBytes: wanted}, Contents: policy.ContentsOf(ix)}
+	}
+	needed := policy.NeedsOf([]digest.Digest{d("base"), d("s1"), d("s2"), d("s3"), d("s4"), d("s5"), d("s6"), d("empty")}, nil)
+	near := disk("near", 20, map[string]int64{"base": 100, "s1": 10})
+	wide := disk("wide", 20, map[string]int64{"base": 100, "s2": 20, "x": 500})
+	large := disk("large", 400, map[string]int64{"base": 100, "s1": 10, "s3": 30})
+	useless := disk("useless", 20, map[string]int64{"x": 500})
+	hollow := disk("hollow", 20, map[string]int64{"empty": 0, "x": 1})
+	ext4 := policy.Candidate{Base: policy.Base{Name: "ext4"}, Contents: policy.ContentsOf(&layerdisk.Index{
+		FileSystem: layerdisk.FileSystemExt4, Layers: []layerdisk.Layer{{DiffID: d("base"), UnpackedBytes: 100}},
+	})}
+	tiny := func(l string) policy.Candidate { return disk(l, 20, map[string]int64{l: 1, "x": 500}) }
+	for name, c := range map[string]struct {
+		disks  []policy.Candidate
+		fixed  int64
+		start  string
+		donors []string
+	}{
+		"nothing there":               {nil, 20, "", nil},
+		"nothing of use":              {[]policy.Candidate{useless, hollow, ext4}, 20, "", nil},
+		"one to start from":           {[]policy.Candidate{near, useless}, 20, "near", nil},
+		"one to copy from":            {[]policy.Candidate{wide}, 20, "", []string{"wide"}},
+		"too large to start from":     {[]policy.Candidate{large, wide}, 20, "", []string{"large", "wide"}},
+		"as large as needed":          {[]policy.Candidate{large, wide}, 0, "large", []string{"wide"}},
+		"start, and two to copy from": {[]policy.Candidate{near, wide, large}, 20, "near", []string{"large", "wide"}},
+		"of equal ones the first":     {[]policy.Candidate{wide, disk("wider", 20, map[string]int64{"base": 100, "s2": 20, "x": 900})}, 20, "", []string{"wide"}},
+		"no more than four": {
+			[]policy.Candidate{tiny("s1"), tiny("s2"), tiny("s3"), tiny("s4"), tiny("s5"), tiny("s6")}, 20, "", []string{"s1", "s2", "s3", "s4"},
+		},
+	} {
+		start, donors := policy.Choose(needed, c.disks, c.fixed)
+		got := ""
+		if start != nil {
+			got = start.Name
+		}
+		var names []string
+		for _, b := range donors {
+			names = append(names, b.Name)
+		}
+		require.Equal(t, c.start, got, name)
+		require.Equal(t, c.donors, names, name)
+	}
 }
