@@ -180,7 +180,8 @@ func TestReuseWithoutADonor(t *testing.T) {
 	}, wideWorld, between(a))
 }
 
-// TestReuseSurvivesCrashes kills the process at each of its calls while layers are copied from two disks.
+// TestReuseSurvivesCrashes is E-22: the process is killed at each of its calls while layers are copied from two
+// disks.
 func TestReuseSurvivesCrashes(t *testing.T) {
 	run := func(t *testing.T, at int, after bool) (calls int) {
 		newWorld(t, func(w *world) {
