@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -33,6 +35,8 @@ type fakeImageSnapshots struct {
 	// refuses makes the answer to MatchImages a refusal, updates counts those that were asked for.
 	refuses bool
 	updates int
+	// builds says that builds never end.
+	builds bool
 }
 
 func at(seconds int64) *timestamppb.Timestamp {
@@ -131,10 +135,40 @@ func (f *fakeImageSnapshots) WatchImageSnapshots(_ *imagesnapshotv1.WatchImageSn
 	if f.deleted != nil {
 		return stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: last, Deleted: true})
 	}
+	if f.builds {
+		return errOr(stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: building}), awaitEnd(stream.Context()))
+	}
 	if f.fails {
 		last.Status.Phase, last.Status.Reason, last.Status.Message = imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_FAILED, "TooSmall", "it needs 30 GiB"
 	}
 	return errOr(stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: building}), stream.Send(&imagesnapshotv1.WatchImageSnapshotsResponse{ImageSnapshot: last}))
+}
+
+func awaitEnd(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Whoever interrupts --wait is told that the build goes on, and how to look at it.
+func TestWaitInterrupted(t *testing.T) {
+	socket := start(t, &fakeDaemon{imageSnapshots: &fakeImageSnapshots{builds: true}})
+	for _, args := range [][]string{{"create", "nightly", "--image", "nginx"}, {"update", "nightly", "--rebuild"}} {
+		cmd := berthProcess(t, append([]string{"image-snapshot"}, append(args, "--socket", socket, "--wait")...)...)
+		stderr, err := cmd.StderrPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		lines := bufio.NewScanner(stderr)
+		for lines.Scan() && lines.Text() != "nightly: Creating 40%" {
+			continue
+		}
+		require.NoError(t, cmd.Process.Signal(unix.SIGINT))
+		var last string
+		for lines.Scan() {
+			last = lines.Text()
+		}
+		require.Equal(t, 130, exitStatus(t, cmd.Wait()), last)
+		require.Equal(t, `berth: interrupted; berthd goes on with the build: "berth image-snapshot get 6f1c" shows how far it is`, last)
+	}
 }
 
 func (f *fakeImageSnapshots) MatchImages(_ context.Context, req *imagesnapshotv1.MatchImagesRequest) (*imagesnapshotv1.MatchImagesResponse, error) {

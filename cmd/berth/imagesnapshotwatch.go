@@ -18,7 +18,7 @@ import (
 func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) (*imagesnapshotv1.ImageSnapshot, error) {
 	stream, err := c.WatchImageSnapshots(ctx, &imagesnapshotv1.WatchImageSnapshotsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: id}})
 	if err != nil {
-		return nil, err
+		return nil, interrupted(ctx, id, err)
 	}
 	terminal, shown := showsProgress(w), ""
 	if terminal {
@@ -30,7 +30,7 @@ func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) 
 			return nil, fmt.Errorf("berthd stopped; it goes on when it is back: %q shows how far it is", "berth image-snapshot get "+id)
 		}
 		if err != nil {
-			return nil, err
+			return nil, interrupted(ctx, id, err)
 		}
 		s, st := m.GetImageSnapshot(), m.GetImageSnapshot().GetStatus()
 		if now := fmt.Sprintf("%s %d%%", phaseWord(st.GetPhase()), st.GetProgress()); now != shown {
@@ -58,6 +58,14 @@ func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) 
 	}
 }
 
+// interrupted says that the build goes on, if waiting for it ended because the user wanted that.
+func interrupted(ctx context.Context, id string, err error) error {
+	if ctx.Err() == nil {
+		return err
+	}
+	return fmt.Errorf("interrupted; berthd goes on with the build: %q shows how far it is", "berth image-snapshot get "+id)
+}
+
 // awaitGone returns when nothing is left of the image snapshot with this ID.
 func awaitGone(ctx context.Context, c imageSnapshots, id string) error {
 	stream, err := c.WatchImageSnapshots(ctx, &imagesnapshotv1.WatchImageSnapshotsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: id}})
@@ -72,6 +80,9 @@ func awaitGone(ctx context.Context, c imageSnapshots, id string) error {
 	}
 	if errors.Is(err, io.EOF) {
 		return errors.New("berthd stopped; it goes on deleting when it is back")
+	}
+	if ctx.Err() != nil {
+		return errors.New("interrupted; berthd goes on deleting")
 	}
 	return err
 }
