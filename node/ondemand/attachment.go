@@ -114,9 +114,9 @@ func (c *attacher) attach(chosen []matcher.Choice, wanted time.Time, instead []*
 		if it == nil {
 			continue // withdrawn meanwhile
 		}
-		a := &attachment{item: it, started: time.Now(), wanted: wanted, instead: instead, done: make(chan struct{})}
-		began := false
-		if a, began = c.join(a, choice.Attached); a == nil {
+		wish := &attachment{item: it, started: time.Now(), wanted: wanted, instead: instead, done: make(chan struct{})}
+		a, began := c.join(wish, choice.Attached)
+		if a == nil {
 			continue
 		}
 		under = append(under, a)

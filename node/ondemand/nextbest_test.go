@@ -126,6 +126,14 @@ func TestUseIsCreditedToTheChosen(t *testing.T) {
 		staged, _, _ := r.stage.names()
 		require.True(r, strings.HasPrefix(staged[0], "name-of-b-"), staged[0])
 		require.Equal(r, "b", r.stage.Disks()[0].ImageSnapshot.ID)
+		r.addAs("d", 3, "base", "app")
+		require.Equal(r, "b", owner())
+		r.Ready(context.Background(), want("app", "base", "app"))
+		require.Equal(r, []string{"b", "d"}, r.credited)
+		require.Equal(r, "d", owner(), "it was chosen last, and the disk of b serves it")
+		r.feed <- catalog.Change{Entry: &catalog.Entry{ID: "d"}, Deleted: true}
+		r.feed <- catalog.Change{Synced: true}
+		require.Equal(r, "b", owner(), "the disk was attached for it")
 		r.feed <- catalog.Change{Entry: &catalog.Entry{ID: "b"}, Deleted: true}
 		r.feed <- catalog.Change{Synced: true}
 		require.NotEqual(r, "b", owner(), "it is gone")
