@@ -31,18 +31,19 @@ const (
 
 // attacher has devices appear and disappear.
 type attacher struct {
-	*finder
+	c           *connection
+	find        *finder
 	attachments store[attachment]
 	// reserving is held while attachments are counted and one more is written.
 	reserving sync.Mutex
 }
 
 func (d *attacher) stagingPath(volumeID string) string {
-	return filepath.Join(d.config.Directory, stagingDir, hash(volumeID))
+	return filepath.Join(d.c.config.Directory, stagingDir, hash(volumeID))
 }
 
 func (d *attacher) targetPath(volumeID string) string {
-	return filepath.Join(d.config.Directory, publishDir, hash(volumeID), deviceFile)
+	return filepath.Join(d.c.config.Directory, publishDir, hash(volumeID), deviceFile)
 }
 
 // Attach goes the steps that the CSI driver has: publish by the controller, stage, publish on the node. A volume that
@@ -50,7 +51,7 @@ func (d *attacher) targetPath(volumeID string) string {
 // begun, for Attach to go on with or Detach to undo.
 func (d *attacher) Attach(ctx context.Context, volumeID string, opts blockdev.AttachOptions) (blockdev.Device, error) {
 	var dev blockdev.Device
-	err := d.keys.Do(ctx, volumeID, func() (err error) {
+	err := d.c.keys.Do(ctx, volumeID, func() (err error) {
 		dev, err = d.attach(ctx, volumeID, opts)
 		return err
 	})
@@ -80,7 +81,7 @@ func (d *attacher) attach(ctx context.Context, volumeID string, opts blockdev.At
 			return d.protect(&rec)
 		}
 	}
-	p, err := d.connect(ctx)
+	p, err := d.c.connect(ctx)
 	if err != nil {
 		return blockdev.Device{}, err
 	}
@@ -140,13 +141,13 @@ func (d *attacher) raise(ctx context.Context, p *plugin, rec *attachment) (block
 		err = st.publishHere(ctx, publishContext)
 	}
 	if err != nil {
-		d.forget(err)
+		d.c.forget(err)
 		return blockdev.Device{}, err
 	}
 	number, err := device.Number(d.targetPath(rec.VolumeID))
 	if err != nil {
 		return blockdev.Device{}, fmt.Errorf("the driver published no device that is seen here, is %s mounted into it with propagation? %w: %w",
-			d.config.Directory, err, blockdev.ErrFailed)
+			d.c.config.Directory, err, blockdev.ErrFailed)
 	}
 	rec.Number = number
 	if err := d.attachments.put(rec.VolumeID, *rec); err != nil {
@@ -211,22 +212,22 @@ func (d *attacher) device(rec attachment) (blockdev.Device, bool, error) {
 
 // volumeContext is what the driver wants back of what it said when the volume was made.
 func (d *attacher) volumeContext(ctx context.Context, p *plugin, volumeID string) (map[string]string, error) {
-	rec, found, err := d.recordOf(volumeID)
+	rec, found, err := d.find.recordOf(volumeID)
 	if err != nil || found || !p.getVolume {
 		return rec.Context, err
 	}
-	v, err := d.askVolume(ctx, volumeID)
+	v, err := d.find.askVolume(ctx, volumeID)
 	return v.GetVolumeContext(), err
 }
 
 // Detach goes the steps of Attach back. A volume whose device is in use is ErrInUse, and stays attached.
 func (d *attacher) Detach(ctx context.Context, volumeID string) error {
-	err := d.keys.Do(ctx, volumeID, func() error {
+	err := d.c.keys.Do(ctx, volumeID, func() error {
 		rec, begun, err := d.attachments.get(volumeID)
 		if err != nil || !begun {
 			return err
 		}
-		p, err := d.connect(ctx)
+		p, err := d.c.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -247,7 +248,7 @@ func (d *attacher) lower(ctx context.Context, p *plugin, rec attachment) error {
 	for _, step := range []func(context.Context) error{st.unpublishHere, st.unstage, st.unpublish} {
 		// Of a volume that does not exist any more, there is nothing to undo.
 		if err := step(ctx); err != nil && !errors.Is(err, blockdev.ErrNotFound) {
-			d.forget(err)
+			d.c.forget(err)
 			return err
 		}
 	}

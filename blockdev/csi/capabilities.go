@@ -25,7 +25,7 @@ type plugin struct {
 }
 
 // ask asks identity first, then the services that there are.
-func (d *shared) ask(ctx context.Context) (*plugin, error) {
+func (d *connection) ask(ctx context.Context) (*plugin, error) {
 	name, services, err := d.identify(ctx, d.node)
 	if err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func (d *shared) ask(ctx context.Context) (*plugin, error) {
 	return p, d.askNode(ctx, p)
 }
 
-func (d *shared) identify(ctx context.Context, s *service) (string, map[csi.PluginCapability_Service_Type]bool, error) {
+func (d *connection) identify(ctx context.Context, s *service) (string, map[csi.PluginCapability_Service_Type]bool, error) {
 	client := csi.NewIdentityClient(s.conn)
 	info, err := call(ctx, s, asking, "GetPluginInfo", client.GetPluginInfo, &csi.GetPluginInfoRequest{})
 	if err != nil {
@@ -73,7 +73,7 @@ func (d *shared) identify(ctx context.Context, s *service) (string, map[csi.Plug
 	return info.GetName(), services, nil
 }
 
-func (d *shared) askController(ctx context.Context, p *plugin) error {
+func (d *connection) askController(ctx context.Context, p *plugin) error {
 	caps, err := call(ctx, d.controller, asking, "ControllerGetCapabilities", csi.NewControllerClient(d.controller.conn).ControllerGetCapabilities,
 		&csi.ControllerGetCapabilitiesRequest{})
 	if err != nil {
@@ -97,7 +97,7 @@ func (d *shared) askController(ctx context.Context, p *plugin) error {
 	return nil
 }
 
-func (d *shared) askNode(ctx context.Context, p *plugin) error {
+func (d *connection) askNode(ctx context.Context, p *plugin) error {
 	client := csi.NewNodeClient(d.node.conn)
 	caps, err := call(ctx, d.node, asking, "NodeGetCapabilities", client.NodeGetCapabilities, &csi.NodeGetCapabilitiesRequest{})
 	if err != nil {
@@ -140,8 +140,8 @@ func (p *plugin) where() *csi.TopologyRequirement {
 
 // CheckProvisioning asks the CSI driver whether it makes volumes and volume snapshots: ErrUnsupported says what it
 // lacks.
-func (d *shared) CheckProvisioning(ctx context.Context) error {
-	p, err := d.connect(ctx)
+func (d *Driver) CheckProvisioning(ctx context.Context) error {
+	p, err := d.c.connect(ctx)
 	switch {
 	case err != nil:
 		return err

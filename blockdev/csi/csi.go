@@ -64,15 +64,14 @@ const DefaultTimeout = 2 * time.Minute
 // ListVolumes lists all volumes that the CSI driver lists, or those made by this Driver if it lists none; only the
 // latter have names.
 type Driver struct {
-	*shared
-	*finder
-	*attacher
-	*provisioner
-	*snapshotter
+	blockdev.Attacher
+	blockdev.Provisioner
+	blockdev.VolumeSnapshotter
+	c *connection
 }
 
-// shared is what all parts of a Driver need: the way to the CSI driver, and what it can do.
-type shared struct {
+// connection is what all parts of a Driver need: the way to the CSI driver, and what it can do.
+type connection struct {
 	config           Config
 	controller, node *service
 	// keys of the volumes, by ID and by name, and of the snapshots that an operation is about now.
@@ -119,14 +118,15 @@ func open(config Config) (*Driver, error) {
 	if err != nil {
 		return nil, errors.Join(err, node.conn.Close())
 	}
-	sh := &shared{config: config, controller: controller, node: node}
+	c := &connection{config: config, controller: controller, node: node}
 	attachments := store[attachment]{filepath.Join(config.Directory, attachmentsDir)}
-	find := &finder{sh, store[volumeRecord]{filepath.Join(config.Directory, volumesDir)}}
-	snaps := &snapshotter{sh, store[snapshotRecord]{filepath.Join(config.Directory, snapshotsDir)}}
+	find := &finder{c, store[volumeRecord]{filepath.Join(config.Directory, volumesDir)}}
+	snaps := &volumeSnapshotter{c, store[volumeSnapshotRecord]{filepath.Join(config.Directory, snapshotsDir)}}
 	return &Driver{
-		shared: sh, finder: find, snapshotter: snaps,
-		attacher:    &attacher{finder: find, attachments: attachments},
-		provisioner: &provisioner{find, snaps, attachments},
+		Attacher:          &attacher{c: c, find: find, attachments: attachments},
+		Provisioner:       &provisioner{c, find, snaps, attachments},
+		VolumeSnapshotter: snaps,
+		c:                 c,
 	}, nil
 }
 
@@ -140,29 +140,25 @@ const (
 )
 
 // Close ends the connections. What is attached stays attached.
-func (d *shared) Close() error { return errors.Join(d.controller.conn.Close(), d.node.conn.Close()) }
+func (d *Driver) Close() error {
+	return errors.Join(d.c.controller.conn.Close(), d.c.node.conn.Close())
+}
 
-// Properties are those of the CSI driver once it was asked, see Connect. Before that, it is taken to have snapshots and
-// no limit.
-func (d *shared) Properties() blockdev.Properties {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// Properties are those of the CSI driver once it was asked, which the first operation does. Before that, it is taken to
+// have snapshots and no limit.
+func (d *attacher) Properties() blockdev.Properties {
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
 	// Read-only is our own doing.
 	p := blockdev.Properties{ReadOnlyAttach: true, VolumeSnapshots: true}
-	if d.plugin != nil {
-		p.MaxAttachments = d.plugin.maxVolumes
-		p.VolumeSnapshots = d.plugin.snapshots
+	if d.c.plugin != nil {
+		p.MaxAttachments = d.c.plugin.maxVolumes
+		p.VolumeSnapshots = d.c.plugin.snapshots
 	}
 	return p
 }
 
-// Connect asks the CSI driver what it can do. Every operation does that by itself when it is needed.
-func (d *shared) Connect(ctx context.Context) error {
-	_, err := d.connect(ctx)
-	return err
-}
-
-func (d *shared) connect(ctx context.Context) (*plugin, error) {
+func (d *connection) connect(ctx context.Context) (*plugin, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -183,7 +179,7 @@ func (d *shared) connect(ctx context.Context) (*plugin, error) {
 }
 
 // forget what the CSI driver can do, because it went away: it may come back as another version.
-func (d *shared) forget(err error) {
+func (d *connection) forget(err error) {
 	if blockdev.Retryable(err) {
 		d.mu.Lock()
 		defer d.mu.Unlock()

@@ -14,16 +14,16 @@ import (
 
 // finder finds volumes, and the records of those made here.
 type finder struct {
-	*shared
+	c       *connection
 	volumes store[volumeRecord]
 }
 
 // GetVolume asks the CSI driver for the volume, in the cheapest way that it has.
-func (d *finder) GetVolume(ctx context.Context, volumeID string) (blockdev.Volume, error) {
-	p, err := d.connect(ctx)
+func (d *provisioner) GetVolume(ctx context.Context, volumeID string) (blockdev.Volume, error) {
+	p, err := d.c.connect(ctx)
 	var v blockdev.Volume
 	if err == nil {
-		v, err = d.findVolume(ctx, p, volumeID)
+		v, err = d.find.findVolume(ctx, p, volumeID)
 	}
 	if err != nil {
 		return blockdev.Volume{}, fmt.Errorf("get volume %s: %w", volumeID, err)
@@ -62,24 +62,24 @@ func (d *finder) findVolume(ctx context.Context, p *plugin, volumeID string) (bl
 }
 
 func (d *finder) askVolume(ctx context.Context, volumeID string) (*csi.Volume, error) {
-	resp, err := call(ctx, d.controller, asking, "ControllerGetVolume", csi.NewControllerClient(d.controller.conn).ControllerGetVolume,
+	resp, err := call(ctx, d.c.controller, asking, "ControllerGetVolume", csi.NewControllerClient(d.c.controller.conn).ControllerGetVolume,
 		&csi.ControllerGetVolumeRequest{VolumeId: volumeID})
-	d.forget(err)
+	d.c.forget(err)
 	return resp.GetVolume(), err
 }
 
 // validate asks whether a volume can be used as a block device, the one question about volumes that every driver with a
 // controller answers: NotFound if there is none.
 func (d *finder) validate(ctx context.Context, volumeID string, volumeContext map[string]string) error {
-	secrets, err := readSecrets(d.config.Secrets.Provision)
+	secrets, err := readSecrets(d.c.config.Secrets.Provision)
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, d.controller, asking, "ValidateVolumeCapabilities", csi.NewControllerClient(d.controller.conn).ValidateVolumeCapabilities,
+	_, err = call(ctx, d.c.controller, asking, "ValidateVolumeCapabilities", csi.NewControllerClient(d.c.controller.conn).ValidateVolumeCapabilities,
 		&csi.ValidateVolumeCapabilitiesRequest{
 			VolumeId: volumeID, VolumeContext: volumeContext, VolumeCapabilities: []*csi.VolumeCapability{capability()}, Secrets: secrets,
 		})
-	d.forget(err)
+	d.c.forget(err)
 	return err
 }
 
@@ -104,7 +104,7 @@ func (d *provisioner) ListVolumes(ctx context.Context) ([]blockdev.Volume, error
 }
 
 func (d *provisioner) listVolumes(ctx context.Context) ([]blockdev.Volume, error) {
-	p, err := d.connect(ctx)
+	p, err := d.c.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -114,14 +114,14 @@ func (d *provisioner) listVolumes(ctx context.Context) ([]blockdev.Volume, error
 	}
 	var list []blockdev.Volume
 	if p.listVolumes {
-		all, err := d.listAll(ctx)
+		all, err := d.find.listAll(ctx)
 		for _, v := range all {
 			list = append(list, merge(v, records[v.GetVolumeId()]))
 		}
 		return list, err
 	}
 	for id := range records {
-		v, err := d.findVolume(ctx, p, id)
+		v, err := d.find.findVolume(ctx, p, id)
 		if errors.Is(err, blockdev.ErrNotFound) {
 			continue
 		}
@@ -135,7 +135,7 @@ func (d *provisioner) listVolumes(ctx context.Context) ([]blockdev.Volume, error
 
 // finish learns the IDs of volumes whose making was interrupted, and returns all records by ID.
 func (d *provisioner) finish(ctx context.Context, p *plugin) (map[string]volumeRecord, error) {
-	all, err := d.volumes.all()
+	all, err := d.find.volumes.all()
 	if err != nil {
 		return nil, err
 	}
@@ -154,9 +154,9 @@ func (d *provisioner) finish(ctx context.Context, p *plugin) (map[string]volumeR
 }
 
 func (d *provisioner) finishOne(ctx context.Context, p *plugin, name string) (rec volumeRecord, err error) {
-	err = d.keys.Do(ctx, nameKey(name), func() error {
+	err = d.c.keys.Do(ctx, nameKey(name), func() error {
 		var found bool
-		if rec, found, err = d.volumes.get(name); err != nil || !found || rec.ID != "" {
+		if rec, found, err = d.find.volumes.get(name); err != nil || !found || rec.ID != "" {
 			return err
 		}
 		made, err := d.makeVolume(ctx, p, rec)
@@ -175,16 +175,16 @@ func (d *provisioner) finishOne(ctx context.Context, p *plugin, name string) (re
 }
 
 func (d *finder) listAll(ctx context.Context) ([]*csi.Volume, error) {
-	client := csi.NewControllerClient(d.controller.conn)
+	client := csi.NewControllerClient(d.c.controller.conn)
 	var all []*csi.Volume
 	err := pages(func(token string) (string, error) {
-		resp, err := call(ctx, d.controller, asking, "ListVolumes", client.ListVolumes,
+		resp, err := call(ctx, d.c.controller, asking, "ListVolumes", client.ListVolumes,
 			&csi.ListVolumesRequest{MaxEntries: pageEntries, StartingToken: token})
 		for _, e := range resp.GetEntries() {
 			all = append(all, e.GetVolume())
 		}
 		return resp.GetNextToken(), err
 	})
-	d.forget(err)
+	d.c.forget(err)
 	return all, err
 }

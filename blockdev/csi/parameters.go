@@ -12,11 +12,11 @@ const ParameterPrefix = "csi/"
 // TakeParameters gives those that are for the CSI driver, for blockdev.CreateVolumeRequest, and the keys of the others:
 // those without ParameterPrefix, and those that the configuration sets otherwise, for what an administrator has decided
 // is nobody else's to change.
-func (d *shared) TakeParameters(parameters map[string]string) (taken map[string]string, ignored []string) {
+func (d *Driver) TakeParameters(parameters map[string]string) (taken map[string]string, ignored []string) {
 	taken = make(map[string]string)
 	for key, value := range parameters {
 		name, ours := strings.CutPrefix(key, ParameterPrefix)
-		if !ours || name == "" || d.config.decides(name, value) {
+		if !ours || name == "" || d.c.config.decides(name, value) {
 			ignored = append(ignored, key)
 			continue
 		}

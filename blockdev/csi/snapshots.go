@@ -13,9 +13,9 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-// snapshotRecord is a volume snapshot that was asked for here, as the driver last told. Without an ID it is not known
-// whether it was made.
-type snapshotRecord struct {
+// volumeSnapshotRecord is a volume snapshot that was asked for here, as the driver last told. Without an ID it is not
+// known whether it was made.
+type volumeSnapshotRecord struct {
 	Name           string    `json:"name"`
 	SourceVolumeID string    `json:"sourceVolumeID"`
 	ID             string    `json:"id,omitempty"`
@@ -24,36 +24,37 @@ type snapshotRecord struct {
 	Ready          bool      `json:"ready,omitempty"`
 }
 
-func (r snapshotRecord) snapshot() blockdev.VolumeSnapshot {
+func (r volumeSnapshotRecord) snapshot() blockdev.VolumeSnapshot {
 	return blockdev.VolumeSnapshot{ID: r.ID, Name: r.Name, SourceVolumeID: r.SourceVolumeID, SizeBytes: r.SizeBytes, Created: r.Created, ReadyToUse: r.Ready}
 }
 
 // snapshotter makes, finds and deletes volume snapshots.
-type snapshotter struct {
-	*shared
-	snapshots store[snapshotRecord]
+type volumeSnapshotter struct {
+	c         *connection
+	snapshots store[volumeSnapshotRecord]
 }
 
-func snapshotKey(name string) string { return "snapshot named " + name }
+func volumeSnapshotKey(name string) string { return "volume snapshot named " + name }
 
-// CreateVolumeSnapshot returns as soon as the CSI driver does; whether the snapshot is ready, GetVolumeSnapshot tells.
-func (d *snapshotter) CreateVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
+// CreateVolumeSnapshot returns as soon as the CSI driver does; whether the volume snapshot is ready, GetVolumeSnapshot
+// tells.
+func (d *volumeSnapshotter) CreateVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
 	var snapshot blockdev.VolumeSnapshot
-	err := checkName("snapshot", name)
+	err := checkName("volume snapshot", name)
 	if err == nil {
-		err = d.keys.Do(ctx, snapshotKey(name), func() (err error) {
-			snapshot, err = d.createSnapshot(ctx, name, sourceVolumeID)
+		err = d.c.keys.Do(ctx, volumeSnapshotKey(name), func() (err error) {
+			snapshot, err = d.createVolumeSnapshot(ctx, name, sourceVolumeID)
 			return err
 		})
 	}
 	if err != nil {
-		return blockdev.VolumeSnapshot{}, fmt.Errorf("create snapshot %s: %w", name, err)
+		return blockdev.VolumeSnapshot{}, fmt.Errorf("create volume snapshot %s: %w", name, err)
 	}
 	return snapshot, nil
 }
 
-func (d *snapshotter) createSnapshot(ctx context.Context, name, volumeID string) (blockdev.VolumeSnapshot, error) {
-	p, err := d.connect(ctx)
+func (d *volumeSnapshotter) createVolumeSnapshot(ctx context.Context, name, volumeID string) (blockdev.VolumeSnapshot, error) {
+	p, err := d.c.connect(ctx)
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, err
 	}
@@ -62,26 +63,26 @@ func (d *snapshotter) createSnapshot(ctx context.Context, name, volumeID string)
 	}
 	rec, found, err := d.snapshots.get(name)
 	if err == nil && !found {
-		rec = snapshotRecord{Name: name, SourceVolumeID: volumeID}
+		rec = volumeSnapshotRecord{Name: name, SourceVolumeID: volumeID}
 		err = d.snapshots.put(name, rec)
 	}
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, err
 	}
-	// About a name that is taken by a snapshot of another volume, the CSI driver decides.
-	return d.makeSnapshot(ctx, rec, volumeID)
+	// About a name that is taken by a volume snapshot of another volume, the CSI driver decides.
+	return d.makeVolumeSnapshot(ctx, rec, volumeID)
 }
 
-// makeSnapshot asks for the snapshot of a record. An answer that says it was not made forgets the record.
-func (d *snapshotter) makeSnapshot(ctx context.Context, rec snapshotRecord, volumeID string) (blockdev.VolumeSnapshot, error) {
-	secrets, err := readSecrets(d.config.Secrets.Snapshot)
+// makeVolumeSnapshot asks for the volume snapshot of a record. An answer that says it was not made forgets the record.
+func (d *volumeSnapshotter) makeVolumeSnapshot(ctx context.Context, rec volumeSnapshotRecord, volumeID string) (blockdev.VolumeSnapshot, error) {
+	secrets, err := readSecrets(d.c.config.Secrets.Snapshot)
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, err
 	}
-	resp, err := call(ctx, d.controller, making, "CreateSnapshot", csi.NewControllerClient(d.controller.conn).CreateSnapshot,
-		&csi.CreateSnapshotRequest{Name: rec.Name, SourceVolumeId: volumeID, Parameters: d.config.SnapshotParameters, Secrets: secrets})
+	resp, err := call(ctx, d.c.controller, making, "CreateSnapshot", csi.NewControllerClient(d.c.controller.conn).CreateSnapshot,
+		&csi.CreateSnapshotRequest{Name: rec.Name, SourceVolumeId: volumeID, Parameters: d.c.config.SnapshotParameters, Secrets: secrets})
 	if err != nil {
-		d.forget(err)
+		d.c.forget(err)
 		if !blockdev.Retryable(err) && ctx.Err() == nil && rec.ID == "" && rec.SourceVolumeID == volumeID {
 			err = errors.Join(err, d.snapshots.remove(rec.Name))
 		}
@@ -91,28 +92,28 @@ func (d *snapshotter) makeSnapshot(ctx context.Context, rec snapshotRecord, volu
 	if s.GetSnapshotId() == "" {
 		return blockdev.VolumeSnapshot{}, fmt.Errorf("CreateSnapshot: the answer has no snapshot ID: %w", blockdev.ErrFailed)
 	}
-	out := snapshotRecord{Name: rec.Name, SourceVolumeID: volumeID}.join(s)
-	return out, d.snapshots.put(rec.Name, snapshotRecord{
+	out := volumeSnapshotRecord{Name: rec.Name, SourceVolumeID: volumeID}.join(s)
+	return out, d.snapshots.put(rec.Name, volumeSnapshotRecord{
 		ID: out.ID, Name: rec.Name, SourceVolumeID: volumeID, SizeBytes: out.SizeBytes, Created: out.Created, Ready: out.ReadyToUse,
 	})
 }
 
 // recordOf finds the record of a snapshot by its ID.
-func (d *snapshotter) recordOf(snapshotID string) (snapshotRecord, bool, error) {
+func (d *volumeSnapshotter) recordOf(snapshotID string) (volumeSnapshotRecord, bool, error) {
 	all, err := d.snapshots.all()
 	if err != nil {
-		return snapshotRecord{}, false, err
+		return volumeSnapshotRecord{}, false, err
 	}
 	for _, rec := range all {
 		if rec.ID == snapshotID {
 			return rec, true, nil
 		}
 	}
-	return snapshotRecord{}, false, nil
+	return volumeSnapshotRecord{}, false, nil
 }
 
 // join joins what the driver says with the name, which only we know.
-func (r snapshotRecord) join(s *csi.Snapshot) blockdev.VolumeSnapshot {
+func (r volumeSnapshotRecord) join(s *csi.Snapshot) blockdev.VolumeSnapshot {
 	out := blockdev.VolumeSnapshot{
 		ID: s.GetSnapshotId(), Name: r.Name, SourceVolumeID: cmp.Or(s.GetSourceVolumeId(), r.SourceVolumeID),
 		SizeBytes: s.GetSizeBytes(), ReadyToUse: s.GetReadyToUse(),
@@ -124,38 +125,38 @@ func (r snapshotRecord) join(s *csi.Snapshot) blockdev.VolumeSnapshot {
 }
 
 // DeleteVolumeSnapshot deletes a volume snapshot of the CSI driver, made here or not.
-func (d *snapshotter) DeleteVolumeSnapshot(ctx context.Context, snapshotID string) error {
+func (d *volumeSnapshotter) DeleteVolumeSnapshot(ctx context.Context, snapshotID string) error {
 	rec, found, err := d.recordOf(snapshotID)
 	key := snapshotID
 	if found {
-		key = snapshotKey(rec.Name)
+		key = volumeSnapshotKey(rec.Name)
 	}
 	if err == nil {
-		err = d.keys.Do(ctx, key, func() error { return d.deleteSnapshot(ctx, snapshotID, rec.Name) })
+		err = d.c.keys.Do(ctx, key, func() error { return d.deleteVolumeSnapshot(ctx, snapshotID, rec.Name) })
 	}
 	if err != nil {
-		return fmt.Errorf("delete snapshot %s: %w", snapshotID, err)
+		return fmt.Errorf("delete volume snapshot %s: %w", snapshotID, err)
 	}
 	return nil
 }
 
-// deleteSnapshot also forgets the record of that name, if it has one.
-func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID, name string) error {
-	p, err := d.connect(ctx)
+// deleteVolumeSnapshot also forgets the record of that name, if it has one.
+func (d *volumeSnapshotter) deleteVolumeSnapshot(ctx context.Context, snapshotID, name string) error {
+	p, err := d.c.connect(ctx)
 	if err != nil || snapshotID == "" {
 		return err
 	}
 	if !p.snapshots {
 		return p.unsupported("it has no volume snapshots")
 	}
-	secrets, err := readSecrets(d.config.Secrets.Snapshot)
+	secrets, err := readSecrets(d.c.config.Secrets.Snapshot)
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, d.controller, asking, "DeleteSnapshot", csi.NewControllerClient(d.controller.conn).DeleteSnapshot,
+	_, err = call(ctx, d.c.controller, asking, "DeleteSnapshot", csi.NewControllerClient(d.c.controller.conn).DeleteSnapshot,
 		&csi.DeleteSnapshotRequest{SnapshotId: snapshotID, Secrets: secrets})
 	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
-		d.forget(err)
+		d.c.forget(err)
 		return err
 	}
 	if name == "" {
@@ -167,19 +168,19 @@ func (d *snapshotter) deleteSnapshot(ctx context.Context, snapshotID, name strin
 // GetVolumeSnapshot finds a volume snapshot by its ID. A driver that can neither list nor get snapshots can only be
 // asked about those made here, by asking again to make them until they are ready: later that would bring back one that
 // others deleted.
-func (d *snapshotter) GetVolumeSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
-	p, err := d.connect(ctx)
+func (d *volumeSnapshotter) GetVolumeSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
+	p, err := d.c.connect(ctx)
 	var s blockdev.VolumeSnapshot
 	if err == nil {
-		s, err = d.findSnapshot(ctx, p, snapshotID)
+		s, err = d.findVolumeSnapshot(ctx, p, snapshotID)
 	}
 	if err != nil {
-		return blockdev.VolumeSnapshot{}, fmt.Errorf("get snapshot %s: %w", snapshotID, err)
+		return blockdev.VolumeSnapshot{}, fmt.Errorf("get volume snapshot %s: %w", snapshotID, err)
 	}
 	return s, nil
 }
 
-func (d *snapshotter) findSnapshot(ctx context.Context, p *plugin, snapshotID string) (blockdev.VolumeSnapshot, error) {
+func (d *volumeSnapshotter) findVolumeSnapshot(ctx context.Context, p *plugin, snapshotID string) (blockdev.VolumeSnapshot, error) {
 	if snapshotID == "" {
 		return blockdev.VolumeSnapshot{}, blockdev.ErrNotFound
 	}
@@ -188,16 +189,16 @@ func (d *snapshotter) findSnapshot(ctx context.Context, p *plugin, snapshotID st
 	case err != nil:
 		return blockdev.VolumeSnapshot{}, err
 	case p.getSnapshot:
-		secrets, err := readSecrets(d.config.Secrets.Snapshot)
+		secrets, err := readSecrets(d.c.config.Secrets.Snapshot)
 		if err != nil {
 			return blockdev.VolumeSnapshot{}, err
 		}
-		resp, err := call(ctx, d.controller, asking, "GetSnapshot", csi.NewControllerClient(d.controller.conn).GetSnapshot,
+		resp, err := call(ctx, d.c.controller, asking, "GetSnapshot", csi.NewControllerClient(d.c.controller.conn).GetSnapshot,
 			&csi.GetSnapshotRequest{SnapshotId: snapshotID, Secrets: secrets})
-		d.forget(err)
+		d.c.forget(err)
 		return rec.join(resp.GetSnapshot()), err
 	case p.listSnapshots:
-		all, err := d.listSnapshots(ctx, snapshotID)
+		all, err := d.listVolumeSnapshots(ctx, snapshotID)
 		if err != nil {
 			return blockdev.VolumeSnapshot{}, err
 		}
@@ -217,24 +218,24 @@ func (d *snapshotter) findSnapshot(ctx context.Context, p *plugin, snapshotID st
 	return d.askAgain(ctx, rec.Name)
 }
 
-// askAgain asks to make a snapshot that was made here and not ready, which tells how it is now.
-func (d *snapshotter) askAgain(ctx context.Context, name string) (s blockdev.VolumeSnapshot, err error) {
-	err = d.keys.Do(ctx, snapshotKey(name), func() error {
+// askAgain asks to make a volume snapshot that was made here and not ready, which tells how it is now.
+func (d *volumeSnapshotter) askAgain(ctx context.Context, name string) (s blockdev.VolumeSnapshot, err error) {
+	err = d.c.keys.Do(ctx, volumeSnapshotKey(name), func() error {
 		rec, found, err := d.snapshots.get(name)
 		if err == nil && !found {
 			err = blockdev.ErrNotFound // deleted meanwhile: it must not come back
 		}
 		if err == nil {
-			s, err = d.makeSnapshot(ctx, rec, rec.SourceVolumeID)
+			s, err = d.makeVolumeSnapshot(ctx, rec, rec.SourceVolumeID)
 		}
 		return err
 	})
 	return s, err
 }
 
-// sizeOf a snapshot that volumes can be made from; 0 if the driver does not tell.
-func (d *snapshotter) sizeOf(ctx context.Context, p *plugin, snapshotID string) (int64, error) {
-	s, err := d.findSnapshot(ctx, p, snapshotID)
+// sizeOf a volume snapshot that volumes can be made from; 0 if the driver does not tell.
+func (d *volumeSnapshotter) sizeOf(ctx context.Context, p *plugin, snapshotID string) (int64, error) {
+	s, err := d.findVolumeSnapshot(ctx, p, snapshotID)
 	if errors.Is(err, blockdev.ErrUnsupported) {
 		return 0, nil
 	}
@@ -242,34 +243,34 @@ func (d *snapshotter) sizeOf(ctx context.Context, p *plugin, snapshotID string) 
 		err = blockdev.ErrNotReady
 	}
 	if err != nil {
-		return 0, fmt.Errorf("snapshot %s: %w", snapshotID, err)
+		return 0, fmt.Errorf("volume snapshot %s: %w", snapshotID, err)
 	}
 	return s.SizeBytes, nil
 }
 
-func (d *snapshotter) listSnapshots(ctx context.Context, snapshotID string) ([]*csi.Snapshot, error) {
-	secrets, err := readSecrets(d.config.Secrets.Snapshot)
+func (d *volumeSnapshotter) listVolumeSnapshots(ctx context.Context, snapshotID string) ([]*csi.Snapshot, error) {
+	secrets, err := readSecrets(d.c.config.Secrets.Snapshot)
 	if err != nil {
 		return nil, err
 	}
-	client := csi.NewControllerClient(d.controller.conn)
+	client := csi.NewControllerClient(d.c.controller.conn)
 	var all []*csi.Snapshot
 	err = pages(func(token string) (string, error) {
-		resp, err := call(ctx, d.controller, asking, "ListSnapshots", client.ListSnapshots,
+		resp, err := call(ctx, d.c.controller, asking, "ListSnapshots", client.ListSnapshots,
 			&csi.ListSnapshotsRequest{MaxEntries: pageEntries, StartingToken: token, SnapshotId: snapshotID, Secrets: secrets})
 		for _, e := range resp.GetEntries() {
 			all = append(all, e.GetSnapshot())
 		}
 		return resp.GetNextToken(), err
 	})
-	d.forget(err)
+	d.c.forget(err)
 	return all, err
 }
 
 // ListVolumeSnapshots lists what the CSI driver lists, and if it cannot do that, what was made here. Snapshots whose
 // making was interrupted are made for it: only so their IDs can be known.
-func (d *snapshotter) ListVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
-	list, err := d.allSnapshots(ctx)
+func (d *volumeSnapshotter) ListVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+	list, err := d.allVolumeSnapshots(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
@@ -277,8 +278,8 @@ func (d *snapshotter) ListVolumeSnapshots(ctx context.Context) ([]blockdev.Volum
 	return list, nil
 }
 
-func (d *snapshotter) allSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
-	p, err := d.connect(ctx)
+func (d *volumeSnapshotter) allVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnapshot, error) {
+	p, err := d.c.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -291,14 +292,14 @@ func (d *snapshotter) allSnapshots(ctx context.Context) ([]blockdev.VolumeSnapsh
 	}
 	var list []blockdev.VolumeSnapshot
 	if p.listSnapshots {
-		all, err := d.listSnapshots(ctx, "")
+		all, err := d.listVolumeSnapshots(ctx, "")
 		for _, s := range all {
 			list = append(list, records[s.GetSnapshotId()].join(s))
 		}
 		return list, err
 	}
 	for id := range records {
-		s, err := d.findSnapshot(ctx, p, id)
+		s, err := d.findVolumeSnapshot(ctx, p, id)
 		if errors.Is(err, blockdev.ErrNotFound) {
 			continue
 		}
@@ -311,12 +312,12 @@ func (d *snapshotter) allSnapshots(ctx context.Context) ([]blockdev.VolumeSnapsh
 }
 
 // finish learns the IDs of snapshots whose making was interrupted, and returns all records by ID.
-func (d *snapshotter) finish(ctx context.Context) (map[string]snapshotRecord, error) {
+func (d *volumeSnapshotter) finish(ctx context.Context) (map[string]volumeSnapshotRecord, error) {
 	all, err := d.snapshots.all()
 	if err != nil {
 		return nil, err
 	}
-	byID := make(map[string]snapshotRecord, len(all))
+	byID := make(map[string]volumeSnapshotRecord, len(all))
 	for _, rec := range all {
 		if rec.ID == "" {
 			if rec, err = d.finishOne(ctx, rec.Name); err != nil {
@@ -330,13 +331,13 @@ func (d *snapshotter) finish(ctx context.Context) (map[string]snapshotRecord, er
 	return byID, nil
 }
 
-func (d *snapshotter) finishOne(ctx context.Context, name string) (rec snapshotRecord, err error) {
-	err = d.keys.Do(ctx, snapshotKey(name), func() error {
+func (d *volumeSnapshotter) finishOne(ctx context.Context, name string) (rec volumeSnapshotRecord, err error) {
+	err = d.c.keys.Do(ctx, volumeSnapshotKey(name), func() error {
 		var found bool
 		if rec, found, err = d.snapshots.get(name); err != nil || !found || rec.ID != "" {
 			return err
 		}
-		made, err := d.makeSnapshot(ctx, rec, rec.SourceVolumeID)
+		made, err := d.makeVolumeSnapshot(ctx, rec, rec.SourceVolumeID)
 		rec.ID = made.ID
 		if err != nil && !blockdev.Retryable(err) && ctx.Err() == nil {
 			return nil // then there is none
@@ -344,7 +345,7 @@ func (d *snapshotter) finishOne(ctx context.Context, name string) (rec snapshotR
 		return err
 	})
 	if err != nil {
-		return rec, fmt.Errorf("find out whether snapshot %s was made: %w", name, err)
+		return rec, fmt.Errorf("find out whether volume snapshot %s was made: %w", name, err)
 	}
 	return rec, nil
 }

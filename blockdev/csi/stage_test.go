@@ -20,8 +20,8 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// buildSnapshot writes a layer disk with the layers base and app onto a volume and takes a snapshot of it, as a builder
-// does.
+// buildSnapshot writes a layer disk with the layers base and app onto a volume and takes a volume snapshot of it, as a
+// builder does.
 func buildSnapshot(t *testing.T, d *csi.Driver) (snapshotID string, id layerdisk.Identity) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")

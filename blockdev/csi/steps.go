@@ -15,7 +15,7 @@ import (
 
 // steps are those of attaching one volume and their reverse. Those that the driver does not have do nothing.
 type steps struct {
-	*attacher
+	a             *attacher
 	p             *plugin
 	volumeID      string
 	volumeContext map[string]string
@@ -27,11 +27,11 @@ func (s steps) publish(ctx context.Context) (publishContext map[string]string, e
 	if !s.p.publish {
 		return nil, nil
 	}
-	secrets, err := readSecrets(s.config.Secrets.ControllerPublish)
+	secrets, err := readSecrets(s.a.c.config.Secrets.ControllerPublish)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := call(ctx, s.controller, attaching, "ControllerPublishVolume", csi.NewControllerClient(s.controller.conn).ControllerPublishVolume,
+	resp, err := call(ctx, s.a.c.controller, attaching, "ControllerPublishVolume", csi.NewControllerClient(s.a.c.controller.conn).ControllerPublishVolume,
 		&csi.ControllerPublishVolumeRequest{
 			VolumeId: s.volumeID, NodeId: s.p.nodeID, VolumeCapability: capability(),
 			// Drivers that cannot may refuse it.
@@ -44,15 +44,15 @@ func (s steps) stage(ctx context.Context, publishContext map[string]string) erro
 	if !s.p.stage {
 		return nil
 	}
-	secrets, err := readSecrets(s.config.Secrets.NodeStage)
+	secrets, err := readSecrets(s.a.c.config.Secrets.NodeStage)
 	if err != nil {
 		return err
 	}
-	path := s.stagingPath(s.volumeID)
+	path := s.a.stagingPath(s.volumeID)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make staging directory: %w", err)
 	}
-	_, err = call(ctx, s.node, attaching, "NodeStageVolume", csi.NewNodeClient(s.node.conn).NodeStageVolume,
+	_, err = call(ctx, s.a.c.node, attaching, "NodeStageVolume", csi.NewNodeClient(s.a.c.node.conn).NodeStageVolume,
 		&csi.NodeStageVolumeRequest{
 			VolumeId: s.volumeID, PublishContext: publishContext, StagingTargetPath: path, VolumeCapability: capability(),
 			Secrets: secrets, VolumeContext: s.volumeContext,
@@ -62,19 +62,19 @@ func (s steps) stage(ctx context.Context, publishContext map[string]string) erro
 
 // publishHere makes the device appear.
 func (s steps) publishHere(ctx context.Context, publishContext map[string]string) error {
-	secrets, err := readSecrets(s.config.Secrets.NodePublish)
+	secrets, err := readSecrets(s.a.c.config.Secrets.NodePublish)
 	if err != nil {
 		return err
 	}
-	target, staging := s.targetPath(s.volumeID), ""
+	target, staging := s.a.targetPath(s.volumeID), ""
 	if s.p.stage {
-		staging = s.stagingPath(s.volumeID)
+		staging = s.a.stagingPath(s.volumeID)
 	}
 	// The directory is ours to make, the file in it the driver's.
 	if err := os.Mkdir(filepath.Dir(target), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make directory to publish in: %w", err)
 	}
-	_, err = call(ctx, s.node, attaching, "NodePublishVolume", csi.NewNodeClient(s.node.conn).NodePublishVolume,
+	_, err = call(ctx, s.a.c.node, attaching, "NodePublishVolume", csi.NewNodeClient(s.a.c.node.conn).NodePublishVolume,
 		&csi.NodePublishVolumeRequest{
 			VolumeId: s.volumeID, PublishContext: publishContext, StagingTargetPath: staging, TargetPath: target,
 			VolumeCapability: capability(), Readonly: s.readonly, Secrets: secrets, VolumeContext: s.volumeContext,
@@ -83,11 +83,11 @@ func (s steps) publishHere(ctx context.Context, publishContext map[string]string
 }
 
 func (s steps) unpublishHere(ctx context.Context) error {
-	target := s.targetPath(s.volumeID)
+	target := s.a.targetPath(s.volumeID)
 	if _, err := os.Lstat(filepath.Dir(target)); errors.Is(err, os.ErrNotExist) {
 		return nil // never begun
 	}
-	_, err := call(ctx, s.node, attaching, "NodeUnpublishVolume", csi.NewNodeClient(s.node.conn).NodeUnpublishVolume,
+	_, err := call(ctx, s.a.c.node, attaching, "NodeUnpublishVolume", csi.NewNodeClient(s.a.c.node.conn).NodeUnpublishVolume,
 		&csi.NodeUnpublishVolumeRequest{VolumeId: s.volumeID, TargetPath: target})
 	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
 		return err
@@ -108,11 +108,11 @@ func (s steps) unpublishHere(ctx context.Context) error {
 }
 
 func (s steps) unstage(ctx context.Context) error {
-	path := s.stagingPath(s.volumeID)
+	path := s.a.stagingPath(s.volumeID)
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) || !s.p.stage {
 		return nil // never begun
 	}
-	_, err := call(ctx, s.node, attaching, "NodeUnstageVolume", csi.NewNodeClient(s.node.conn).NodeUnstageVolume,
+	_, err := call(ctx, s.a.c.node, attaching, "NodeUnstageVolume", csi.NewNodeClient(s.a.c.node.conn).NodeUnstageVolume,
 		&csi.NodeUnstageVolumeRequest{VolumeId: s.volumeID, StagingTargetPath: path})
 	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
 		return err
@@ -127,11 +127,11 @@ func (s steps) unpublish(ctx context.Context) error {
 	if !s.p.publish {
 		return nil
 	}
-	secrets, err := readSecrets(s.config.Secrets.ControllerPublish)
+	secrets, err := readSecrets(s.a.c.config.Secrets.ControllerPublish)
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, s.controller, attaching, "ControllerUnpublishVolume", csi.NewControllerClient(s.controller.conn).ControllerUnpublishVolume,
+	_, err = call(ctx, s.a.c.controller, attaching, "ControllerUnpublishVolume", csi.NewControllerClient(s.a.c.controller.conn).ControllerUnpublishVolume,
 		&csi.ControllerUnpublishVolumeRequest{VolumeId: s.volumeID, NodeId: s.p.nodeID, Secrets: secrets})
 	return err
 }

@@ -30,8 +30,9 @@ func (r volumeRecord) volume() blockdev.Volume {
 
 // provisioner makes, lists and deletes volumes.
 type provisioner struct {
-	*finder
-	snapshots   *snapshotter
+	c           *connection
+	find        *finder
+	snapshots   *volumeSnapshotter
 	attachments store[attachment]
 }
 
@@ -56,7 +57,7 @@ func (d *provisioner) CreateVolume(ctx context.Context, req blockdev.CreateVolum
 		err = fmt.Errorf("size of %d bytes: %w", req.SizeBytes, blockdev.ErrInvalid)
 	}
 	if err == nil {
-		err = d.keys.Do(ctx, nameKey(req.Name), func() (err error) {
+		err = d.c.keys.Do(ctx, nameKey(req.Name), func() (err error) {
 			volume, err = d.createVolume(ctx, req)
 			return err
 		})
@@ -68,7 +69,7 @@ func (d *provisioner) CreateVolume(ctx context.Context, req blockdev.CreateVolum
 }
 
 func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
-	p, err := d.connect(ctx)
+	p, err := d.c.connect(ctx)
 	if err != nil {
 		return blockdev.Volume{}, err
 	}
@@ -87,12 +88,12 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 		}
 	}
 	rec := volumeRecord{Name: req.Name, SizeBytes: req.SizeBytes, SourceSnapshotID: req.SourceVolumeSnapshotID, Parameters: req.Parameters}
-	have, found, err := d.volumes.get(req.Name)
+	have, found, err := d.find.volumes.get(req.Name)
 	if err == nil && found {
 		rec, err = d.compare(ctx, p, have, rec)
 	}
 	if err == nil && rec.ID == "" {
-		err = d.volumes.put(req.Name, rec)
+		err = d.find.volumes.put(req.Name, rec)
 	}
 	if err != nil {
 		return blockdev.Volume{}, err
@@ -103,11 +104,11 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 
 // known finds the volume if it was made here before: its snapshot may have gone since.
 func (d *provisioner) known(ctx context.Context, p *plugin, req blockdev.CreateVolumeRequest) (blockdev.Volume, error) {
-	have, found, err := d.volumes.get(req.Name)
+	have, found, err := d.find.volumes.get(req.Name)
 	if err != nil || !found || have.ID == "" || have.SourceSnapshotID != req.SourceVolumeSnapshotID || req.SizeBytes != 0 && req.SizeBytes != have.SizeBytes {
 		return blockdev.Volume{}, err
 	}
-	v, err := d.findVolume(ctx, p, have.ID)
+	v, err := d.find.findVolume(ctx, p, have.ID)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return blockdev.Volume{}, nil
 	}
@@ -127,7 +128,7 @@ func (d *provisioner) compare(ctx context.Context, p *plugin, have, want volumeR
 		}
 	}
 	if have.ID != "" {
-		_, err := d.findVolume(ctx, p, have.ID)
+		_, err := d.find.findVolume(ctx, p, have.ID)
 		if err == nil {
 			return have, fmt.Errorf("it has %d bytes and source %q: %w", have.SizeBytes, have.SourceSnapshotID, blockdev.ErrExists)
 		}
@@ -140,12 +141,12 @@ func (d *provisioner) compare(ctx context.Context, p *plugin, have, want volumeR
 
 // makeVolume asks for the volume of a record. An answer that says it was not made forgets the record.
 func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecord) (volumeRecord, error) {
-	secrets, err := readSecrets(d.config.Secrets.Provision)
+	secrets, err := readSecrets(d.c.config.Secrets.Provision)
 	if err != nil {
 		return rec, err
 	}
 	req := &csi.CreateVolumeRequest{
-		Name: rec.Name, Parameters: d.config.volumeParameters(rec), Secrets: secrets,
+		Name: rec.Name, Parameters: d.c.config.volumeParameters(rec), Secrets: secrets,
 		VolumeCapabilities: []*csi.VolumeCapability{capability()}, AccessibilityRequirements: p.where(),
 	}
 	if rec.SizeBytes > 0 {
@@ -156,11 +157,11 @@ func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecor
 			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: rec.SourceSnapshotID},
 		}}
 	}
-	resp, err := call(ctx, d.controller, making, "CreateVolume", csi.NewControllerClient(d.controller.conn).CreateVolume, req)
+	resp, err := call(ctx, d.c.controller, making, "CreateVolume", csi.NewControllerClient(d.c.controller.conn).CreateVolume, req)
 	if err != nil {
-		d.forget(err)
+		d.c.forget(err)
 		if !blockdev.Retryable(err) && ctx.Err() == nil && rec.ID == "" {
-			err = errors.Join(err, d.volumes.remove(rec.Name))
+			err = errors.Join(err, d.find.volumes.remove(rec.Name))
 		}
 		return rec, err
 	}
@@ -169,7 +170,7 @@ func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecor
 	if rec.ID == "" {
 		return rec, fmt.Errorf("CreateVolume: the answer has no volume ID: %w", blockdev.ErrFailed)
 	}
-	if err := d.volumes.put(rec.Name, rec); err != nil {
+	if err := d.find.volumes.put(rec.Name, rec); err != nil {
 		return rec, err
 	}
 	return rec, d.checkMade(ctx, p, rec, v)
@@ -179,7 +180,7 @@ func (d *provisioner) makeVolume(ctx context.Context, p *plugin, rec volumeRecor
 // nobody could tell it from an empty one later.
 func (d *provisioner) checkMade(ctx context.Context, p *plugin, rec volumeRecord, v *csi.Volume) error {
 	if got := v.GetContentSource().GetSnapshot().GetSnapshotId(); got != rec.SourceSnapshotID {
-		err := fmt.Errorf("driver %s made volume %s from snapshot %q instead of %q: %w", p.name, rec.ID, got, rec.SourceSnapshotID, blockdev.ErrUnsupported)
+		err := fmt.Errorf("driver %s made volume %s from volume snapshot %q instead of %q: %w", p.name, rec.ID, got, rec.SourceSnapshotID, blockdev.ErrUnsupported)
 		return errors.Join(err, d.deleteVolume(ctx, rec.ID))
 	}
 	if rec.CapacityBytes > 0 && rec.CapacityBytes < rec.SizeBytes {
@@ -191,7 +192,7 @@ func (d *provisioner) checkMade(ctx context.Context, p *plugin, rec volumeRecord
 
 // DeleteVolume deletes a volume of the CSI driver, made here or not.
 func (d *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
-	err := d.keys.Do(ctx, volumeID, func() error {
+	err := d.c.keys.Do(ctx, volumeID, func() error {
 		if volumeID == "" {
 			return nil // there is none
 		}
@@ -202,7 +203,7 @@ func (d *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 		if err != nil {
 			return err
 		}
-		p, err := d.connect(ctx)
+		p, err := d.c.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -218,21 +219,21 @@ func (d *provisioner) DeleteVolume(ctx context.Context, volumeID string) error {
 }
 
 func (d *provisioner) deleteVolume(ctx context.Context, volumeID string) error {
-	secrets, err := readSecrets(d.config.Secrets.Provision)
+	secrets, err := readSecrets(d.c.config.Secrets.Provision)
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, d.controller, asking, "DeleteVolume", csi.NewControllerClient(d.controller.conn).DeleteVolume,
+	_, err = call(ctx, d.c.controller, asking, "DeleteVolume", csi.NewControllerClient(d.c.controller.conn).DeleteVolume,
 		&csi.DeleteVolumeRequest{VolumeId: volumeID, Secrets: secrets})
 	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
-		d.forget(err)
+		d.c.forget(err)
 		return err
 	}
-	rec, found, err := d.recordOf(volumeID)
+	rec, found, err := d.find.recordOf(volumeID)
 	if err != nil || !found {
 		return err
 	}
-	return d.volumes.remove(rec.Name)
+	return d.find.volumes.remove(rec.Name)
 }
 
 // recordOf finds the record of a volume by its ID.

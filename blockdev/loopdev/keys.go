@@ -2,4 +2,4 @@ package loopdev
 
 func volumeKey(id string) string { return "volume " + id }
 
-func snapshotKey(id string) string { return "snapshot " + id }
+func volumeSnapshotKey(id string) string { return "volume snapshot " + id }

@@ -23,20 +23,20 @@ var _ blockdev.VolumeSnapshotter = (*snapshotter)(nil)
 // see Attach. A snapshot ID is the snapshot's name.
 func (d *snapshotter) CreateVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error) {
 	var snapshot blockdev.VolumeSnapshot
-	err := checkName("snapshot", name)
+	err := checkName("volume snapshot", name)
 	if err == nil && filepath.IsAbs(sourceVolumeID) {
 		err = fmt.Errorf("%s is not a volume of the driver: %w", sourceVolumeID, blockdev.ErrUnsupported)
 	}
 	if err == nil {
 		err = d.files.keys.Do(ctx, volumeKey(sourceVolumeID), func() error {
-			return d.files.keys.Do(ctx, snapshotKey(name), func() (err error) {
+			return d.files.keys.Do(ctx, volumeSnapshotKey(name), func() (err error) {
 				snapshot, err = d.createSnapshot(ctx, name, sourceVolumeID)
 				return err
 			})
 		})
 	}
 	if err != nil {
-		return blockdev.VolumeSnapshot{}, fmt.Errorf("create snapshot %s: %w", name, err)
+		return blockdev.VolumeSnapshot{}, fmt.Errorf("create volume snapshot %s: %w", name, err)
 	}
 	return snapshot, nil
 }
@@ -79,12 +79,12 @@ func snapshotOf(name string, o object) blockdev.VolumeSnapshot {
 
 // DeleteVolumeSnapshot deletes a snapshot. Volumes made from it keep what they have.
 func (d *snapshotter) DeleteVolumeSnapshot(ctx context.Context, snapshotID string) error {
-	if checkName("snapshot", snapshotID) != nil {
+	if checkName("volume snapshot", snapshotID) != nil {
 		return nil //nolint:nilerr // there can be none
 	}
-	err := d.files.keys.Do(ctx, snapshotKey(snapshotID), func() error { return d.files.remove(snapshotsDir, snapshotID) })
+	err := d.files.keys.Do(ctx, volumeSnapshotKey(snapshotID), func() error { return d.files.remove(snapshotsDir, snapshotID) })
 	if err != nil {
-		return fmt.Errorf("delete snapshot %s: %w", snapshotID, err)
+		return fmt.Errorf("delete volume snapshot %s: %w", snapshotID, err)
 	}
 	return nil
 }
@@ -93,7 +93,7 @@ func (d *snapshotter) DeleteVolumeSnapshot(ctx context.Context, snapshotID strin
 func (d *snapshotter) GetVolumeSnapshot(ctx context.Context, snapshotID string) (blockdev.VolumeSnapshot, error) {
 	o, err := d.files.get(ctx, snapshotsDir, snapshotID)
 	if err != nil {
-		return blockdev.VolumeSnapshot{}, fmt.Errorf("get snapshot %s: %w", snapshotID, err)
+		return blockdev.VolumeSnapshot{}, fmt.Errorf("get volume snapshot %s: %w", snapshotID, err)
 	}
 	return snapshotOf(snapshotID, o), nil
 }

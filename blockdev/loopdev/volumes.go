@@ -60,7 +60,7 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 			return writeSynced(path, func(f *os.File) error { return f.Truncate(size) })
 		})
 	} else {
-		err = d.files.keys.Do(ctx, snapshotKey(req.SourceVolumeSnapshotID), func() error {
+		err = d.files.keys.Do(ctx, volumeSnapshotKey(req.SourceVolumeSnapshotID), func() error {
 			return d.createFrom(ctx, req.Name, req.SourceVolumeSnapshotID, size)
 		})
 	}
@@ -73,18 +73,18 @@ func (d *provisioner) createVolume(ctx context.Context, req blockdev.CreateVolum
 
 // createFrom makes a volume of a snapshot that cannot go meanwhile.
 func (d *provisioner) createFrom(ctx context.Context, name, snapshotID string, size int64) error {
-	if checkName("snapshot", snapshotID) != nil {
-		return fmt.Errorf("snapshot %s: %w", snapshotID, blockdev.ErrNotFound)
+	if checkName("volume snapshot", snapshotID) != nil {
+		return fmt.Errorf("volume snapshot %s: %w", snapshotID, blockdev.ErrNotFound)
 	}
 	source, err := d.files.load(snapshotsDir, snapshotID)
 	if err != nil {
-		return fmt.Errorf("snapshot %s: %w", snapshotID, err)
+		return fmt.Errorf("volume snapshot %s: %w", snapshotID, err)
 	}
 	if size == 0 {
 		size = source.sizeBytes
 	}
 	if size < source.sizeBytes {
-		return fmt.Errorf("%d bytes are less than the %d of snapshot %s: %w", size, source.sizeBytes, snapshotID, blockdev.ErrInvalid)
+		return fmt.Errorf("%d bytes are less than the %d of volume snapshot %s: %w", size, source.sizeBytes, snapshotID, blockdev.ErrInvalid)
 	}
 	return d.files.make(volumesDir, name, meta{Source: snapshotID, Created: time.Now().UTC()}, func(path string) error {
 		return d.files.duplicate(ctx, path, d.files.path(snapshotsDir, snapshotID, diskFile), size)
