@@ -142,6 +142,13 @@ func TestLostDiskWithNothingInReach(t *testing.T) {
 			n.start()
 			n.pull(one)
 			lose(n, disk)
+			// The registry has all but the layer that the stranger shares.
+			n.registry.SetBlobFault(one.blobs[0], registry.Off)
+			pullErr := n.tryPull(stranger, "")
+			for _, want := range []string{"layer disk", "make layer sha256:", one.ref, one.blobs[0].String()} {
+				require.ErrorContains(t, pullErr, want)
+			}
+			n.registry.SetBlobFault(one.blobs[0], registry.NoFault)
 			n.registry.SetFault(registry.Off)
 			_, err := n.containerd.Run(t.Context(), one.ref, "first", containerd.RunOptions{Snapshotter: berth.PluginName}, "true")
 			require.Error(t, err)
