@@ -71,6 +71,13 @@ type Lister interface {
 	Watch(ctx context.Context) (<-chan Change, error)
 }
 
+// Looker is a Lister that finds changes only by looking now and then.
+type Looker interface {
+	// Look makes all watches look now. It returns when their receivers have received what was found and the Change that
+	// says Looked after it.
+	Look(ctx context.Context) error
+}
+
 // Publisher changes what entries there are.
 type Publisher interface {
 	// Publish adds the entry or replaces the one with its ID, in one step: nobody ever sees a part of it. It is
@@ -88,7 +95,7 @@ type ListPublisher interface {
 	PublishAccessLists(ctx context.Context, id string, lists []*accesslist.List) error
 }
 
-// Change is one message of Watch. One of Entry, Problem and Synced is set.
+// Change is one message of Watch. One of Entry, Problem, Synced and Looked is set.
 type Change struct {
 	// Entry that is new or changed. If Deleted is set, only its ID is.
 	Entry   *Entry
@@ -97,6 +104,8 @@ type Change struct {
 	Problem error
 	// Synced says that everything there was when Watch was called has been sent.
 	Synced bool
+	// Looked says that everything there was when Looker.Look was called has been sent. It asks nothing of a receiver.
+	Looked bool
 }
 
 const (

@@ -107,8 +107,9 @@ type Chooser struct {
 	view     *view
 	attacher *attacher
 	// stop ends what runs in the background.
-	stop context.CancelFunc
-	last records
+	stop  context.CancelFunc
+	looks *looks
+	last  records
 }
 
 // New makes a chooser that knows no entries; Follow brings them. Close ends what it does in the background.
@@ -122,7 +123,7 @@ func New(ctx context.Context, cfg Config) (*Chooser, error) {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	v := newView(cfg.Drivers)
-	return &Chooser{Config: cfg, view: v, attacher: newAttacher(ctx, cfg, v), stop: stop, last: newRecords()}, nil
+	return &Chooser{Config: cfg, view: v, attacher: newAttacher(ctx, cfg, v), stop: stop, looks: newLooks(), last: newRecords()}, nil
 }
 
 type noObserver struct{}
@@ -142,11 +143,12 @@ func (c *Chooser) Close() error {
 // Entries is the number of those that are known.
 func (c *Chooser) Entries() int { return c.view.index.Len() }
 
-// Ready attaches disks for a layer that no attached disk has. It returns at once if no image snapshot has the layer.
-// Otherwise it returns when the chosen disks are attached or were waited for long enough. If one cannot be attached,
-// the next best is chosen within the same wait.
+// Ready attaches disks for a layer that no attached disk has. If no known image snapshot has the image, it has those
+// catalogs looked at first that tell of changes only now and then. It returns at once if no image snapshot has the
+// layer. Otherwise it returns when the chosen disks are attached or were waited for long enough. If one cannot be
+// attached, the next best is chosen within the same wait.
 func (c *Chooser) Ready(ctx context.Context, w Wanted) {
-	if c.view.index.Len() == 0 {
+	if c.Entries() == 0 && (!c.looks.look(ctx, c.Wait) || c.Entries() == 0) {
 		c.Observer.Unmatched(w)
 		return
 	}
@@ -163,6 +165,7 @@ func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 func (c *Chooser) choose(ctx context.Context, w Wanted, r *Record) {
 	var passed []*item
 	defer func() { c.view.consider(passed) }()
+	looked := false
 	for since := r.Time; ; {
 		d, err := c.decide(c.request(w, r.Time), time.Now())
 		r.Decision = d
@@ -170,6 +173,12 @@ func (c *Chooser) choose(ctx context.Context, w Wanted, r *Record) {
 			r.Decision.Reason = err.Error()
 			c.Observer.Chosen(OutcomeError, d)
 			return
+		}
+		if d.NothingMatched && !looked {
+			looked = true
+			if c.looks.look(ctx, c.Wait) {
+				continue
+			}
 		}
 		attachments, outcome := c.attacher.attach(d.Chosen, since, slices.Clone(passed))
 		if outcome == OutcomeAttach {
@@ -262,6 +271,7 @@ func (c *Chooser) Follow(ctx context.Context, l catalog.Lister, synced func()) e
 	if err != nil {
 		return fmt.Errorf("follow catalog: %w", err)
 	}
+	defer c.looks.add(l)()
 	for {
 		select {
 		case change, ok := <-changes:
@@ -277,6 +287,7 @@ func (c *Chooser) Follow(ctx context.Context, l catalog.Lister, synced func()) e
 
 func (c *Chooser) learn(ctx context.Context, change catalog.Change, synced func()) {
 	switch {
+	case change.Looked:
 	case change.Synced:
 		synced()
 	case change.Problem != nil:

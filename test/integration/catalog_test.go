@@ -210,6 +210,28 @@ func TestDiskMakesRoom(t *testing.T) {
 	require.Equal(t, []string{"b"}, n.attached())
 }
 
+// The first pull after an image snapshot was published finds it, however seldom the directory is looked at.
+func TestPullRightAfterPublishing(t *testing.T) {
+	n := newNode(t)
+	p, other := n.push("app", n.fiveLayers()...), n.push("other", n.busybox(), small("other"))
+	app, others := n.build("app", p), n.build("other", other)
+	n.withCatalog(soon, 0)
+	follow := n.configure
+	n.configure = func(c *berth.Config) {
+		follow(c)
+		c.CatalogInterval = time.Hour
+	}
+	n.start()
+	for img, disk := range map[*pushed]string{&p: app, &other: others} { // one while there are none, one while there is one
+		n.registry.Reset()
+		n.publish(filepath.Base(disk), disk, byPath(disk))
+		n.pull(*img)
+		require.Zero(t, n.fetched(*img), "layer blobs fetched: %v", n.registry.Blobs())
+	}
+	require.Equal(t, "content of top", n.run(p, "c", "cat", "/s/top"))
+	n.requireSameTree(p)
+}
+
 // Three newer image snapshots of the image whose disks cannot be attached cost the pull no download: the next best is
 // tried within the same wait.
 func TestPullTriesTheNextBest(t *testing.T) {

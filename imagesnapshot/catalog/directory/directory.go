@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,10 +42,14 @@ const (
 type Directory struct {
 	path     string
 	interval time.Duration
+
+	mu      sync.Mutex // guards watches
+	watches map[*watch]bool
 }
 
 var (
 	_ catalog.Lister    = (*Directory)(nil)
+	_ catalog.Looker    = (*Directory)(nil)
 	_ catalog.Publisher = (*Directory)(nil)
 )
 
@@ -57,7 +62,7 @@ func Open(path string, interval time.Duration) (*Directory, error) {
 	if interval == 0 {
 		interval = DefaultInterval
 	}
-	return &Directory{path: path, interval: interval}, nil
+	return &Directory{path: path, interval: interval, watches: map[*watch]bool{}}, nil
 }
 
 // Publish writes the entry's file: under another name first, and synced, so that a crash leaves the old one or the new
@@ -135,9 +140,33 @@ func (d *Directory) Watch(ctx context.Context) (<-chan catalog.Change, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("watch catalog %s: %w", d.path, err)
 	}
-	w := &watch{path: d.path, out: make(chan catalog.Change), known: make(map[string]seen)}
-	go w.run(ctx, d.interval)
+	w := &watch{
+		path: d.path, out: make(chan catalog.Change), known: make(map[string]seen),
+		asked: make(chan chan<- struct{}), ended: make(chan struct{}),
+	}
+	d.mu.Lock()
+	d.watches[w] = true
+	d.mu.Unlock()
+	go func() {
+		w.run(ctx, d.interval)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.watches, w)
+	}()
 	return w.out, nil
+}
+
+// Look implements catalog.Looker.
+func (d *Directory) Look(ctx context.Context) error {
+	d.mu.Lock()
+	watches := slices.Collect(maps.Keys(d.watches))
+	d.mu.Unlock()
+	for _, w := range watches {
+		if err := w.askToLook(ctx); err != nil {
+			return fmt.Errorf("look at catalog %s: %w", d.path, err)
+		}
+	}
+	return nil
 }
 
 // seen is a file as it was looked at.
@@ -161,20 +190,52 @@ type watch struct {
 	known map[string]seen // by file name
 	// trouble is the last one about the directory itself, to say it once.
 	trouble string
+	// asked are those who want it to look now; each channel is closed when it has.
+	asked chan chan<- struct{}
+	// ended is closed at the end.
+	ended chan struct{}
+}
+
+// askToLook returns when the watch has looked, or has ended.
+func (w *watch) askToLook(ctx context.Context) error {
+	looked := make(chan struct{})
+	select {
+	case w.asked <- looked:
+	case <-w.ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-looked:
+	case <-w.ended:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (w *watch) run(ctx context.Context, interval time.Duration) {
 	defer close(w.out)
+	defer close(w.ended)
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	for first := true; ; first = false {
-		if !w.look(ctx) || first && !w.send(ctx, catalog.Change{Synced: true}) {
-			return
-		}
+	if !w.look(ctx) || !w.send(ctx, catalog.Change{Synced: true}) {
+		return
+	}
+	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			if !w.look(ctx) {
+				return
+			}
+		case looked := <-w.asked:
+			if !w.look(ctx) || !w.send(ctx, catalog.Change{Looked: true}) {
+				return
+			}
+			close(looked)
 		}
 	}
 }

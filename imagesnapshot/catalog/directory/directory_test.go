@@ -137,3 +137,51 @@ func TestUnreadableDirectory(t *testing.T) {
 	require.NoError(t, d.Publish(t.Context(), entry(t, "a")))
 	require.Equal(t, "a", catalogtest.Next(t, changes).Entry.ID)
 }
+
+// Who asks for a look has every watch look at once, and returns when what was found has been received.
+func TestLook(t *testing.T) {
+	d, err := directory.Open(t.TempDir(), time.Hour)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	require.NoError(t, d.Look(ctx), "nobody watches")
+	var watches []<-chan catalog.Change
+	for range 2 {
+		changes, err := d.Watch(ctx)
+		require.NoError(t, err)
+		catalogtest.Until(t, changes)
+		watches = append(watches, changes)
+	}
+	look := func(ctx context.Context) chan error {
+		done := make(chan error, 1)
+		go func() { done <- d.Look(ctx) }()
+		return done
+	}
+	receive := func(changes <-chan catalog.Change, deleted bool) {
+		c := catalogtest.Next(t, changes)
+		require.Equal(t, "a", c.Entry.ID)
+		require.Equal(t, deleted, c.Deleted)
+		require.Equal(t, catalog.Change{Looked: true}, catalogtest.Next(t, changes))
+	}
+	require.NoError(t, d.Publish(ctx, entry(t, "a")))
+	done := look(ctx)
+	for deleted := range 2 {
+		first := make(chan struct{})
+		go func() {
+			defer close(first)
+			receive(watches[0], deleted == 1)
+		}()
+		receive(watches[1], deleted == 1)
+		<-first
+		require.NoError(t, <-done)
+		if deleted == 0 {
+			require.NoError(t, d.Withdraw(ctx, "a"))
+			done = look(ctx)
+		}
+	}
+	bounded, end := context.WithCancel(ctx)
+	done = look(bounded) // nobody receives
+	end()
+	require.ErrorIs(t, <-done, context.Canceled)
+	cancel()
+	require.NoError(t, <-look(t.Context()), "watches that have ended do not look")
+}

@@ -3,6 +3,7 @@ package berth
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -56,8 +57,10 @@ type Config struct {
 	// AttachWait of pulls for disks; 0 is berthd's own.
 	AttachWait time.Duration
 	// Catalog is a directory of catalog entries, MaxDisks the limit of attached disks; empty and 0 are berthd's own.
-	Catalog  string
-	MaxDisks int
+	Catalog string
+	// CatalogInterval between two looks at Catalog; 0 is a tenth of a second.
+	CatalogInterval time.Duration
+	MaxDisks        int
 	// ImageSnapshots and Automatic are the texts of these sections of the configuration.
 	ImageSnapshots, Automatic string
 	// Import has the images of all disks registered in a containerd; nil in none.
@@ -121,7 +124,7 @@ func (d *Daemon) writeConfig() error {
 		fmt.Fprintf(&b, "attach_wait = %q\n", d.cfg.AttachWait)
 	}
 	if d.cfg.Catalog != "" {
-		fmt.Fprintf(&b, "[catalog]\ndirectory = %q\ninterval = \"100ms\"\n", d.cfg.Catalog)
+		fmt.Fprintf(&b, "[catalog]\ndirectory = %q\ninterval = %q\n", d.cfg.Catalog, cmp.Or(d.cfg.CatalogInterval, 100*time.Millisecond))
 	}
 	if d.cfg.MaxDisks > 0 {
 		fmt.Fprintf(&b, "max_disks = %d\n", d.cfg.MaxDisks)
