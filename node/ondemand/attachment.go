@@ -222,8 +222,8 @@ func (c *attacher) room(a *attachment, tried map[string]bool, now time.Time) (vi
 	}).Name, false
 }
 
-// census counts the disks that are attached or have a place, and gives those that could make room, but for those that
-// were tried. The caller holds mu.
+// census counts the disks that are attached or have a place, and lists the idle ones that could make room and were not
+// tried yet. The caller holds mu.
 func (c *attacher) census(disks []stage.DiskStatus, tried map[string]bool, now time.Time) (count int, idle []stage.DiskStatus) {
 	there := make(map[string]bool, len(disks))
 	for i := range disks {

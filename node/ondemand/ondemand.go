@@ -34,7 +34,7 @@ type Stage interface {
 // Config of a Chooser.
 type Config struct {
 	Stage Stage
-	// Drivers that this node has. Entries of others cannot be attached here.
+	// Drivers that this node has. Entries with other drivers cannot be attached here.
 	Drivers []string
 	// Wait bounds how long pulls wait for a disk, from when it was first wanted; 0 never waits.
 	Wait time.Duration
@@ -132,7 +132,7 @@ func (noObserver) Chosen(Outcome, matcher.Decision) {}
 func (noObserver) Attached(Result, time.Duration)   {}
 func (noObserver) Unmatched(Wanted)                 {}
 
-// Close gives up what is being attached and waits for that.
+// Close ends attaching and waits until nothing runs in the background.
 func (c *Chooser) Close() error {
 	c.attacher.close()
 	c.stop()
@@ -202,7 +202,7 @@ func (c *Chooser) choose(ctx context.Context, w Wanted, r *Record) {
 	}
 }
 
-// chosen tells what was chosen, but for what could not be attached: that serves nobody.
+// chosen credits and observes what was chosen, without what could not be attached.
 func (c *Chooser) chosen(o Outcome, d matcher.Decision, failed []*item) {
 	if len(failed) > 0 {
 		d.Chosen = slices.DeleteFunc(slices.Clone(d.Chosen), func(choice matcher.Choice) bool {
@@ -264,8 +264,8 @@ func (c *Chooser) request(w Wanted, now time.Time) matcher.Request {
 	}
 }
 
-// Follow keeps what is known up to date with a catalog until ctx ends; synced is called when everything there was is
-// known. What cannot be used is logged.
+// Follow learns the entries of a catalog and their changes until ctx ends. It calls synced when all entries that there
+// were at the beginning are known. Entries that cannot be used are logged.
 func (c *Chooser) Follow(ctx context.Context, l catalog.Lister, synced func()) error {
 	changes, err := l.Watch(ctx)
 	if err != nil {

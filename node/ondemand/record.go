@@ -10,7 +10,7 @@ import (
 	"berth.dev/berth/matcher"
 )
 
-// Record is one choice and what came of it.
+// Record is one choice for a pull and how attaching its disks ended.
 type Record struct {
 	Time     time.Time
 	ImageRef string
@@ -22,7 +22,7 @@ type Record struct {
 	Waited time.Duration
 }
 
-// DiskResult is what came of attaching one disk, as far as the pull waited.
+// DiskResult is how attaching one disk ended, as far as the pull waited for it.
 type DiskResult struct {
 	// Name and ID of the image snapshot, Disk the name of its disk on this node.
 	Name, ID, Disk string

@@ -71,7 +71,7 @@ type taken struct {
 	until  time.Time
 }
 
-// take holds the layer before it is checked, so that its disk cannot leave meanwhile.
+// take holds the layer before it is checked, so that its disk is not lowered meanwhile.
 func (s *Layers) take(holder string, q layerdisk.LayerName) (taken, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,8 +248,8 @@ func (s *Layers) locate(q layerdisk.LayerName) (Held, error) {
 	return s.held(l, match, q), nil
 }
 
-// LayerDir is where a layer that is held lies now, from memory. A disk that is not mounted, not healthy or not known is
-// errdefs.ErrUnavailable.
+// LayerDir is the directory of a layer that is held, as far as is known without a look at the disk. A disk that is not
+// mounted, not healthy or not known is errdefs.ErrUnavailable.
 func (s *Layers) LayerDir(diskUUID string, number int) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -295,8 +295,8 @@ func (s *Layers) ServedDir(ctx context.Context, diskUUID string, number int) (st
 	return s.LayerDir(diskUUID, number)
 }
 
-// Release gives up what the holder holds; nothing is no error. It waits for no disk. Its error is always nil today and
-// there for the interfaces it fits.
+// Release ends what the holder holds. Holding nothing is no error. It waits for no disk. Its error is always nil today
+// and there for the interfaces it fits.
 func (s *Layers) Release(_ context.Context, holder string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -20,9 +20,9 @@ import (
 // undoTimeout bounds undoing a Stage that went wrong, whose own context may have ended.
 const undoTimeout = 30 * time.Second
 
-// Stage has the disk ready when it returns without error. Staging the same again changes nothing but Keep, and ends a
-// drain; several at once make one attachment. If a disk that is new here cannot be made ready, everything is undone and
-// forgotten; undoing that does not succeed at once goes on in the background.
+// Stage makes the disk usable; it is usable when Stage returns without error. Staging the same disk again changes
+// nothing but Keep, and ends a drain. Several calls at once make one attachment. If a new disk cannot be made usable,
+// everything is undone and the disk is removed. What cannot be undone at once is undone in the background.
 //
 // Errors: errdefs.ErrAlreadyExists if the name, the volume or the very same layer disk is staged already in another
 // way; layerdisk.ErrOtherDisk, ErrNotLayerDisk, ErrVersion, ErrCorrupt; and those of the driver.
@@ -96,8 +96,8 @@ func (s *wishes) want(spec Spec) (*disk, error) {
 	return d, nil
 }
 
-// stopWaiting gives up waiting for a disk that want returned. One that was new, that nobody else wants and that was
-// never worked on, goes.
+// stopWaiting ends waiting for a disk that want returned. A new disk is removed if nobody else wants it and nothing was
+// done with it.
 func (s *wishes) stopWaiting(d *disk) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,13 +170,14 @@ func (s *wishes) notRaised(ctx context.Context, d *disk, known bool, cause error
 
 // UnstageOptions say what to do with a disk in use.
 type UnstageOptions struct {
-	// Drain lets the disk go as soon as its last holder releases it, and hands out no more of its layers until then.
+	// Drain takes the disk off the node as soon as its last holder releases it, and hands out no more of its layers
+	// until then.
 	Drain bool
 }
 
-// Unstage unmounts and detaches the disk, deletes the volume if it was made here, and forgets the disk. A disk in use
-// is errdefs.ErrFailedPrecondition, or with Drain no error; holders is then how many still use it. An unknown name is
-// errdefs.ErrNotFound. Whatever fails on the way goes on in the background.
+// Unstage unmounts and detaches the disk, deletes the volume if it was made here, and removes the disk from the
+// journal. A disk in use is errdefs.ErrFailedPrecondition, or with Drain no error; holders is then how many still use
+// it. An unknown name is errdefs.ErrNotFound. What fails is tried again in the background.
 func (s *Stager) Unstage(ctx context.Context, name string, opts UnstageOptions) (holders int, err error) {
 	s.mu.Lock()
 	d, err := s.fleet.byName[name], s.shared.ready()
@@ -286,7 +287,7 @@ func (s *Stager) Images(reference string, platform platforms.Matcher) []FoundIma
 	return found
 }
 
-// Foreign lists mounts below our directory that belong to none of our disks. They are left alone, and their directories
+// Foreign lists mounts below our directory that belong to no disk of ours. They are left alone, and their directories
 // are not used.
 func (s *Stager) Foreign() ([]fsmount.Mounted, error) {
 	mounts, err := s.system.Below(s.root)

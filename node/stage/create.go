@@ -54,8 +54,8 @@ func makeVolume(ctx context.Context, provisioner blockdev.Provisioner, rec recor
 	return provisioner.CreateVolume(ctx, blockdev.CreateVolumeRequest{Name: rec.VolumeName, SourceVolumeSnapshotID: rec.Spec.VolumeSnapshotID})
 }
 
-// refused says that an answer to a request for a volume is that there will be none. After any other error there may be
-// one.
+// refused says whether an error means that the storage has not made the volume and will not. After any other error it
+// may have.
 func refused(err error) bool {
 	return errdefs.IsNotFound(err) || errdefs.IsAlreadyExists(err) || errdefs.IsResourceExhausted(err) ||
 		errdefs.IsNotImplemented(err) || errdefs.IsInvalidArgument(err) || errdefs.IsPermissionDenied(err)

@@ -18,8 +18,8 @@ const (
 	StepDelete  Step = "delete"
 )
 
-// Observer is told how long each step took and how it ended, retries included, and which disks fail while they serve.
-// It is called by many goroutines at once and must not block.
+// Observer learns how long each step took and how it ended, retries included, and which disks fail while they serve.
+// Many goroutines call it at once. Its methods must not block.
 type Observer interface {
 	StepDone(step Step, took time.Duration, err error)
 	// DiskFailed says that a disk that served, as it was then, was taken out of service, because of err. Whatever runs

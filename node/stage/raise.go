@@ -24,8 +24,8 @@ type raising struct {
 	minRate int64
 }
 
-// raise has the disk ready: volume, device, proof, mount. It can be called at any time, whatever is there already. The
-// caller holds the disk's key.
+// raise makes the disk usable: volume, device, proof, mount. It can be called at any time, whatever is there already.
+// The caller holds the disk's key.
 func (s *raising) raise(ctx context.Context, d *disk) error {
 	driver, err := s.shared.driver(d)
 	if err != nil {

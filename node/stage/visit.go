@@ -11,7 +11,7 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
-// Visit is a disk that is mounted, and stays so for as long as the visit lasts. It converts into readahead.Disk.
+// Visit describes a disk that is mounted, and stays so for as long as the visit lasts. It converts into readahead.Disk.
 type Visit struct {
 	Name     string
 	Identity layerdisk.Identity
