@@ -109,9 +109,9 @@ type build struct {
 
 func (b *build) run(ctx context.Context) (*Result, error) {
 	if b.opts.Output.FileSystem == layerdisk.FileSystemExt4 {
-		return b.runExt4(ctx)
+		return (&ext4Writer{b}).run(ctx)
 	}
-	return b.runEROFS(ctx)
+	return (&erofsWriter{b}).run(ctx)
 }
 
 // unpackAll runs all layers that the disk does not have yet and returns the first block behind their data, which begins
@@ -120,8 +120,9 @@ func (b *build) unpackAll(ctx context.Context, disk io.WriterAt, first int64) (e
 	jobs := b.plan.fresh()
 	group, ctx := errgroup.WithContext(ctx)
 	memory := newBudget(int64(b.opts.Parallel) * waitingMemoryBytes)
+	spool := func() (*os.File, error) { return newSpool(b.tempDir()) }
 	for _, j := range jobs {
-		j.region = newRegion(ctx, disk, memory, b.newSpool)
+		j.region = newRegion(ctx, disk, memory, spool)
 	}
 	defer func() {
 		for _, j := range jobs {
@@ -174,8 +175,6 @@ func (b *build) unpackParallel(ctx context.Context, jobs []*layerJob) error {
 	}
 	return ctx.Err()
 }
-
-func (b *build) newSpool() (*os.File, error) { return newSpool(b.tempDir()) }
 
 func (b *build) tempDir() string {
 	switch {

@@ -12,41 +12,44 @@ import (
 	"berth.dev/berth/layerdisk/erofs"
 )
 
-// runEROFS streams the layers' data to the disk and puts the metadata behind it.
-func (b *build) runEROFS(ctx context.Context) (*Result, error) {
+// erofsWriter writes the disk of a build as EROFS.
+type erofsWriter struct{ b *build }
+
+// run streams the layers' data to the disk and puts the metadata behind it.
+func (w *erofsWriter) run(ctx context.Context) (*Result, error) {
 	first := int64(1) // block 0 is for header and superblock
-	if b.base != nil {
-		first = b.base.end
+	if w.b.base != nil {
+		first = w.b.base.end
 	}
-	first, err := b.copyLayers(ctx, first)
+	first, err := w.b.copyLayers(ctx, first)
 	if err != nil {
 		return nil, err
 	}
-	end, err := b.unpackAll(ctx, b.target, first)
+	end, err := w.b.unpackAll(ctx, w.b.target, first)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.plan.stack(); err != nil {
+	if err := w.b.plan.stack(); err != nil {
 		return nil, err
 	}
-	if end, err = b.place(ctx, end); err != nil {
+	if end, err = w.place(ctx, end); err != nil {
 		return nil, err
 	}
-	ix, encoded, listings, err := b.describe(ctx)
+	ix, encoded, listings, err := w.b.describe(ctx)
 	if err != nil {
 		return nil, err
 	}
-	layout, err := b.planEROFS(&ix, encoded, listings, end)
+	layout, err := w.plan(&ix, encoded, listings, end)
 	if err != nil {
 		return nil, fmt.Errorf("write file system: %w", err)
 	}
-	if err := layout.Write(ctx, b.target); err != nil {
+	if err := layout.Write(ctx, w.b.target); err != nil {
 		return nil, fmt.Errorf("write file system: %w", err)
 	}
-	if err := b.target.checkRoom(layout.SizeBytes()); err != nil {
+	if err := w.b.target.checkRoom(layout.SizeBytes()); err != nil {
 		return nil, err
 	}
-	if err := b.target.setSize(layout.SizeBytes()); err != nil {
+	if err := w.b.target.setSize(layout.SizeBytes()); err != nil {
 		return nil, err
 	}
 	// A build that was called off must not leave a good disk on a device.
@@ -62,13 +65,13 @@ func (b *build) runEROFS(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := layout.Commit(ctx, b.target, raw); err != nil {
-		return nil, explainFull(fmt.Errorf("write file system: %w", err), b.target)
+	if err := layout.Commit(ctx, w.b.target, raw); err != nil {
+		return nil, explainFull(fmt.Errorf("write file system: %w", err), w.b.target)
 	}
-	if err := b.target.checkRoom(layout.SizeBytes()); err != nil {
+	if err := w.b.target.checkRoom(layout.SizeBytes()); err != nil {
 		return nil, err
 	}
-	return b.checked(header)
+	return w.b.checked(header)
 }
 
 // checked reads the finished disk's header and index back, as a node will.
@@ -117,7 +120,7 @@ func (b *build) listings(ctx context.Context) (stored [][]byte, digests []string
 	return stored, digests, group.Wait()
 }
 
-func (b *build) planEROFS(ix *layerdisk.Index, encoded []byte, listings [][]byte, end int64) (*erofs.Layout, error) {
+func (w *erofsWriter) plan(ix *layerdisk.Index, encoded []byte, listings [][]byte, end int64) (*erofs.Layout, error) {
 	id, err := uuid.Parse(ix.UUID)
 	if err != nil {
 		return nil, err
@@ -126,10 +129,10 @@ func (b *build) planEROFS(ix *layerdisk.Index, encoded []byte, listings [][]byte
 		UUID: id, DataEnd: uint64(end), //nolint:gosec // not negative
 		Files: []erofs.File{{Path: layerdisk.IndexPath, Data: encoded}},
 	}
-	if b.base != nil {
-		img.KeptEnd = uint64(b.base.end) //nolint:gosec // not negative
+	if w.b.base != nil {
+		img.KeptEnd = uint64(w.b.base.end) //nolint:gosec // not negative
 	}
-	for number, l := range b.plan.layers {
+	for number, l := range w.b.plan.layers {
 		first := uint64(l.base()) //nolint:gosec // not negative
 		img.Layers = append(img.Layers, erofs.Layer{Path: layerdisk.LayerDir(number), Tree: l.tree, FirstBlock: first, Moved: l.moved})
 		img.Files = append(img.Files, erofs.File{Path: layerdisk.ListingPath(number), Data: listings[number]})

@@ -28,13 +28,16 @@ import (
 // cleanupTimeout bounds the wait for the loop device's last users.
 const cleanupTimeout = time.Minute
 
-// runExt4 reads the layers first, to know size, index and UUID, and keeps their archives in spool files; then it makes
+// ext4Writer writes it as ext4, which needs root.
+type ext4Writer struct{ b *build }
+
+// run reads the layers first, to know size, index and UUID, and keeps their archives in spool files; then it makes
 // the file system and has containerd's own code unpack them there. Both readings must agree in every attribute.
-func (b *build) runExt4(ctx context.Context) (*Result, error) {
+func (w *ext4Writer) run(ctx context.Context) (*Result, error) {
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("build ext4 disk: only root can mount; use the default file system, which needs no privilege: %w", errdefs.ErrPermissionDenied)
 	}
-	spools, err := b.spoolArchives(ctx)
+	spools, err := w.spoolArchives(ctx)
 	defer func() {
 		for _, s := range spools {
 			_ = s.Close() // read only by now
@@ -43,50 +46,50 @@ func (b *build) runExt4(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.plan.stack(); err != nil {
+	if err := w.b.plan.stack(); err != nil {
 		return nil, err
 	}
-	ix, encoded, listings, err := b.describe(ctx)
+	ix, encoded, listings, err := w.b.describe(ctx)
 	if err != nil {
 		return nil, err
 	}
-	size := b.sizeExt4(listings, encoded)
-	if err := b.target.checkRoom(size.total); err != nil {
+	size := w.size(listings, encoded)
+	if err := w.b.target.checkRoom(size.total); err != nil {
 		return nil, err
 	}
-	if err := b.target.setSize(size.total); err != nil {
+	if err := w.b.target.setSize(size.total); err != nil {
 		return nil, err
 	}
-	if err := b.fillExt4(ctx, ix.UUID, size, spools, listings, encoded); err != nil {
+	if err := w.fill(ctx, ix.UUID, size, spools, listings, encoded); err != nil {
 		return nil, fmt.Errorf("build ext4 disk: %w", err)
 	}
-	return b.sealExt4(ctx, &ix, encoded, size)
+	return w.seal(ctx, &ix, encoded, size)
 }
 
 // spoolArchives unpacks every layer into its tree alone and keeps the archives. It returns those made even if there is
 // an error.
-func (b *build) spoolArchives(ctx context.Context) (spools []*os.File, err error) {
+func (w *ext4Writer) spoolArchives(ctx context.Context) (spools []*os.File, err error) {
 	var flush []*bufio.Writer
-	for _, j := range b.plan.jobs {
-		spool, err := b.newSpool()
+	for _, j := range w.b.plan.jobs {
+		spool, err := newSpool(w.b.tempDir())
 		if err != nil {
 			return spools, fmt.Errorf("make spool file: %w", err)
 		}
 		spools = append(spools, spool)
-		w := bufio.NewWriterSize(spool, 1<<20)
-		flush = append(flush, w)
-		j.tee = w
+		tee := bufio.NewWriterSize(spool, 1<<20)
+		flush = append(flush, tee)
+		j.tee = tee
 		j.region = newRegion(ctx, discardAt{}, nil, nil)
 		if err := j.region.promote(0); err != nil {
 			return spools, err
 		}
 	}
-	if err := b.unpackParallel(ctx, b.plan.jobs); err != nil {
-		return spools, explainSpace(err, b.tempDir())
+	if err := w.b.unpackParallel(ctx, w.b.plan.jobs); err != nil {
+		return spools, explainSpace(err, w.b.tempDir())
 	}
-	for _, w := range flush {
-		if err := w.Flush(); err != nil {
-			return spools, explainSpace(err, b.tempDir())
+	for _, tee := range flush {
+		if err := tee.Flush(); err != nil {
+			return spools, explainSpace(err, w.b.tempDir())
 		}
 	}
 	return spools, nil
@@ -105,15 +108,15 @@ type discardAt struct{}
 // WriteAt pretends.
 func (discardAt) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 
-// fillExt4 makes the file system and puts everything into it.
-func (b *build) fillExt4(ctx context.Context, uuid string, size ext4Size, spools []*os.File, listings [][]byte, encoded []byte) (err error) {
-	dev, release, err := b.target.blockDevice(ctx)
+// fill makes the file system and puts everything into it.
+func (w *ext4Writer) fill(ctx context.Context, uuid string, size ext4Size, spools []*os.File, listings [][]byte, encoded []byte) (err error) {
+	dev, release, err := w.b.target.blockDevice(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, release()) }()
 	if err := mkfs.Ext4(ctx, dev, mkfs.Ext4Options{Blocks: size.blocks, Inodes: size.inodes, UUID: uuid}); err != nil {
-		return explainFull(err, b.target)
+		return explainFull(err, w.b.target)
 	}
 	mounted, err := fsmount.Writable(dev, fsmount.Ext4)
 	if err != nil {
@@ -124,13 +127,13 @@ func (b *build) fillExt4(ctx context.Context, uuid string, size ext4Size, spools
 	if err := os.Remove(filepath.Join(root, "lost+found")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := b.applyAll(ctx, root, spools); err != nil {
-		return explainFull(err, b.target)
+	if err := w.applyAll(ctx, root, spools); err != nil {
+		return explainFull(err, w.b.target)
 	}
 	if err := writeOwn(root, listings, encoded); err != nil {
-		return explainFull(err, b.target)
+		return explainFull(err, w.b.target)
 	}
-	return explainFull(flushFileSystem(root), b.target)
+	return explainFull(flushFileSystem(root), w.b.target)
 }
 
 func flushFileSystem(root string) error {
@@ -153,18 +156,18 @@ func explainFull(err error, t *target) error {
 }
 
 // applyAll unpacks the layers as containerd does, each after those that it lies on, and checks each against its tree.
-func (b *build) applyAll(ctx context.Context, root string, spools []*os.File) error {
+func (w *ext4Writer) applyAll(ctx context.Context, root string, spools []*os.File) error {
 	if err := os.Mkdir(filepath.Join(root, layerdisk.LayersDir), 0o755); err != nil {
 		return err
 	}
-	done := make([]chan struct{}, len(b.plan.layers))
+	done := make([]chan struct{}, len(w.b.plan.layers))
 	for i := range done {
 		done[i] = make(chan struct{})
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(b.opts.Parallel)
-	for _, number := range b.plan.order {
-		l := b.plan.layers[number]
+	group.SetLimit(w.b.opts.Parallel)
+	for _, number := range w.b.plan.order {
+		l := w.b.plan.layers[number]
 		group.Go(func() error {
 			var lower []string
 			for _, below := range l.lower {
@@ -272,16 +275,16 @@ func writeOwn(root string, listings [][]byte, encoded []byte) error {
 	return nil
 }
 
-// sealExt4 puts the index behind the file system and the header before it.
-func (b *build) sealExt4(ctx context.Context, ix *layerdisk.Index, encoded []byte, size ext4Size) (*Result, error) {
+// seal puts the index behind the file system and the header before it.
+func (w *ext4Writer) seal(ctx context.Context, ix *layerdisk.Index, encoded []byte, size ext4Size) (*Result, error) {
 	offset := size.blocks * blockBytes
-	if _, err := b.target.WriteAt(encoded, offset); err != nil {
+	if _, err := w.b.target.WriteAt(encoded, offset); err != nil {
 		return nil, fmt.Errorf("write index: %w", err)
 	}
-	if err := b.target.checkRoom(size.total); err != nil {
+	if err := w.b.target.checkRoom(size.total); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(b.target.Sync(), ctx.Err()); err != nil {
+	if err := errors.Join(w.b.target.Sync(), ctx.Err()); err != nil {
 		return nil, fmt.Errorf("flush disk: %w", err)
 	}
 	header := layerdisk.NewHeader(ix, encoded, offset, size.total)
@@ -289,10 +292,10 @@ func (b *build) sealExt4(ctx context.Context, ix *layerdisk.Index, encoded []byt
 	if err != nil {
 		return nil, err
 	}
-	if _, err := b.target.File.WriteAt(raw, 0); err != nil {
+	if _, err := w.b.target.File.WriteAt(raw, 0); err != nil {
 		return nil, fmt.Errorf("write header: %w", err)
 	}
-	return b.checked(header)
+	return w.b.checked(header)
 }
 
 // blockDevice gives the target as a block device that can be mounted; release ends that.

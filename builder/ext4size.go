@@ -32,18 +32,18 @@ type ext4Size struct {
 	total int64
 }
 
-// sizeExt4 works out what the file system needs; with a size that was asked for, it gets all of that.
-func (b *build) sizeExt4(listings [][]byte, encoded []byte) ext4Size {
+// size works out what the file system needs; with a size that was asked for, it gets all of that.
+func (w *ext4Writer) size(listings [][]byte, encoded []byte) ext4Size {
 	s := ext4Size{inodes: ext4SpareInodes + int64(len(listings)) + 8}
 	s.blocks = blocksFor(int64(len(encoded))) + 16
-	for i, l := range b.plan.layers {
+	for i, l := range w.b.plan.layers {
 		s.blocks += blocksFor(int64(len(listings[i]))) + ext4Blocks(l.tree)
 		s.inodes += l.tree.Inodes
 	}
 	s.blocks += blocksFor(s.inodes * ext4InodeBytes)
 	s.blocks += s.blocks/ext4SparePart + ext4SpareBlocks
 	indexBlocks := blocksFor(int64(len(encoded)))
-	if fixed := b.opts.Output.SizeBytes / blockBytes; fixed-indexBlocks > s.blocks {
+	if fixed := w.b.opts.Output.SizeBytes / blockBytes; fixed-indexBlocks > s.blocks {
 		s.blocks = fixed - indexBlocks
 	}
 	s.total = (s.blocks + indexBlocks) * blockBytes

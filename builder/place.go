@@ -54,13 +54,13 @@ func (j *layerJob) base() int64 {
 // other files lie behind it.
 //
 // Their sizes are not known before all layers are there, so they could not be written there at once.
-func (b *build) place(ctx context.Context, end int64) (newEnd int64, err error) {
-	files := b.placedFiles()
+func (w *erofsWriter) place(ctx context.Context, end int64) (newEnd int64, err error) {
+	files := w.placedFiles()
 	if len(files) == 0 {
 		return end, nil
 	}
 	if inPlace(files) {
-		b.placed = b.base.index.Placed
+		w.b.placed = w.b.base.index.Placed
 		return end, nil
 	}
 	start := end
@@ -69,7 +69,7 @@ func (b *build) place(ctx context.Context, end int64) (newEnd int64, err error) 
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		if err := b.copyBlocks(buf, f.at(), end, f.blocks()); err != nil {
+		if err := w.copyBlocks(buf, f.at(), end, f.blocks()); err != nil {
 			return 0, fmt.Errorf("place placed files: %w", err)
 		}
 		if f.job.moved == nil {
@@ -78,22 +78,22 @@ func (b *build) place(ctx context.Context, end int64) (newEnd int64, err error) 
 		f.job.moved[f.first] = uint32(end) //nolint:gosec // erofs.Plan checks the end of all data
 		end += f.blocks()
 	}
-	b.placed = &layerdisk.Placed{Offset: start * blockBytes, Length: (end - start) * blockBytes, Files: len(files)}
-	return end, b.giveBack(ctx, files)
+	w.b.placed = &layerdisk.Placed{Offset: start * blockBytes, Length: (end - start) * blockBytes, Files: len(files)}
+	return end, w.giveBack(ctx, files)
 }
 
 // copyBlocks copies within the disk.
-func (b *build) copyBlocks(buf []byte, from, to, blocks int64) error {
-	if b.target.full.Load() {
-		_, err := b.target.WriteAt(nil, (to+blocks)*blockBytes) // nothing of it is there to be read
+func (w *erofsWriter) copyBlocks(buf []byte, from, to, blocks int64) error {
+	if w.b.target.full.Load() {
+		_, err := w.b.target.WriteAt(nil, (to+blocks)*blockBytes) // nothing of it is there to be read
 		return err
 	}
 	for done, size := int64(0), blocks*blockBytes; done < size; {
 		piece := buf[:min(int64(len(buf)), size-done)]
-		if _, err := b.target.ReadAt(piece, from*blockBytes+done); err != nil && !errors.Is(err, io.EOF) {
+		if _, err := w.b.target.ReadAt(piece, from*blockBytes+done); err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		if _, err := b.target.WriteAt(piece, to*blockBytes+done); err != nil {
+		if _, err := w.b.target.WriteAt(piece, to*blockBytes+done); err != nil {
 			return err
 		}
 		done += int64(len(piece))
@@ -103,8 +103,8 @@ func (b *build) copyBlocks(buf []byte, from, to, blocks int64) error {
 
 // giveBack makes the former places of files zeros, which storage need not keep, and so the same in every build. Those
 // of layers that were on the disk before stay, as everything of it does.
-func (b *build) giveBack(ctx context.Context, files []placedFile) error {
-	if b.target.full.Load() {
+func (w *erofsWriter) giveBack(ctx context.Context, files []placedFile) error {
+	if w.b.target.full.Load() {
 		return nil
 	}
 	zeros := make([]byte, copyBytes)
@@ -116,10 +116,10 @@ func (b *build) giveBack(ctx context.Context, files []placedFile) error {
 			return err
 		}
 		offset, size := f.at()*blockBytes, f.blocks()*blockBytes
-		err := unix.Fallocate(int(b.target.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, size)
+		err := unix.Fallocate(int(w.b.target.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, size)
 		for err != nil && size > 0 {
 			piece := zeros[:min(int64(len(zeros)), size)]
-			if _, err := b.target.WriteAt(piece, offset); err != nil {
+			if _, err := w.b.target.WriteAt(piece, offset); err != nil {
 				return fmt.Errorf("clear the former place of placed files: %w", err)
 			}
 			offset, size = offset+int64(len(piece)), size-int64(len(piece))
@@ -143,9 +143,9 @@ func inPlace(files []placedFile) bool {
 }
 
 // placedFiles are the files of all lists that can be placed, each once, in the order of the lists.
-func (b *build) placedFiles() []placedFile {
-	jobs := make(map[digest.Digest]*layerJob, len(b.plan.jobs))
-	for _, j := range b.plan.jobs {
+func (w *erofsWriter) placedFiles() []placedFile {
+	jobs := make(map[digest.Digest]*layerJob, len(w.b.plan.jobs))
+	for _, j := range w.b.plan.jobs {
 		jobs[j.diffID] = j
 	}
 	type key struct {
@@ -154,7 +154,7 @@ func (b *build) placedFiles() []placedFile {
 	}
 	read := make(map[key]int64)
 	var order []key
-	for _, l := range b.opts.AccessLists {
+	for _, l := range w.b.opts.AccessLists {
 		for _, r := range l.Files {
 			k := key{jobs[r.DiffID], r.Path}
 			if k.job == nil {
@@ -173,7 +173,7 @@ func (b *build) placedFiles() []placedFile {
 	known := make(map[place]bool) // hard links
 	var files []placedFile
 	for _, k := range order {
-		in, ok := lookup(b.plan.layers[k.job.number].tree, k.path)
+		in, ok := lookup(w.b.plan.layers[k.job.number].tree, k.path)
 		p := place{k.job, in.FirstBlock}
 		if !ok || in.Sparse || in.Size == 0 || known[p] || in.Size > wholeFile && read[k] < in.Size/2 {
 			continue
