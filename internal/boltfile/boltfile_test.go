@@ -67,7 +67,7 @@ func TestCheckDamaged(t *testing.T) {
 		"no meta pages":    func(data []byte) []byte { clear(data[:2*page]); return data },
 		"zeroes behind":    func(data []byte) []byte { clear(data[2*page:]); return data },
 		"other file":       func([]byte) []byte { return []byte("this is a text of somebody else") },
-		"garbage":          func(data []byte) []byte { return fill(data) },
+		"garbage":          fill,
 		"garbage in pages": func(data []byte) []byte { fill(data[2*page:]); return data },
 	} {
 		t.Run(name, func(t *testing.T) {

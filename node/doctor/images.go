@@ -104,7 +104,7 @@ func checkCRIImages(ctx context.Context, n Node) []Result {
 	if err != nil {
 		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // only read
 	all, err := c.ImageService().List(namespaces.WithNamespace(ctx, criimages.Namespace))
 	if err != nil {
 		return []Result{{name, Warn, "not checked: " + err.Error(), "see the check of containerd"}}
