@@ -2,7 +2,9 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"time"
 
@@ -72,6 +74,9 @@ type UpdateRequest struct {
 // Update takes a new spec, in phases Available and UpdateFailed only (E-28). If that changes what is on the disk, Run
 // builds anew and switches when that has succeeded. Errors: NotFound, Conflict, imagesnapshot.FieldError
 // (InvalidArgument), FailedPrecondition for other phases.
+//
+// A request that changes nothing of an Available image snapshot writes nothing and records no event. In phase
+// UpdateFailed the same spec again is another try.
 func (e *Engine) Update(ctx context.Context, req UpdateRequest) (CreateResult, error) {
 	var warnings []string
 	s, err := e.change(ctx, req.NameOrID, req.DryRun, func(s *imagesnapshot.ImageSnapshot) error {
@@ -85,7 +90,7 @@ func (e *Engine) Update(ctx context.Context, req UpdateRequest) (CreateResult, e
 		if w := s.Status.Work; w != nil && w.Step != imagesnapshot.StepCleanup {
 			return fmt.Errorf("update image snapshot %s: its volume snapshot is not complete yet, try again later: %w", s.Name, errdefs.ErrFailedPrecondition)
 		}
-		old := s.Spec
+		old := *s
 		s.Spec = req.Spec.Clone()
 		if req.Labels != nil {
 			s.Labels = req.Labels
@@ -98,9 +103,17 @@ func (e *Engine) Update(ctx context.Context, req UpdateRequest) (CreateResult, e
 			return fmt.Errorf("update image snapshot %s: %w", s.Name, err)
 		}
 		warnings = s.Warnings(0)
-		return e.takeSpec(s, old, req.Rebuild)
+		if !req.Rebuild && s.Status.Phase == imagesnapshot.PhaseAvailable && sameRequest(s, &old) {
+			return errUnchanged
+		}
+		return e.takeSpec(s, old.Spec, req.Rebuild)
 	})
 	return CreateResult{Object: s, Existing: true, Warnings: warnings}, err
+}
+
+// sameRequest says that a and b ask for the same.
+func sameRequest(a, b *imagesnapshot.ImageSnapshot) bool {
+	return reflect.DeepEqual(a.Spec, b.Spec) && maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Annotations, b.Annotations)
 }
 
 // takeSpec begins what a changed spec makes necessary.
@@ -134,7 +147,7 @@ func (e *Engine) change(ctx context.Context, nameOrID string, dryRun bool, do fu
 		return nil, err
 	}
 	if dryRun {
-		if err := do(s); err != nil {
+		if err := do(s); err != nil && !errors.Is(err, errUnchanged) {
 			return nil, err
 		}
 		return s, nil

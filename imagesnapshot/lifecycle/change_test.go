@@ -186,6 +186,44 @@ func TestUpdateWithoutBuild(t *testing.T) {
 	})
 }
 
+// A request that changes nothing is no change: no write, no event, no build.
+func TestUpdateThatChangesNothing(t *testing.T) {
+	newWorld(t, func(w *world) {
+		w.create("one", spec(refA))
+		w.await("one", imagesnapshot.PhaseAvailable)
+		update := func(req lifecycle.UpdateRequest) *imagesnapshot.ImageSnapshot {
+			req.NameOrID = "one"
+			r, err := w.engine.Update(t.Context(), req)
+			require.NoError(t, err)
+			synctest.Wait()
+			return r.Object
+		}
+		labels := map[string]string{"k": "v"}
+		update(lifecycle.UpdateRequest{Spec: spec(refA), Labels: labels})
+		before := w.get("one")
+		w.settle(time.Hour)
+		require.Equal(t, before, w.get("one"), "nothing else writes meanwhile")
+		for name, req := range map[string]lifecycle.UpdateRequest{
+			"the same":                      {Spec: spec(refA), Labels: labels},
+			"as it is stored":               {Spec: before.Spec, Labels: before.Labels, Annotations: before.Annotations},
+			"no labels given":               {Spec: spec(refA)},
+			"annotations, still none":       {Spec: spec(refA), Annotations: map[string]string{}},
+			"a reference in its short form": {Spec: spec("a:1")},
+			"dry run":                       {Spec: spec(refA), DryRun: true},
+		} {
+			require.Equal(t, before, update(req), name)
+			require.Equal(t, before, w.get("one"), name)
+		}
+		require.Len(t, w.builder.builds, 1)
+
+		after := update(lifecycle.UpdateRequest{Spec: spec(refA), Labels: map[string]string{}})
+		require.Empty(t, after.Labels)
+		require.NotEqual(t, before.ResourceVersion, after.ResourceVersion, "labels were removed")
+		last := len(before.Status.Events) - 1
+		require.Equal(t, before.Status.Events[last].Count+1, after.Status.Events[last].Count, "and that is an event")
+	})
+}
+
 // An update is built by what was recorded since the first build.
 func TestUpdateUsesAccessLists(t *testing.T) {
 	newWorld(t, func(w *world) {

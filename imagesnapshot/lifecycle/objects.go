@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -12,6 +13,9 @@ import (
 
 // errSuperseded says that an image snapshot is another one by now.
 var errSuperseded = fmt.Errorf("image snapshot was deleted meanwhile: %w", errdefs.ErrNotFound)
+
+// errUnchanged ends a change that has nothing to write.
+var errUnchanged = errors.New("nothing to change")
 
 // objects are the image snapshots of a store.
 type objects struct{ store store.Store }
@@ -35,7 +39,7 @@ func (o objects) find(ctx context.Context, nameOrID string) (*imagesnapshot.Imag
 }
 
 // mutate changes the object of a name and ID, again and again until nobody else changed it in between. change may be
-// called several times; its error ends it.
+// called several times; its error ends it. After errUnchanged nothing is written, and the object is returned as it is.
 func (o objects) mutate(ctx context.Context, name, id string, change func(*imagesnapshot.ImageSnapshot) error) (*imagesnapshot.ImageSnapshot, error) {
 	for {
 		s, err := o.store.Get(ctx, name)
@@ -45,7 +49,11 @@ func (o objects) mutate(ctx context.Context, name, id string, change func(*image
 		if s.ID != id {
 			return nil, errSuperseded
 		}
-		if err := change(s); err != nil {
+		err = change(s)
+		if errors.Is(err, errUnchanged) {
+			return s, nil
+		}
+		if err != nil {
 			return nil, err
 		}
 		updated, err := o.store.Update(ctx, s)
