@@ -28,8 +28,8 @@ type blobReader struct {
 	// open starts at an offset; pause waits before the n-th attempt without progress.
 	open  func(offset int64) (io.ReadCloser, error)
 	pause func(n int) error
-	// attempts in a row without progress before giving up.
-	attempts int
+	// retry says whether to try again after n failures in a row.
+	retry func(err error, n int) bool
 	// progress is told of every read.
 	progress func(n int)
 
@@ -51,7 +51,7 @@ func newBlobReader(ctx context.Context, src source, desc ocispec.Descriptor, ret
 		progress = func(int) {}
 	}
 	return &blobReader{
-		desc: desc, hash: h, attempts: retry.attempts, progress: progress,
+		desc: desc, hash: h, retry: retry.again, progress: progress,
 		open:  func(offset int64) (io.ReadCloser, error) { return src.open(ctx, desc, offset) },
 		pause: func(n int) error { return retry.wait(ctx, n) },
 	}, nil
@@ -129,7 +129,7 @@ func (b *blobReader) again(err error) error {
 		b.body = nil
 	}
 	b.failures++
-	if !transient(err) || b.failures >= b.attempts {
+	if !b.retry(err, b.failures) {
 		return fmt.Errorf("fetch blob %s at byte %d of %d: %w", b.desc.Digest, b.offset, b.desc.Size, err)
 	}
 	if waitErr := b.pause(b.failures); waitErr != nil {

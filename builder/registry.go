@@ -72,8 +72,19 @@ func newRegistryClient(ctx context.Context, opts RegistryOptions, retry retryPol
 		opts: opts, retry: retry, hosts: make(map[string][]docker.RegistryHost),
 		configure: func(options config.HostOptions) docker.RegistryHosts {
 			options.Credentials = func(host string) (string, string, error) { return credentials(ctx, keychain, host) }
-			if len(opts.NameServers) > 0 {
-				options.UpdateClient = names.update
+			options.UpdateClient = func(c *http.Client) error {
+				if _, done := c.Transport.(listener); done {
+					return nil // a host of hosts.toml has a copy of the registry's client
+				}
+				if len(opts.NameServers) > 0 {
+					if err := names.update(c); err != nil {
+						return err
+					}
+				}
+				if retry.asked != nil && c.Transport != nil {
+					c.Transport = listener{c.Transport, retry.asked}
+				}
+				return nil
 			}
 			return config.ConfigureHosts(ctx, options)
 		},
@@ -287,38 +298,4 @@ func transient(err error) bool {
 	}
 	var netErr net.Error
 	return errors.As(err, &netErr) && netErr.Timeout()
-}
-
-// retryPolicy repeats what failed for a reason that may pass.
-type retryPolicy struct {
-	attempts int
-	// first is the wait after the first failure; it doubles each time.
-	first time.Duration
-}
-
-func defaultRetryPolicy() retryPolicy { return retryPolicy{attempts: 5, first: 500 * time.Millisecond} }
-
-// do calls f until it succeeds, fails for good, or has failed attempts times.
-func (p retryPolicy) do(ctx context.Context, f func() error) error {
-	for n := 1; ; n++ {
-		err := f()
-		if err == nil || !transient(err) || n >= p.attempts {
-			return err
-		}
-		if waitErr := p.wait(ctx, n); waitErr != nil {
-			return errors.Join(err, waitErr)
-		}
-	}
-}
-
-// wait lasts as long as it is right after the n-th failure in a row.
-func (p retryPolicy) wait(ctx context.Context, n int) error {
-	timer := time.NewTimer(p.first << (n - 1))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
