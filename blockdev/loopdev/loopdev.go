@@ -6,8 +6,9 @@
 // Below the directory:
 //
 //	lock                       held by the one process that uses the directory
-//	volumes/<name>/disk        the bytes of a volume; the ID is the name. The file may be that of a volume snapshot and of
-//	                           other volumes too (a hard link): it has no other writer than an attached volume alone has
+//	volumes/<name>/disk        the bytes of a volume; the ID is the name. The file may be that of a volume snapshot
+//	                           and of other volumes too (a hard link): only a volume that has the file for
+//	                           itself is written to
 //	volumes/<name>/meta.json   what else is to be known of it
 //	snapshots/<name>/…         the same for volume snapshots
 //	attachments/<hash>.json    what is attached, written before it is attached

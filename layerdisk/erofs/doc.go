@@ -4,7 +4,7 @@
 //	block 0        caller's header (512 bytes), superblock: written last, the commit point
 //	blocks 1…      contents of the layers' files, one contiguous region per layer, written by the caller
 //	               own files, each contiguous
-//	               inodes: root, directories above the layers, layer roots, then layer by layer, directory by directory
+//	               inodes: root, directories above the layers, layer roots, then those of each layer by directory
 //	               blocks of directories and symbolic links that do not fit behind their inode
 //
 // Inodes are of the 64-byte form, because the 32-byte form has no time and 16-bit owners. Extended attributes lie
