@@ -65,8 +65,8 @@ type ImageSnapshotServiceClient interface {
 	// ListImageSnapshots gives image snapshots by name, a page at a time.
 	ListImageSnapshots(ctx context.Context, in *ListImageSnapshotsRequest, opts ...grpc.CallOption) (*ListImageSnapshotsResponse, error)
 	// UpdateImageSnapshot replaces the spec, in phases AVAILABLE and UPDATE_FAILED only. If that changes what is on the
-	// disk, it is built anew, and the new content replaces the old one when it is complete. A request that changes nothing
-	// of an AVAILABLE one writes nothing: the resource version stays, and there is no event.
+	// disk, it is built anew, and the new content replaces the old one when it is complete. A request that changes
+	// nothing of an AVAILABLE one writes nothing: the resource version stays, and there is no event.
 	UpdateImageSnapshot(ctx context.Context, in *UpdateImageSnapshotRequest, opts ...grpc.CallOption) (*UpdateImageSnapshotResponse, error)
 	// DeleteImageSnapshot takes an image snapshot down, in every phase; a build under way is aborted first. It returns
 	// when that is recorded; the image snapshot is in phase DELETING until nothing is left of it. Running containers are
@@ -257,8 +257,8 @@ type ImageSnapshotServiceServer interface {
 	// ListImageSnapshots gives image snapshots by name, a page at a time.
 	ListImageSnapshots(context.Context, *ListImageSnapshotsRequest) (*ListImageSnapshotsResponse, error)
 	// UpdateImageSnapshot replaces the spec, in phases AVAILABLE and UPDATE_FAILED only. If that changes what is on the
-	// disk, it is built anew, and the new content replaces the old one when it is complete. A request that changes nothing
-	// of an AVAILABLE one writes nothing: the resource version stays, and there is no event.
+	// disk, it is built anew, and the new content replaces the old one when it is complete. A request that changes
+	// nothing of an AVAILABLE one writes nothing: the resource version stays, and there is no event.
 	UpdateImageSnapshot(context.Context, *UpdateImageSnapshotRequest) (*UpdateImageSnapshotResponse, error)
 	// DeleteImageSnapshot takes an image snapshot down, in every phase; a build under way is aborted first. It returns
 	// when that is recorded; the image snapshot is in phase DELETING until nothing is left of it. Running containers are
