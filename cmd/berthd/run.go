@@ -15,10 +15,10 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"berth.dev/berth/daemon"
 	"berth.dev/berth/internal/config"
 	"berth.dev/berth/internal/unixsocket"
 	"berth.dev/berth/internal/version"
-	"berth.dev/berth/node/daemon"
 )
 
 // run serves until ctx ends. It leaves mounts and containers alone.

@@ -1,5 +1,5 @@
 // Package config is berthd's configuration: one typed TOML file whose unknown keys are errors. Only commands and
-// node/daemon, which joins the parts, import it; everything else takes values.
+// daemon, which joins the parts, import it; everything else takes values.
 package config
 
 import (

@@ -73,7 +73,7 @@ func areas() map[string]area {
 		},
 		"readahead/trialrun": {own: []string{"blockdev", "blockdev/fsmount", "blockdev/retry", "layerdisk", "readahead/..."}},
 
-		// What runs on a node. Its parts meet in node/daemon only.
+		// What runs on a node. Its parts meet in daemon.
 		"node/containerdconfig": {},
 		"node/disks":            {own: []string{"internal/backoff", "layerdisk", "node/events", "node/stage"}},
 		"node/users":            {},
@@ -89,9 +89,6 @@ func areas() map[string]area {
 
 		"node/accesslists":  {own: []string{"imagesnapshot/store", "layerdisk", "readahead/..."}},
 		"node/diskfailures": {own: []string{"node/events", "node/stage"}},
-		"node/daemon": {own: []string{
-			"blockdev/...", "control/...", "imagesnapshot/...", "internal/...", "layerdisk", "matcher/...", "node/...", "readahead/...", "snapshotter",
-		}},
 
 		// The image snapshots' service is served where there is no node too.
 		"control/imagesnapshotservice": {own: []string{"imagesnapshot/...", "layerdisk", "matcher/...", "proto/...", "readahead/accesslist"}},
@@ -100,9 +97,14 @@ func areas() map[string]area {
 			"node/users", "proto/...", "readahead",
 		}},
 
+		// The parts of a node meet here.
+		"daemon": {own: []string{
+			"blockdev/...", "control/...", "imagesnapshot/...", "internal/...", "layerdisk", "matcher/...", "node/...", "readahead/...", "snapshotter",
+		}},
+
 		// Commands join everything; tests use what they like.
 		"cmd/berth":  {own: []string{"blockdev/...", "builder/...", "control/...", "imagesnapshot/...", "internal/...", "layerdisk/...", "matcher/...", "node/...", "proto/...", "readahead/..."}},
-		"cmd/berthd": {own: []string{"internal/...", "node/daemon"}},
+		"cmd/berthd": {own: []string{"internal/...", "daemon"}},
 		"docs":       {},
 		"systemd":    {},
 		"test":       {own: []string{"..."}},

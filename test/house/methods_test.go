@@ -31,7 +31,7 @@ func TestMethods(t *testing.T) {
 			}
 			n := methodsOf(named.Type())
 			counted += n
-			if n > mostMethods && !slices.Contains(notYet(), dir+"."+name) {
+			if n > mostMethods {
 				fat = append(fat, fmt.Sprintf("%s.%s has %d methods", dir, name, n))
 			}
 		}
@@ -39,14 +39,6 @@ func TestMethods(t *testing.T) {
 	require.Greater(t, counted, 1000, "methods seen at all")
 	slices.Sort(fat)
 	require.Empty(t, strings.Join(fat, "\n"), "at most %d methods for a type", mostMethods)
-}
-
-// notYet are the types that are still to be split. Nothing is added here.
-func notYet() []string {
-	return []string{
-
-		"node/imageimport.Importer",
-	}
 }
 
 // methodsOf counts the methods of a type and of a pointer to it that code of the module has.
