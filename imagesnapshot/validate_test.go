@@ -15,6 +15,7 @@ import (
 )
 
 // TestDefaults is, C-39 and A-12.
+// Fails when the default timeout is another (C-39), or references are not normalised.
 func TestDefaults(t *testing.T) {
 	s := valid()
 	require.NoError(t, s.Validate(imagesnapshottest.Limits()))
@@ -32,6 +33,8 @@ func TestDefaults(t *testing.T) {
 // TestValidate has every rule with the value just inside and just outside, C-30 to C-37, C-39 to C-41, Q7,
 // Q10, Q13, Q14; what is refused is named with the allowed range. That every field has its rows is wanted by
 // TestEveryFieldHasItsRule.
+// Fails when the number of images (C-30) or of registries (C-32) has no limit, when the size is not checked (C-31), or
+// when 0 days are refused (C-37, Q7).
 func TestValidate(t *testing.T) {
 	for _, test := range rules() {
 		t.Run(test.field, func(t *testing.T) {
@@ -252,6 +255,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 }
 
 // TestLimits is Q10: 10 images by default, up to 20 where an installation allows it.
+// Fails when the number of images has no limit.
 func TestLimits(t *testing.T) {
 	good := imagesnapshottest.Limits()
 	require.NoError(t, good.Check())

@@ -214,7 +214,8 @@ func TestTagMovesWhileBuilding(t *testing.T) {
 	require.Equal(t, second, onDisk(s))
 }
 
-// TestDeleteWhileBuilding is C-25 with a real process.
+// TestDeleteWhileBuilding is C-25 with a real process. The process is stopped, so that it cannot end by itself: only an
+// abort ends it. Fails when the end of the context does not kill the process.
 func TestDeleteWhileBuilding(t *testing.T) {
 	h := newHub(t, "")
 	ref := h.push(t, "app:1", layer(t, "base", 1<<20))
@@ -225,6 +226,10 @@ func TestDeleteWhileBuilding(t *testing.T) {
 	require.NoError(t, err)
 	<-h.asked
 	pid := child(t, filepath.Join(dir, "tmp"))
+	process, err := os.FindProcess(pid)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = process.Kill() }) // it is left only where the test has failed
+	require.NoError(t, process.Signal(syscall.SIGSTOP))
 	_, err = m.engine.Delete(t.Context(), lifecycle.DeleteRequest{NameOrID: "one"})
 	require.NoError(t, err)
 	m.await(t, "gone", gone)
