@@ -18,8 +18,8 @@ func discover(ctx context.Context, n *node) {
 	defer running.Wait()
 	refused := make(map[string]string)
 	err := n.drivers.Found().Watch(ctx, func(v attached.View) {
-		if v.Deaf != nil {
-			log.G(ctx).WithError(v.Deaf).Warn("events about devices cannot be had, they are looked for every few seconds")
+		if v.EventsErr != nil {
+			log.G(ctx).WithError(v.EventsErr).Warn("the kernel sends no events about devices, so they are looked for every few seconds")
 		}
 		refused = logRefused(ctx, refused, v.Refused)
 		discovery.Update(foundDisks(v))

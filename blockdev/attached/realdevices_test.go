@@ -132,7 +132,7 @@ func TestWatch(t *testing.T) {
 		for {
 			select {
 			case v := <-views:
-				require.NoError(t, v.Deaf)
+				require.NoError(t, v.EventsErr)
 				var got []layerdisk.Identity
 				for _, disk := range v.Disks {
 					got = append(got, disk.Identity)

@@ -52,8 +52,8 @@ type View struct {
 	Disks []Disk
 	// Refused by device name.
 	Refused []Refused
-	// Deaf, if not nil, says why the kernel's events cannot be had, so that changes are seen only now and then.
-	Deaf error
+	// EventsErr, if not nil, says why the kernel's events cannot be had, so that changes are seen only now and then.
+	EventsErr error
 
 	// unread says that a device did not answer, or with an error that may be gone the next time.
 	unread bool

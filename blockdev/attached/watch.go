@@ -37,8 +37,8 @@ func (d *Driver) Watch(ctx context.Context, tell func(View)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	names := make(chan string, 1024)
-	listener, deaf := sysblock.Listen()
-	if deaf == nil {
+	listener, noEvents := sysblock.Listen()
+	if noEvents == nil {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -51,7 +51,7 @@ func (d *Driver) Watch(ctx context.Context, tell func(View)) error {
 		}()
 	}
 	w := watch{driver: d, names: names, every: rescanEvery, unreadWait: unreadFirst}
-	if deaf != nil {
+	if noEvents != nil {
 		w.every = deafEvery
 	}
 	last := ""
@@ -60,7 +60,7 @@ func (d *Driver) Watch(ctx context.Context, tell func(View)) error {
 		if err != nil {
 			return fmt.Errorf("watch for layer disks: %w", err)
 		}
-		view.Deaf = deaf
+		view.EventsErr = noEvents
 		d.devices.ring()
 		if now := view.summary(); first || now != last {
 			last = now

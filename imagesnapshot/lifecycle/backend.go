@@ -21,7 +21,7 @@ type Backend struct {
 	Attacher    blockdev.Attacher
 	Snapshotter blockdev.VolumeSnapshotter
 	// Flash may be nil.
-	Flash FlashSnapshotter
+	Flash FlashVolumeSnapshotter
 	// Check, if not nil, says why the storage cannot keep image snapshots, before anything is made in it. Its errors
 	// are those of package blockdev: ErrUnsupported ends a build, and whatever may pass is tried again.
 	Check func(ctx context.Context) error
@@ -30,10 +30,10 @@ type Backend struct {
 	TakeParameters func(parameters map[string]string) (taken map[string]string, ignored []string)
 }
 
-// FlashSnapshotter makes temporary volume snapshots that can be used at once, where the storage has such a thing. They
-// are looked up and deleted like others. In other storage the volume itself serves instead.
-type FlashSnapshotter interface {
-	CreateFlashSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error)
+// FlashVolumeSnapshotter makes temporary volume snapshots that can be used at once, where the storage has such a thing.
+// They are looked up and deleted like others. In other storage the volume itself serves instead.
+type FlashVolumeSnapshotter interface {
+	CreateFlashVolumeSnapshot(ctx context.Context, name, sourceVolumeID string) (blockdev.VolumeSnapshot, error)
 }
 
 // backends are the storage by the names of its drivers.

@@ -139,8 +139,8 @@ func (s storage) ListVolumeSnapshots(ctx context.Context) ([]blockdev.VolumeSnap
 	return through(s.gate, func() ([]blockdev.VolumeSnapshot, error) { return s.fake.ListVolumeSnapshots(ctx) })
 }
 
-// CreateFlashSnapshot is ready at once.
-func (s storage) CreateFlashSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
+// CreateFlashVolumeSnapshot is ready at once.
+func (s storage) CreateFlashVolumeSnapshot(ctx context.Context, name, volume string) (blockdev.VolumeSnapshot, error) {
 	return through(s.gate, func() (blockdev.VolumeSnapshot, error) { return s.fake.CreateVolumeSnapshot(ctx, name, volume) })
 }
 

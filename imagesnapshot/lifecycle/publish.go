@@ -83,10 +83,10 @@ func (p *publishing) flash(ctx context.Context, j *job) (decision, error) {
 }
 
 // flashCopy makes one temporary volume snapshot. Its name follows from the journal, so it is found again.
-func flashCopy(ctx context.Context, flash FlashSnapshotter, name, volumeID string) (imagesnapshot.VolumeSnapshot, error) {
+func flashCopy(ctx context.Context, flash FlashVolumeSnapshotter, name, volumeID string) (imagesnapshot.VolumeSnapshot, error) {
 	var made blockdev.VolumeSnapshot
 	err := retry.Do(ctx, func(ctx context.Context) (err error) {
-		made, err = flash.CreateFlashSnapshot(ctx, name, volumeID)
+		made, err = flash.CreateFlashVolumeSnapshot(ctx, name, volumeID)
 		if err == nil && !made.ReadyToUse {
 			err = fmt.Errorf("flash snapshot %s: %w", name, blockdev.ErrNotReady)
 		}
