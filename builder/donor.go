@@ -136,7 +136,7 @@ func (b *build) copyExtent(ctx context.Context, buf []byte, from *base, e extent
 		}
 		piece := buf[:min(int64(len(buf)), size-done)]
 		n, err := from.file.ReadAt(piece, e.first*blockBytes+done)
-		if err != nil && !(errors.Is(err, io.EOF) && n == len(piece)) {
+		if err != nil && (!errors.Is(err, io.EOF) || n != len(piece)) {
 			return errors.Join(ErrBase, err)
 		}
 		if _, err := b.target.WriteAt(piece, to*blockBytes+done); err != nil {

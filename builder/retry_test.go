@@ -46,7 +46,7 @@ func TestRetryPolicy(t *testing.T) {
 		})
 	}
 	var a askedWait
-	a.hear(&http.Response{StatusCode: 503, Header: http.Header{"Retry-After": {time.Now().Add(time.Minute).UTC().Format(http.TimeFormat)}}})
+	a.hear(&http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {time.Now().Add(time.Minute).UTC().Format(http.TimeFormat)}}})
 	require.Positive(t, a.left())
 }
 
