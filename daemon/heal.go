@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/platforms"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"berth.dev/berth/node/containerdconfig"
@@ -19,8 +20,9 @@ import (
 )
 
 const (
-	// reconnect bounds the wait between attempts to reach a containerd that was away: pods wait for it.
-	reconnect = 2 * time.Second
+	// The first and the longest wait between attempts to reach a containerd that was away: pods wait for it.
+	firstReconnect = 50 * time.Millisecond
+	reconnect      = 2 * time.Second
 	// mendWait is how long a start waits for layers of a lost disk to be made anew. containerd holds a lock of its
 	// snapshots meanwhile, behind which its garbage collection and then others wait. The kubelet tries again.
 	mendWait = 30 * time.Second
@@ -29,7 +31,7 @@ const (
 // openContainerd makes the client of containerd. Nothing is sent before there is something to ask.
 func openContainerd(_ context.Context, n *node) error {
 	connect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: reconnect}
-	connect.Backoff.MaxDelay = reconnect
+	connect.Backoff.BaseDelay, connect.Backoff.MaxDelay = firstReconnect, reconnect
 	conn, err := grpc.NewClient("unix://"+n.config.Import.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(connect))
 	if err != nil {
@@ -46,20 +48,34 @@ func openContainerd(_ context.Context, n *node) error {
 // layerMaker is the healer as the snapshotter sees it.
 type layerMaker struct {
 	healer *heal.Healer
+	conn   *grpc.ClientConn
 }
 
 var _ snapshotter.LayerMaker = layerMaker{}
 
 func (m layerMaker) MakeLayer(ctx context.Context, l snapshotter.LostLayer) error {
+	connectNow(ctx, m.conn)
 	return m.healer.MakeLayer(ctx, heal.Layer(l))
 }
 
+// connectNow ends the wait for the next attempt to connect, and waits for the outcome. containerd, which wants the layer,
+// may have started after the last attempt. If it is not there, the first request says so.
+func connectNow(ctx context.Context, conn *grpc.ClientConn) {
+	bounded, cancel := context.WithTimeout(ctx, reconnect)
+	defer cancel()
+	conn.ResetConnectBackoff()
+	conn.Connect()
+	for state := conn.GetState(); state != connectivity.Ready && conn.WaitForStateChange(bounded, state); {
+		state = conn.GetState()
+	}
+}
+
 // newLayerMaker makes layers anew with the help of containerd.
-func newLayerMaker(c *client.Client) layerMaker {
+func newLayerMaker(c *client.Client, conn *grpc.ClientConn) layerMaker {
 	fetcher := heal.TransferService{Service: c, Images: c.ImageService(), Registries: registriesOf(c)}
 	return layerMaker{heal.New(heal.Containerd{
 		Namespaces: c.NamespaceService().List, Images: c.ImageService(), Content: c.ContentStore(), Fetcher: fetcher,
-	}, platforms.Default())}
+	}, platforms.Default()), conn}
 }
 
 // registriesOf reads from the configuration of the containerd that runs how it reaches registries. A file that is not

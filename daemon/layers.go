@@ -77,7 +77,7 @@ func openSnapshotter(ctx context.Context, n *node) error {
 	}}
 	n.snapshotter, err = snapshotter.Open(ctx, snapshotter.Config{
 		Root: n.config.Root, Source: chosenLayers{layerSource{n.stage}, n.chooser}, Protocol: protocol, Observer: n.pulls,
-		Maker: newLayerMaker(n.client), MendWait: mendWait,
+		Maker: newLayerMaker(n.client, n.containerd), MendWait: mendWait,
 	})
 	return err
 }
