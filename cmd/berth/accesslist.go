@@ -8,7 +8,7 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// readAccessList reads one from a file.
+// readAccessList reads an access list from a file.
 func readAccessList(path string) (*accesslist.List, error) {
 	f, err := os.Open(path)
 	if err != nil {

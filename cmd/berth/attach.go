@@ -108,7 +108,7 @@ func (a *attachFlags) attach(ctx context.Context, conn connection, what string, 
 	return err
 }
 
-// ofImageSnapshot asks for the disk of an image snapshot, by the volume snapshot that has it and its index digest.
+// ofImageSnapshot makes the request name the disk of an image snapshot: its volume snapshot and its index digest.
 func (a *attachFlags) ofImageSnapshot(ctx context.Context, c imageSnapshots, name string) error {
 	resp, err := c.GetImageSnapshot(ctx, &imagesnapshotv1.GetImageSnapshotRequest{NameOrId: name})
 	if err != nil {

@@ -163,7 +163,7 @@ func (f buildFlags) options(images []string) (builder.Options, error) {
 	return o, nil
 }
 
-// parseTime takes RFC 3339 or, as https://reproducible-builds.org/specs/source-date-epoch has it, seconds since 1970.
+// parseTime parses RFC 3339, or seconds since 1970 as in https://reproducible-builds.org/specs/source-date-epoch.
 func parseTime(s string) (time.Time, error) {
 	if seconds, err := strconv.ParseInt(strings.TrimPrefix(s, "@"), 10, 64); err == nil {
 		return time.Unix(seconds, 0).UTC(), nil

@@ -20,18 +20,18 @@ import (
 // buildView shows the progress of one build.
 type buildView interface {
 	event(e builder.Event)
-	// end takes the result or the error of the build, and gives the first error of the output.
+	// end takes the result or the error of the build, and returns the first error of writing the output.
 	end(result *builder.Result, err error) error
 }
 
-// short is enough of a digest to tell layers apart.
+// short returns enough of a digest to distinguish layers.
 func short(d digest.Digest) string {
 	const chars = 12
 	encoded := d.Encoded()
 	return encoded[:min(chars, len(encoded))]
 }
 
-// errorCode is the class of an error as gRPC names it, such as NotFound.
+// errorCode returns the class of an error as gRPC names it, such as NotFound.
 func errorCode(err error) string { return status.Code(errgrpc.ToGRPC(err)).String() }
 
 // jsonView writes lines of JSON.

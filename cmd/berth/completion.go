@@ -10,8 +10,8 @@ import (
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
-// addCompletion says for each command and flag what a shell offers: names of what berthd has, words, directories, or
-// files where nothing else is said.
+// addCompletion defines what a shell offers for each command and flag: names from berthd, words, directories, or by
+// default files.
 func addCompletion(root *cobra.Command) {
 	for _, cmd := range commandsBelow(root) {
 		if cmd.ValidArgsFunction == nil && !takesFiles(cmd) {
@@ -35,7 +35,7 @@ func addCompletion(root *cobra.Command) {
 	}
 }
 
-// commandsBelow a command, and itself.
+// commandsBelow returns a command and all commands below it.
 func commandsBelow(cmd *cobra.Command) []*cobra.Command {
 	all := []*cobra.Command{cmd}
 	for _, c := range cmd.Commands() {
@@ -44,7 +44,7 @@ func commandsBelow(cmd *cobra.Command) []*cobra.Command {
 	return all
 }
 
-// takesFiles tells whether arguments of the command are files or devices.
+// takesFiles reports whether the arguments of the command are files or devices.
 func takesFiles(cmd *cobra.Command) bool {
 	return strings.Contains(cmd.Use, "DISK") || strings.Contains(cmd.Use, "DEVICE") || strings.Contains(cmd.Use, "DIRECTORY")
 }
@@ -75,7 +75,8 @@ func plainFlags() []string {
 	}
 }
 
-// completeOne gives a command's one argument the names that ask knows. Nobody can be told an error.
+// completeOne completes a command's only argument with the names that ask returns. A shell has no place to show an
+// error, so it is dropped.
 func completeOne(ask func(context.Context) ([]string, error)) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
@@ -89,7 +90,7 @@ func completeOne(ask func(context.Context) ([]string, error)) cobra.CompletionFu
 	}
 }
 
-// diskNames are those of the disks that berthd has.
+// diskNames returns the names of berthd's disks.
 func (f *daemonFlags) diskNames(ctx context.Context) (names []string, _ error) {
 	err := f.call(ctx, func(ctx context.Context, c controlv1.ControlServiceClient) error {
 		resp, err := c.ListDisks(ctx, &controlv1.ListDisksRequest{})
@@ -101,7 +102,7 @@ func (f *daemonFlags) diskNames(ctx context.Context) (names []string, _ error) {
 	return names, err
 }
 
-// imageSnapshotNames are those of the image snapshots that berthd keeps.
+// imageSnapshotNames returns the names of berthd's image snapshots.
 func (f *daemonFlags) imageSnapshotNames(ctx context.Context) (names []string, _ error) {
 	err := f.imageSnapshots(ctx, func(ctx context.Context, c imageSnapshots) error {
 		all, err := listImageSnapshots(ctx, c, nil)

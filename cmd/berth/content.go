@@ -56,7 +56,7 @@ nothing else: what runs goes on, and disks are used as before. What is there alr
 	return cmd
 }
 
-// fetchContent of an image, in every namespace that has it.
+// fetchContent fetches the content of an image in every namespace that has the image.
 func (r *resolver) fetchContent(ctx context.Context, ref string, w io.Writer) error {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
@@ -68,7 +68,7 @@ func (r *resolver) fetchContent(ctx context.Context, ref string, w io.Writer) er
 			return program.Usage(fmt.Errorf("--platform %q: %w", r.platform, err))
 		}
 	}
-	if err := log.SetLevel("error"); err != nil { // what the registry client remarks comes back as an error
+	if err := log.SetLevel("error"); err != nil { // the registry client also returns what it logs, as an error
 		return err
 	}
 	if _, err := os.Stat(r.address); err != nil {
@@ -115,8 +115,8 @@ func (r *resolver) fetchContent(ctx context.Context, ref string, w io.Writer) er
 	return nil
 }
 
-// fetchMissing gets what the content store lacks of an image, and says how many bytes that was. A lease keeps it until
-// the manifest, which is labelled with what it needs, is seen to have it.
+// fetchMissing fetches what the content store lacks of an image and returns the number of bytes. A lease keeps the
+// blobs until the labels of the manifest keep them.
 func fetchMissing(ctx context.Context, c *client.Client, img images.Image, fetcher remotes.Fetcher, platform platforms.MatchComparer) (_ int64, err error) {
 	ctx, done, err := c.WithLease(ctx)
 	if err != nil {

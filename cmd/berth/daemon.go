@@ -27,7 +27,7 @@ const (
 	defaultContainerd = "/run/containerd/containerd.sock"
 	// maxMessage is for image configs, which registries and containerd allow up to 8 MiB.
 	maxMessage = 32 << 20
-	// connectTimeout is for a socket on this machine, whose owner need not even be awake.
+	// connectTimeout is for a socket on this machine: the kernel connects to it even while its owner is busy.
 	connectTimeout = 5 * time.Second
 )
 
@@ -50,7 +50,7 @@ func (f *daemonFlags) call(ctx context.Context, use func(context.Context, contro
 
 type connection = grpc.ClientConnInterface
 
-// dial talks to berthd; what goes wrong is told in words of this command, not of gRPC.
+// dial connects to berthd for use. Errors are in the words of this command, not of gRPC.
 func (f *daemonFlags) dial(ctx context.Context, use func(context.Context, connection) error) error {
 	if err := f.reachable(ctx); err != nil {
 		return err
@@ -66,7 +66,7 @@ func (f *daemonFlags) dial(ctx context.Context, use func(context.Context, connec
 
 func isNotFound(err error) bool { return errdefs.IsNotFound(errgrpc.ToNative(err)) }
 
-// answer is an error of a server: its words as they are, and its class. errgrpc.ToNative adds the class to the words
+// answer is an error from a server: its unchanged text, and its class. errgrpc.ToNative would add the class to the text
 // again, on a line of its own.
 type answer struct {
 	words string
@@ -76,7 +76,7 @@ type answer struct {
 func (a *answer) Error() string { return a.words }
 func (a *answer) Unwrap() error { return a.class }
 
-// answered makes a gRPC status the error that it stands for; other errors stay what they are.
+// answered turns a gRPC status into the error that it stands for, and returns other errors unchanged.
 func answered(err error) error {
 	if err == nil {
 		return nil
@@ -88,7 +88,7 @@ func answered(err error) error {
 	return &answer{words: s.Message(), class: errgrpc.ToNative(err)}
 }
 
-// reachable asks the kernel before gRPC, whose errors would have to be read for it.
+// reachable connects once without gRPC, because gRPC gives the reason of a failure only in the text of its errors.
 func (f *daemonFlags) reachable(ctx context.Context) error {
 	if err := unixsocket.CheckPath(f.socket); err != nil {
 		return err
@@ -107,7 +107,7 @@ func (f *daemonFlags) reachable(ctx context.Context) error {
 	return fmt.Errorf("connect to berthd: %w", err)
 }
 
-// errNotRunning is told apart by tests.
+// errNotRunning is an error that tests recognise.
 var errNotRunning = errors.New("berthd is not running")
 
 func notRunning(socket, why string) error {

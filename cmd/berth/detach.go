@@ -61,7 +61,7 @@ A disk that berthd's configuration names comes back at the next start of berthd.
 	return cmd
 }
 
-// usersOf says in lines who uses a disk, or why that is not known.
+// usersOf returns lines that name the users of a disk, or say why they are not known.
 func usersOf(ctx context.Context, c controlv1.ControlServiceClient, disk, address, snapshotter string) []string {
 	unknown := func(err error) []string {
 		return []string{"who uses it is not known: " + program.OneLine(answered(err))}

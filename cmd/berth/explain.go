@@ -65,12 +65,12 @@ manifest and the config are read, and nothing is changed.`,
 	return cmd
 }
 
-// explanation of an image, as JSON has it too.
+// explanation is what the command prints about an image, as text or as JSON.
 type explanation struct {
 	Image  string             `json:"image"`
 	Source string             `json:"source"`
 	Layers []layerExplanation `json:"layers"`
-	// LastChoice of image snapshots for a pull; null if there was none or it is forgotten.
+	// LastChoice is the last choice of image snapshots for a pull; null if there was none or it is forgotten.
 	LastChoice *lastChoice `json:"last_choice,omitempty"`
 	// ContainerdError says why InContainerd is not known.
 	ContainerdError string `json:"containerd_error,omitempty"`

@@ -9,7 +9,7 @@ import (
 	"berth.dev/berth/proto/enumword"
 )
 
-// lastChoice of image snapshots for a pull, as JSON has it too.
+// lastChoice is the last choice of image snapshots for a pull, printed as text or as JSON.
 type lastChoice struct {
 	Time          time.Time         `json:"time"`
 	ChainID       string            `json:"chain_id"`
@@ -48,7 +48,7 @@ func lastChoiceOf(m *controlv1.DiskChoice) *lastChoice {
 	return c
 }
 
-// print says in the order of events what the last pull that missed a layer led to.
+// print describes, in the order of events, what followed from the last pull that missed a layer.
 func (c *lastChoice) print(w io.Writer) error {
 	if c == nil {
 		return nil

@@ -183,14 +183,14 @@ that have the disk attached keep it until nothing uses it.`,
 	return cmd
 }
 
-// snapshots talks to the image snapshot service of berthd.
+// imageSnapshots connects to the image snapshot service of berthd for use.
 func (f *daemonFlags) imageSnapshots(ctx context.Context, use func(context.Context, imageSnapshots) error) error {
 	return f.dial(ctx, func(ctx context.Context, conn connection) error {
 		return use(ctx, imagesnapshotv1.NewImageSnapshotServiceClient(conn))
 	})
 }
 
-// phaseWord is the phase as everybody writes it, such as UpdateFailed.
+// phaseWord returns the phase as it is usually written, such as UpdateFailed.
 func phaseWord(p imagesnapshotv1.ImageSnapshotPhase) string {
 	if p == imagesnapshotv1.ImageSnapshotPhase_IMAGE_SNAPSHOT_PHASE_UNSPECIFIED {
 		return "other"
@@ -202,7 +202,7 @@ func originWord(o imagesnapshotv1.ImageSnapshotOrigin) string {
 	return strings.ToLower(strings.TrimPrefix(o.String(), "IMAGE_SNAPSHOT_ORIGIN_"))
 }
 
-// camel makes UPDATE_FAILED UpdateFailed.
+// camel turns UPDATE_FAILED into UpdateFailed.
 func camel(s string) string {
 	var b strings.Builder
 	for word := range strings.SplitSeq(strings.ToLower(s), "_") {
@@ -213,7 +213,7 @@ func camel(s string) string {
 	return b.String()
 }
 
-// stamp is a time, empty if there is none.
+// stamp formats a time; the text is empty if there is no time.
 func stamp(t *timestamppb.Timestamp) string {
 	if t == nil {
 		return ""
@@ -239,7 +239,7 @@ func pairs(m map[string]string) string {
 	return strings.Join(list, ", ")
 }
 
-// showsProgress tells whether somebody looks at standard error.
+// showsProgress reports whether w is a terminal, so that somebody sees the progress.
 func showsProgress(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && isTerminal(f)

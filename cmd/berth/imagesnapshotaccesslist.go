@@ -105,7 +105,7 @@ func writeAccessLists(w io.Writer, lists []*imagesnapshotv1.AccessList, name str
 	return nil
 }
 
-// writeAccessListTable says which lists there are, if there are any.
+// writeAccessListTable writes a table of access lists, if there are any.
 func writeAccessListTable(w io.Writer, lists []*imagesnapshotv1.AccessList) error {
 	if len(lists) == 0 {
 		return nil

@@ -44,7 +44,7 @@ func (s *specFlags) register(f *pflag.FlagSet) {
 	f.Int32Var(&s.flashCopies, "flash-copies", 0, "`number` of temporary volume snapshots with --flash, 1 to 10 (default 1)")
 }
 
-// apply changes those parts of a spec whose flags were given; for a new one all are.
+// apply sets the parts of a spec whose flags were given. For a new spec, all flags count as given.
 func (s *specFlags) apply(spec *imagesnapshotv1.ImageSnapshotSpec, given func(flag string) bool) error {
 	if slices.Contains(s.images, "") {
 		return program.Usage(errors.New("--image \"\" names no image"))
@@ -235,7 +235,7 @@ snapshot meanwhile.`,
 	return cmd
 }
 
-// change asks for an update, unless that would change nothing.
+// change asks for an update, unless the update would change nothing.
 func change(ctx context.Context, cmd *cobra.Command, c imageSnapshots, have *imagesnapshotv1.ImageSnapshot, req *imagesnapshotv1.UpdateImageSnapshotRequest, f followFlags) error {
 	asked, dryRun := have.GetSpec(), req.GetDryRun() // the request has a copy
 	req.DryRun = true

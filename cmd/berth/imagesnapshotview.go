@@ -9,7 +9,7 @@ import (
 	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
-// writeImageSnapshot shows one in full.
+// writeImageSnapshot prints one image snapshot in full.
 func writeImageSnapshot(w io.Writer, s *imagesnapshotv1.ImageSnapshot) error {
 	st, spec := s.GetStatus(), s.GetSpec()
 	var b strings.Builder

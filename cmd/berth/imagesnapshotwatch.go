@@ -13,8 +13,8 @@ import (
 	imagesnapshotv1 "berth.dev/berth/proto/berth/imagesnapshot/v1"
 )
 
-// awaitUsable returns when the image snapshot is Available. One that will not be is an error, together with its last
-// state. Progress goes to w: phases and percent on lines, or on one line if w is a terminal.
+// awaitUsable returns when the image snapshot is Available. If it cannot become Available, awaitUsable returns an error
+// together with the last state. Progress goes to w: phases and percent on lines, or on one line if w is a terminal.
 func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) (*imagesnapshotv1.ImageSnapshot, error) {
 	stream, err := c.WatchImageSnapshots(ctx, &imagesnapshotv1.WatchImageSnapshotsRequest{Filter: &imagesnapshotv1.ImageSnapshotFilter{NameOrId: id}})
 	if err != nil {
@@ -58,7 +58,7 @@ func awaitUsable(ctx context.Context, c imageSnapshots, id string, w io.Writer) 
 	}
 }
 
-// interrupted says that the build goes on, if waiting for it ended because the user wanted that.
+// interrupted returns err, unless the user interrupted the wait: then the error says that the build goes on.
 func interrupted(ctx context.Context, id string, err error) error {
 	if ctx.Err() == nil {
 		return err

@@ -56,12 +56,12 @@ type inspection struct {
 	FormatVersion string            `json:"format_version"`
 	FileSystem    string            `json:"file_system"`
 	Created       time.Time         `json:"created"`
-	DiskBytes     int64             `json:"disk_bytes,omitempty"` // not known of a mounted directory
+	DiskBytes     int64             `json:"disk_bytes,omitempty"` // unknown for a mounted directory
 	IndexBytes    int64             `json:"index_bytes,omitempty"`
 	Images        []inspectedImage  `json:"images"`
 	Layers        []inspectedLayer  `json:"layers"`
 	Chains        []layerdisk.Chain `json:"chains"`
-	// Placed is where files lie together that images read first, if any do.
+	// Placed says where the files that images read first lie together, if the disk has such a place.
 	Placed  *layerdisk.Placed `json:"placed,omitempty"`
 	Sharing sharing           `json:"sharing"`
 }

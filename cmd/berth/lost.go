@@ -16,7 +16,8 @@ import (
 	"berth.dev/berth/proto/enumword"
 )
 
-// lostLayers asks for them; a berthd that does not know the question has none to tell.
+// lostLayers asks berthd for the lost layers. A berthd that does not know the request counts as one without lost
+// layers.
 func lostLayers(ctx context.Context, c controlv1.ControlServiceClient) (*controlv1.ListLostLayersResponse, error) {
 	lost, err := c.ListLostLayers(ctx, &controlv1.ListLostLayersRequest{})
 	if status.Code(err) == codes.Unimplemented {
@@ -25,7 +26,7 @@ func lostLayers(ctx context.Context, c controlv1.ControlServiceClient) (*control
 	return lost, err
 }
 
-// printLost says which images need layers that no disk serves, and which containers run from lost disks.
+// printLost prints which images need layers that no disk serves, and which containers run from lost disks.
 func printLost(w io.Writer, lost *controlv1.ListLostLayersResponse) error {
 	if len(lost.GetLayers()) > 0 {
 		if _, err := fmt.Fprintln(w); err != nil {
@@ -61,7 +62,7 @@ func printLost(w io.Writer, lost *controlv1.ListLostLayersResponse) error {
 	return err
 }
 
-// lostRows has a row for each lost layer and image that needs it.
+// lostRows returns a row for each lost layer and each image that needs it.
 func lostRows(layers []*controlv1.LostLayer) [][]string {
 	rows := [][]string{{"LOST LAYER", "DISK", "NUMBER", "STATE", "NEEDED BY"}}
 	for _, l := range layers {
@@ -76,7 +77,7 @@ func lostRows(layers []*controlv1.LostLayer) [][]string {
 	return rows
 }
 
-// userText is such as "image docker.io/library/nginx:1 in namespace k8s.io".
+// userText returns a text such as "image docker.io/library/nginx:1 in namespace k8s.io".
 func userText(u *controlv1.LayerUser) string {
 	text := cmp.Or(enumword.Of(u.GetKind()), enumword.Other) + " " + u.GetName()
 	if u.GetPod() != "" {

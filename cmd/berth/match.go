@@ -111,7 +111,7 @@ func (q *matchQuery) ask(ctx context.Context, cmd *cobra.Command, conn connectio
 	return q.create.ensure(ctx, cmd, client, refs, &q.images.resolver)
 }
 
-// matchOrder of a word; empty leaves the order to the annotations.
+// matchOrder returns the order that a word names. An empty word leaves the order to the annotations.
 func matchOrder(word string) (imagesnapshotv1.MatchOrder, error) {
 	for value := range imagesnapshotv1.MatchOrder_name {
 		if order := imagesnapshotv1.MatchOrder(value); enumword.Of(order) == word {
@@ -121,7 +121,7 @@ func matchOrder(word string) (imagesnapshotv1.MatchOrder, error) {
 	return 0, program.Usage(fmt.Errorf("--order %q: want saved, size, quantity or degree", word))
 }
 
-// creation of what nothing matches.
+// creation says how to create image snapshots for images that nothing matches.
 type creation struct {
 	wanted  bool
 	owner   string
@@ -134,7 +134,7 @@ func (c *creation) register(f *pflag.FlagSet) {
 	pairsVar(f, &c.secrets, "registry-secret", "", "`registry=name` of credentials for the automatic image snapshot; may be repeated")
 }
 
-// ensure asks for it, and says so on standard error, because standard output has the answer to the match.
+// ensure asks for the creation and reports it on standard error, because standard output has the result of the match.
 func (c *creation) ensure(ctx context.Context, cmd *cobra.Command, client imageSnapshots, images []string, r *resolver) error {
 	every := func(host string) bool { return host == "*" }
 	access := specFlags{
@@ -156,7 +156,7 @@ func (c *creation) ensure(ctx context.Context, cmd *cobra.Command, client imageS
 	return nil
 }
 
-// wantedImages are looked up before they are matched.
+// wantedImages are the images to look up and then match.
 type wantedImages struct {
 	resolver
 	namesOnly, present bool
@@ -170,7 +170,7 @@ func (w *wantedImages) register(f *pflag.FlagSet) {
 	f.StringVar(&w.snapshotter, "snapshotter", "berth", "`name` of the proxy plugin in containerd, for --present")
 }
 
-// image is what is known of one; only its name if it is not found.
+// image returns what is known of one image: only its name if it is not found.
 func (w *wantedImages) image(ctx context.Context, cmd *cobra.Command, ref string, c controlv1.ControlServiceClient) (*imagesnapshotv1.MatchImage, error) {
 	img := &imagesnapshotv1.MatchImage{Reference: ref, Platform: w.platform}
 	if w.namesOnly {
@@ -251,7 +251,7 @@ func writeMatch(w io.Writer, m *imagesnapshotv1.MatchImagesResponse) error {
 	return err
 }
 
-// keyValue of a candidate: numbers as they are compared, but a time as people read it.
+// keyValue formats a key of a candidate: numbers as they are compared, times as people read them.
 func keyValue(k *imagesnapshotv1.MatchKey) string {
 	if k.GetName() == "created" {
 		return time.UnixMicro(k.GetValue()).UTC().Format(time.RFC3339Nano)
@@ -259,7 +259,7 @@ func keyValue(k *imagesnapshotv1.MatchKey) string {
 	return strconv.FormatInt(k.GetValue(), 10)
 }
 
-// hasOf says what a candidate has of an image.
+// hasOf describes what a candidate has of an image.
 func hasOf(img *imagesnapshotv1.MatchedImage) string {
 	has := "nothing"
 	switch img.GetMatchedBy() {

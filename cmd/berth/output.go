@@ -50,7 +50,7 @@ func jsonTree(data []byte, err error) (tree any, _ error) {
 	return tree, dec.Decode(&tree)
 }
 
-// underscored makes the names of objects, such as diffID, those of the API, such as diff_id.
+// underscored turns the names in objects, such as diffID, into those of the API, such as diff_id.
 func underscored(tree any) any {
 	switch t := tree.(type) {
 	case map[string]any:
@@ -81,7 +81,7 @@ func underscore(name string) string {
 	return b.String()
 }
 
-// numbered makes numbers of the strings that protobuf's JSON has for 64-bit integers.
+// numbered turns the strings that protobuf's JSON has for 64-bit integers into numbers.
 func numbered(tree any, message protoreflect.MessageDescriptor) any {
 	fields, ok := tree.(map[string]any)
 	if !ok {
@@ -138,7 +138,7 @@ func writeTable(w io.Writer, rows [][]string) error {
 	return t.Flush()
 }
 
-// humanSize is for tables; JSON has bytes.
+// humanSize formats a size for tables; JSON has bytes.
 func humanSize(bytes int64) string {
 	if bytes <= 0 {
 		return "-"

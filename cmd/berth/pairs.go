@@ -31,8 +31,8 @@ func (p *pairsValue) Set(text string) error {
 	return nil
 }
 
-// Type is shown in help where a flag's text names none.
+// Type returns the type that help shows if a flag's text does not name one.
 func (p *pairsValue) Type() string { return "key=value" }
 
-// String is the default, which is none.
+// String returns the default, which is empty.
 func (p *pairsValue) String() string { return "" }

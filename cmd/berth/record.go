@@ -126,12 +126,12 @@ func (f *recordFlags) run(cmd *cobra.Command, image string) (err error) {
 	if f.options.Dir, err = filepath.Abs(f.options.Dir); err != nil {
 		return err
 	}
-	// The container library's remarks are no part of the output.
+	// What the container library logs is not part of the output.
 	if err := log.SetLevel("error"); err != nil {
 		return err
 	}
 	f.options.Stdout, f.options.Stderr = cmd.ErrOrStderr(), cmd.ErrOrStderr()
-	// A terminal that is closed must undo everything too.
+	// Everything must be undone if the terminal is closed, too.
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGHUP)
 	defer stop()
 	if f.disk != "" {
@@ -185,7 +185,7 @@ func (f *recordFlags) toFile(ctx context.Context, stdout io.Writer) error {
 	return f.summary(stdout, res, f.output)
 }
 
-// replaceFile writes a whole file or leaves the old one.
+// replaceFile either writes the whole file or keeps the old one.
 func replaceFile(path string, data []byte) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
@@ -209,13 +209,13 @@ type recordSummary struct {
 	Method   recorder.Method    `json:"method"`
 	Seconds  float64            `json:"seconds"`
 	Files    int                `json:"files"`
-	// FileBytes of files, and MetadataBytes of the disk's own, were read.
+	// FileBytes were read from files, MetadataBytes from the disk's own metadata.
 	FileBytes     int64 `json:"fileBytes"`
 	MetadataBytes int64 `json:"metadataBytes"`
 	ImageBytes    int64 `json:"imageBytes"`
-	// LostPages could not be noted down.
+	// LostPages were read but could not be recorded.
 	LostPages int64 `json:"lostPages"`
-	// KeptBy is a file or an image snapshot.
+	// KeptBy names the file or the image snapshot that keeps the list.
 	KeptBy string `json:"keptBy"`
 }
 
@@ -244,7 +244,7 @@ func (f *recordFlags) summary(w io.Writer, res *trialrun.Result, keptBy string) 
 	return err
 }
 
-// fromDaemon runs the image from a disk of berthd's, and has an image snapshot keep the list unless it goes to a file.
+// fromDaemon runs the image from one of berthd's disks. An image snapshot keeps the list unless it goes to a file.
 func (f *recordFlags) fromDaemon(ctx context.Context, stdout io.Writer) error {
 	return f.daemon.dial(ctx, func(ctx context.Context, conn connection) error {
 		src := diskSource{control: controlv1.NewControlServiceClient(conn), snapshots: imagesnapshotv1.NewImageSnapshotServiceClient(conn)}
@@ -260,7 +260,7 @@ func (f *recordFlags) fromDaemon(ctx context.Context, stdout io.Writer) error {
 	})
 }
 
-// keep records, and puts the list where it belongs.
+// keep records an access list and stores it where it belongs.
 func (f *recordFlags) keep(ctx context.Context, stdout io.Writer, c imageSnapshots, disk foundDisk) error {
 	if f.output != "" {
 		return f.toFile(ctx, stdout)
@@ -289,7 +289,7 @@ func (f *recordFlags) keep(ctx context.Context, stdout io.Writer, c imageSnapsho
 	return f.summary(stdout, res, "image snapshot "+disk.snapshot)
 }
 
-// keptList is what the image snapshot has of the image, nil if nothing.
+// keptList returns the access list that the image snapshot keeps for the image, nil if it keeps none.
 func keptList(ctx context.Context, c imageSnapshots, snapshot string, o trialrun.Options) (*accesslist.List, error) {
 	resp, err := c.ListAccessLists(ctx, &imagesnapshotv1.ListAccessListsRequest{NameOrId: snapshot, Image: o.Image})
 	if err != nil {

@@ -16,21 +16,21 @@ import (
 // releaseTimeout bounds the detaching of a disk that was attached for a recording.
 const releaseTimeout = time.Minute
 
-// diskSource finds out of berthd which device has the disk to record from.
+// diskSource asks berthd which device has the disk to record from.
 type diskSource struct {
 	control   controlv1.ControlServiceClient
 	snapshots imageSnapshots
 }
 
-// foundDisk is one that is attached.
+// foundDisk is an attached disk.
 type foundDisk struct {
 	name, device string
 	// snapshot is the name of the image snapshot that has the same content, empty if there is none.
 	snapshot string
 }
 
-// find gives the disk of the named image snapshot, attached for the time until release if it is not, or else the
-// attached one with the image.
+// find returns the disk of the named image snapshot; if necessary, find attaches it until release is called. Without a
+// name, find returns the attached disk that has the image.
 func (d diskSource) find(ctx context.Context, snapshot, image string) (_ foundDisk, release func(context.Context) error, err error) {
 	nothing := func(context.Context) error { return nil }
 	attached, err := d.control.ListDisks(ctx, &controlv1.ListDisksRequest{})
@@ -57,7 +57,7 @@ func (d diskSource) find(ctx context.Context, snapshot, image string) (_ foundDi
 	return d.attach(ctx, s)
 }
 
-// attach has the image snapshot's disk attached.
+// attach attaches the image snapshot's disk.
 func (d diskSource) attach(ctx context.Context, s *imagesnapshotv1.ImageSnapshot) (foundDisk, func(context.Context) error, error) {
 	name := "record-" + uuid.NewString()[:8]
 	resp, err := d.control.AttachDisk(ctx, &controlv1.AttachDiskRequest{
@@ -76,7 +76,7 @@ func (d diskSource) attach(ctx context.Context, s *imagesnapshotv1.ImageSnapshot
 	return foundDisk{name, resp.GetDisk().GetDevice(), s.GetName()}, release, nil
 }
 
-// attachedWith finds an attached disk with the image, one of an image snapshot before others.
+// attachedWith finds an attached disk that has the image. It prefers the disk of an image snapshot.
 func (d diskSource) attachedWith(ctx context.Context, disks []*controlv1.Disk, image string) (foundDisk, error) {
 	resp, err := d.control.FindImage(ctx, &controlv1.FindImageRequest{Reference: image})
 	if err != nil && !isNotFound(err) {
@@ -91,11 +91,11 @@ func (d diskSource) attachedWith(ctx context.Context, disks []*controlv1.Disk, i
 	return foundDisk{}, fmt.Errorf("no attached disk has image %s: name one with --image-snapshot or --disk, or attach one (berth attach)", image)
 }
 
-// snapshotOf is the image snapshot with that content.
+// snapshotOf returns the name of the image snapshot that has that content.
 func (d diskSource) snapshotOf(ctx context.Context, index string) (string, error) {
 	all, err := listImageSnapshots(ctx, d.snapshots, nil)
 	if status.Code(err) == codes.Unimplemented {
-		return "", nil // a berthd that keeps none
+		return "", nil // this berthd keeps no image snapshots
 	}
 	if err != nil {
 		return "", err

@@ -75,7 +75,7 @@ func release(ctx context.Context, c controlv1.ControlServiceClient, name string,
 	return nil
 }
 
-// releaseRequest is for a disk if one with lost layers has the name, and otherwise for an image.
+// releaseRequest names a disk if one with lost layers has this name, and otherwise an image.
 func releaseRequest(ctx context.Context, c controlv1.ControlServiceClient, name string) (*controlv1.ReleaseImagesRequest, error) {
 	lost, err := c.ListLostLayers(ctx, &controlv1.ListLostLayersRequest{Disk: name})
 	if err != nil {

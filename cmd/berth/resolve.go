@@ -40,7 +40,7 @@ type imageLayers struct {
 	Blobs    []ocispec.Descriptor
 }
 
-// chainID of the stack that ends with layer i.
+// chainID returns the chain ID of the stack that ends with layer i.
 func (l *imageLayers) chainID(i int) digest.Digest { return identity.ChainID(l.DiffIDs[:i+1]) }
 
 // resolver finds an image's manifest and config, nearest first: on the attached disks, in containerd, at the registry.
@@ -146,7 +146,7 @@ func (r *resolver) inContainerd(ctx context.Context, ref string, p ocispec.Platf
 	return nil, errors.Join(append(tried, fmt.Errorf("in containerd: %w", errdefs.ErrNotFound))...)
 }
 
-// namespaces to look in.
+// namespaces returns the namespaces to search.
 func (r *resolver) namespaces(ctx context.Context, conn *grpc.ClientConn) ([]string, error) {
 	if r.namespace != "" {
 		return []string{r.namespace}, nil
@@ -162,7 +162,7 @@ func (r *resolver) namespaces(ctx context.Context, conn *grpc.ClientConn) ([]str
 	return names, nil
 }
 
-// inNamespace looks in the namespace of ctx.
+// inNamespace searches the namespace of ctx.
 func inNamespace(ctx context.Context, conn *grpc.ClientConn, ref string, p ocispec.Platform) (*imageLayers, error) {
 	resp, err := imagesapi.NewImagesClient(conn).Get(ctx, &imagesapi.GetImageRequest{Name: ref})
 	if err != nil {
@@ -186,7 +186,7 @@ func inNamespace(ctx context.Context, conn *grpc.ClientConn, ref string, p ocisp
 	return parseImage("containerd", rawManifest, rawConfig)
 }
 
-// rawManifestOf finds the bytes of the manifest with this config, of which images.Manifest gives only the meaning.
+// rawManifestOf finds the bytes of the manifest with this config; images.Manifest returns only the parsed form.
 func rawManifestOf(ctx context.Context, store content.Provider, target ocispec.Descriptor, config digest.Digest) ([]byte, error) {
 	raw, err := content.ReadBlob(ctx, store, target)
 	if err != nil || !images.IsIndexType(target.MediaType) {
@@ -199,7 +199,7 @@ func rawManifestOf(ctx context.Context, store content.Provider, target ocispec.D
 	for _, desc := range index.Manifests {
 		raw, err := content.ReadBlob(ctx, store, desc)
 		if errdefs.IsNotFound(err) {
-			continue // of another platform
+			continue // for another platform
 		}
 		if err != nil {
 			return nil, err
@@ -227,7 +227,7 @@ func (r *resolver) atRegistry(ctx context.Context, ref string, p ocispec.Platfor
 	if err != nil {
 		return nil, fmt.Errorf("at the registry: %w", err)
 	}
-	if err := log.SetLevel("error"); err != nil { // what the registry client remarks comes back as an error
+	if err := log.SetLevel("error"); err != nil { // the registry client also returns what it logs, as an error
 		return nil, err
 	}
 	manifest, config, err := builder.Manifest(ctx, builder.Options{

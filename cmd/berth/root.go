@@ -11,7 +11,7 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
-// newRoot lists every verb; each is a file of its own.
+// newRoot lists every verb; each has a file of its own.
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "berth",

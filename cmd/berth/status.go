@@ -105,7 +105,7 @@ func printDisks(w io.Writer, disks []*controlv1.Disk) error {
 	return printImports(w, disks)
 }
 
-// printImports says how many images of each disk containerd knows, and of the others why it does not.
+// printImports prints how many images of each disk containerd knows, and why it does not know the others.
 func printImports(w io.Writer, disks []*controlv1.Disk) error {
 	var lines []string
 	for _, d := range disks {
@@ -170,7 +170,7 @@ func printReadAhead(w io.Writer, list []*controlv1.ReadAhead, now time.Time) err
 	for _, h := range list {
 		if h.GetState() == controlv1.ReadAheadState_READ_AHEAD_STATE_FAILED {
 			_, err := fmt.Fprintf(w, "! %s: %s\n", h.GetImage(), h.GetReason())
-			return err // the last one tells enough
+			return err // the last failure is enough
 		}
 	}
 	return nil
@@ -192,7 +192,7 @@ func missWords(misses []*controlv1.MissCount) map[string]uint64 {
 	return counts
 }
 
-// total is the sum and its parts: "7 (chain-id 5, diff-id 2)".
+// total returns the sum and its parts: "7 (chain-id 5, diff-id 2)".
 func total(counts map[string]uint64) string {
 	var (
 		sum   uint64

@@ -111,7 +111,7 @@ func (p *printer) json(v any) {
 	}
 }
 
-// count is "1 layer", "2 layers"; "entr" becomes entry and entries.
+// count returns "1 layer", "2 layers"; "entr" becomes entry and entries.
 func count(n int, noun string) string {
 	switch {
 	case noun == "entr" && n == 1:
@@ -124,7 +124,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// shortDigest is long enough to tell the layers of one disk apart.
+// shortDigest returns enough of a digest to distinguish the layers of one disk.
 func shortDigest(d digest.Digest) string {
 	const digits = 12
 	if hex := d.Encoded(); len(hex) > digits {

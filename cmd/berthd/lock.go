@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockFile makes sure that one process alone has what the file stands for, until it closes the file or ends. The file
-// stays when the lock goes: removing it would let two others lock two different files of that name.
+// lockFile lets a single process own what the file stands for, until it closes the file or ends. The file stays after
+// the lock is released: removing it would let two others lock two different files of that name.
 func lockFile(path, purpose string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -33,7 +33,7 @@ func writePID(f *os.File) error {
 	return err
 }
 
-// holder tells who wrote the file, for a message only.
+// holder returns who wrote the file; it is only for a message.
 func holder(f *os.File) string {
 	var b [16]byte
 	n, err := f.ReadAt(b[:], 0)

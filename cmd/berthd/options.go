@@ -28,7 +28,7 @@ func (o *options) register(cmd *cobra.Command) {
 	f.StringVar(&o.flag.Metrics.Address, "metrics-address", d.Metrics.Address, "`host:port` to serve /metrics on, empty for none")
 }
 
-// load reads the file, lets the flags that were given override it, and validates the outcome.
+// load reads the file, lets the flags that were given override it, and validates the result.
 func (o *options) load(cmd *cobra.Command) (config.Config, error) {
 	c, err := config.Load(o.file)
 	if errdefs.IsNotFound(err) && !cmd.Flags().Changed("config") {

@@ -65,10 +65,10 @@ func run(ctx context.Context, c config.Config, load func() (config.Config, error
 	}})
 }
 
-// watcher tells systemd and the log how far the daemon is.
+// watcher reports the state of the daemon to systemd and to the log.
 type watcher struct {
 	socket, root string
-	// start starts what goes on while the daemon serves.
+	// start starts what runs while the daemon serves.
 	start func()
 }
 
@@ -124,7 +124,7 @@ func makeRoot(path string) (string, error) {
 
 func joinClose(err *error, c io.Closer) { *err = errors.Join(*err, c.Close()) }
 
-// ignoreClosed: the server closes its listener too.
+// ignoreClosed drops the error of closing a closed listener: the server closes its listener too.
 func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return nil
