@@ -1,4 +1,4 @@
-// Package accesslists has the access lists of a node: it chooses among the places where one may be, and keeps new ones.
+// Package accesslists finds the access lists of a node in the places where they may be, and keeps new ones.
 package accesslists
 
 import (
@@ -16,13 +16,13 @@ import (
 	"berth.dev/berth/readahead/liststore"
 )
 
-// Places are where lists may be, in the order in which they are looked for: with an image snapshot of the very disk, in
-// the node's own directory, and beside the catalog.
+// Places are where lists may be, in the order of the search: with an image snapshot of the same disk, in the node's own
+// directory, and beside the catalog.
 type Places struct {
 	// ImageSnapshots is nil if this node keeps none.
 	ImageSnapshots store.AccessLists
 	Directory      *liststore.Dir
-	// Catalog is nil without one.
+	// Catalog is nil if the node has no catalog.
 	Catalog *liststore.Dir
 }
 
@@ -53,7 +53,7 @@ func (p Places) find(ctx context.Context, disk layerdisk.Identity, image string)
 	return l, err
 }
 
-// choose a list of the image from a directory.
+// choose picks a list of the image from a directory.
 func choose(ctx context.Context, from *liststore.Dir, disk layerdisk.Identity, image string) (*accesslist.List, error) {
 	lists, problems, err := from.Lists(ctx, image)
 	if problems != nil {
@@ -63,7 +63,7 @@ func choose(ctx context.Context, from *liststore.Dir, disk layerdisk.Identity, i
 		return nil, err
 	}
 	for _, l := range lists {
-		// Of several, that of the very disk knows most.
+		// Of several lists, the one of the same disk knows most.
 		if l.Disk == disk.IndexDigest {
 			return l, nil
 		}
@@ -71,7 +71,7 @@ func choose(ctx context.Context, from *liststore.Dir, disk layerdisk.Identity, i
 	return lists[0], nil
 }
 
-// Has says whether there is a list for an image on a disk.
+// Has reports whether there is a list for an image on a disk.
 func (p Places) Has(ctx context.Context, d readahead.Disk, image string) (bool, error) {
 	_, err := p.find(ctx, d.Identity, image)
 	if errdefs.IsNotFound(err) {

@@ -14,7 +14,7 @@ type Problem struct {
 	What, Advice string
 }
 
-// Check tells what is wrong with a containerd's configuration for the settings; nothing means that all is well.
+// Check returns what is wrong with a containerd's configuration for the settings. Without problems all is well.
 func Check(c Config, s Settings) []Problem {
 	advice := fmt.Sprintf("put what \"berth config containerd --version %s\" prints into containerd's configuration and restart containerd", s.Version)
 	plugin, ok := c.ProxyPlugins[s.Snapshotter]

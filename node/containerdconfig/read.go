@@ -45,7 +45,7 @@ type Unpack struct {
 	Platform, Snapshotter string
 }
 
-// Unpack are the entries that are listed; none listed means containerd's default.
+// Unpack returns the entries that are listed; an empty list means containerd's default.
 func (c Config) Unpack() []Unpack {
 	var all []Unpack
 	entries, ok := c.at(transferPlugin)["unpack_config"].([]any)
@@ -62,7 +62,8 @@ func (c Config) Unpack() []Unpack {
 	return all
 }
 
-// CRISnapshotter is what CRI uses, empty if the configuration does not say. Newer versions migrate the older place.
+// CRISnapshotter returns the snapshotter that CRI uses, empty if the configuration names none. Newer versions of
+// containerd migrate the older place of the setting.
 func (c Config) CRISnapshotter() string {
 	for _, path := range [][]string{
 		{"io.containerd.cri.v1.images"},
@@ -75,7 +76,7 @@ func (c Config) CRISnapshotter() string {
 	return ""
 }
 
-// at is a table below plugins, nil if there is none.
+// at returns the table with this path below plugins, nil if there is none.
 func (c Config) at(path ...string) map[string]any {
 	table := c.Plugins
 	for _, key := range path {
@@ -144,7 +145,7 @@ func ReadFiles(path string) (Config, error) {
 	return all, nil
 }
 
-// Files are the file and those that it imports.
+// Files returns the paths of the file and of those that it imports.
 func Files(path string) ([]string, error) {
 	var files []string
 	err := visit(path, func(file string, _ Config) { files = append(files, file) })

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// defaultHostsDirs are where hosts.toml files are if the configuration says nothing, as containerd's own defaults are.
+// defaultHostsDirs is where hosts.toml files are if the configuration says nothing; it is containerd's own default.
 const defaultHostsDirs = "/etc/containerd/certs.d:/etc/docker/certs.d"
 
 // Registries is how containerd reaches registries when Kubernetes has it pull.
@@ -17,7 +17,7 @@ type Registries struct {
 	auths     map[string]map[string]any
 }
 
-// Registries as the configuration says, in the place of containerd 2 or in that of 1.7.
+// Registries returns what the configuration says, in the place of containerd 2 or in that of 1.7.
 func (c Config) Registries() Registries {
 	r := Registries{auths: map[string]map[string]any{}}
 	dirs := ""
@@ -42,8 +42,8 @@ func (c Config) Registries() Registries {
 	return r
 }
 
-// HostsDir is the directory whose hosts.toml says how a registry is reached, as host or host:port: the first one that
-// has the registry or a default, empty if there is none.
+// HostsDir returns the directory whose hosts.toml says how to reach a registry, given as host or host:port. It is the
+// first directory that has the registry or a default; the path is empty if none has.
 func (r Registries) HostsDir(host string) string {
 	names := []string{host, "_default"}
 	if at := strings.LastIndexByte(host, ':'); at > 0 {
@@ -59,7 +59,8 @@ func (r Registries) HostsDir(host string) string {
 	return ""
 }
 
-// Credentials that the configuration has for a registry, as host or host:port. An identity token comes without a user.
+// Credentials returns what the configuration has for a registry, given as host or host:port. An identity token comes
+// without a user.
 func (r Registries) Credentials(host string) (user, secret string, err error) {
 	auth := r.auths[host]
 	text := func(key string) string {
@@ -75,7 +76,7 @@ func (r Registries) Credentials(host string) (user, secret string, err error) {
 	if text("auth") == "" {
 		return "", "", nil
 	}
-	// As docker writes it, with zero bytes at the end in old files.
+	// Docker writes auth in this form, with zero bytes at the end in old files.
 	raw, err := base64.StdEncoding.DecodeString(text("auth"))
 	if err != nil {
 		return "", "", fmt.Errorf("read containerd's credentials for %s: auth: %w", host, err)
@@ -84,7 +85,7 @@ func (r Registries) Credentials(host string) (user, secret string, err error) {
 	return user, secret, nil
 }
 
-// RunningFile is the configuration file that the containerd with this process ID was started with.
+// RunningFile returns the configuration file that the containerd with this process ID was started with.
 func RunningFile(pid int) string {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {

@@ -18,14 +18,14 @@ type Settings struct {
 	Socket, Root string
 	// Platform of the node, as os/architecture[/variant].
 	Platform string
-	// CRI makes Kubernetes use it.
+	// CRI makes Kubernetes use berthd.
 	CRI bool
 }
 
 //go:embed snippet.tmpl
 var snippetText string
 
-// Snippet is TOML to put into containerd's configuration, with the reason for each part.
+// Snippet returns TOML to put into containerd's configuration, with the reason for each part.
 func Snippet(s Settings) ([]byte, error) {
 	for _, v := range []string{s.Snapshotter, s.Socket, s.Root, s.Platform} {
 		if v == "" || strings.ContainsAny(v, "'\"\\\n") {
@@ -60,7 +60,7 @@ func Snippet(s Settings) ([]byte, error) {
 // transferPlugin has the same name in all versions.
 const transferPlugin = "io.containerd.transfer.v1.local"
 
-// criTable is where CRI's snapshotter setting is.
+// criTable returns the name of the table that has CRI's snapshotter setting.
 func criTable(v Version) string {
 	if v.Major < 2 {
 		return `plugins."io.containerd.grpc.v1.cri".containerd`

@@ -17,16 +17,16 @@ type Version struct {
 	Major, Minor int
 }
 
-// Oldest is the oldest version that is tested and supported.
+// Oldest returns the oldest version that is tested and supported.
 func Oldest() Version { return Version{1, 7} }
 
-// Newest is the newest version that is tested; a newer one is taken to be like it.
+// Newest returns the newest version that is tested; newer versions are taken to be like it.
 func Newest() Version { return Version{2, 4} }
 
 var versionNumber = regexp.MustCompile(`\bv?([0-9]{1,4})\.([0-9]{1,4})(?:\.[0-9]+)?\b`)
 
-// ParseVersion reads "2.4", "v2.4.2", or what "containerd --version" prints. Without a number it is
-// errdefs.ErrInvalidArgument, and before Oldest errdefs.ErrNotImplemented.
+// ParseVersion reads "2.4", "v2.4.2", or what "containerd --version" prints. A text without a number is
+// errdefs.ErrInvalidArgument, and a version before Oldest is errdefs.ErrNotImplemented.
 func ParseVersion(text string) (Version, error) {
 	// "containerd --version" names a module path, whose "/v2" has no dot, before the version.
 	m := versionNumber.FindStringSubmatch(text)
@@ -48,15 +48,15 @@ func ParseVersion(text string) (Version, error) {
 	return v, nil
 }
 
-// Before orders versions.
+// Before reports whether v is older than w.
 func (v Version) Before(w Version) bool {
 	return cmp.Or(cmp.Compare(v.Major, w.Major), cmp.Compare(v.Minor, w.Minor)) < 0
 }
 
-// String is the version without its patch level.
+// String returns the version without its patch level.
 func (v Version) String() string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 
-// ConfigVersion is the version of the configuration file's own format that this containerd writes.
+// ConfigVersion returns the version of the configuration file's format that this containerd writes.
 func (v Version) ConfigVersion() int {
 	switch {
 	case v.Major < 2:
@@ -68,37 +68,37 @@ func (v Version) ConfigVersion() int {
 	}
 }
 
-// defaultHasDropIns says that the file that "containerd config default" writes imports /etc/containerd/conf.d/*.toml.
-// Without an imports key in the file, or without a file, no version reads what is there, though "containerd config
-// dump" prints the key (cmd/containerd/server/config.LoadConfig follows the imports of files only, and those of the
-// default are in none).
+// defaultHasDropIns reports whether the file that "containerd config default" writes imports
+// /etc/containerd/conf.d/*.toml. Without an imports key in the file, or without a file, no version reads that
+// directory, though "containerd config dump" prints the key: cmd/containerd/server/config.LoadConfig follows only the
+// imports of files, and the default's imports are in no file.
 func (v Version) defaultHasDropIns() bool { return !v.Before(Version{2, 2}) }
 
-// hasErofsDefault says that the transfer service's default unpack_config has EROFS images too.
+// hasErofsDefault reports whether the transfer service's default unpack_config has EROFS images too.
 func (v Version) hasErofsDefault() bool { return !v.Before(Version{2, 3}) }
 
-// pullsByTransfer says that CRI pulls through the transfer service unless told otherwise. Then annotations are switched
-// on per plugin (exports), and disable_snapshot_annotations = false would switch the whole node to the old way.
+// pullsByTransfer reports whether CRI pulls through the transfer service unless told otherwise. Then annotations are
+// switched on per plugin (exports), and disable_snapshot_annotations = false would switch the whole node to the old
+// way.
 func (v Version) pullsByTransfer() bool { return !v.Before(Version{2, 1}) }
 
-// Capabilities that a proxy plugin can announce, as containerd names them.
+// These are the capabilities that a proxy plugin can announce, as containerd names them.
 const (
 	capaRemapIDs = "remap-ids"
 	capaRebase   = "rebase"
 )
 
-// Capabilities to announce to this containerd, and why; docs/snapshotter.md has the rule.
+// Capabilities returns the capabilities to announce to this containerd; docs/snapshotter.md has the rule.
 func (v Version) Capabilities() []string {
 	switch {
 	case v.Before(Version{2, 3}):
-		// 1.7 cannot mount what "remap-ids" promises. 2.0 to 2.2 map the ids of the directory that all layers have in
-		// common without what is mounted below it, so layers on several file systems cannot be mapped
-		// (core/mount/mount_linux.go). Without the capability containerd copies the image of a pod in a user namespace,
-		// which is slow and works.
+		// 1.7 cannot mount what "remap-ids" promises. 2.0 to 2.2 map the IDs of the directory above all layers but not
+		// of what is mounted below it, so layers on several file systems cannot be mapped (core/mount/mount_linux.go).
+		// Without the capability containerd copies the image of a pod in a user namespace, which is slow and works.
 		return nil
 	case v.Before(Version{2, 4}):
-		// With "rebase" and parallel unpacking 2.2 and 2.3 ask without naming the parent, and cannot be answered that a
-		// layer is there: everything would be pulled.
+		// With "rebase" and parallel unpacking, 2.2 and 2.3 do not name the parent when they ask for a layer. No answer
+		// can then say that the layer is there, so everything would be pulled.
 		return []string{capaRemapIDs}
 	}
 	return []string{capaRemapIDs, capaRebase}

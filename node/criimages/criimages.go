@@ -1,9 +1,9 @@
 // Package criimages brings back images that CRI, the part of containerd that serves Kubernetes, has lost.
 //
-// When containerd starts, CRI looks once at each image of its namespace and drops those whose layers it cannot see, as
-// while the snapshotter does not answer. It never looks again, although the image and its layers are still there: the
-// kubelet pulls the image anew, or a pod fails that may not pull. CRI does look at an image whose record changes. So
-// each image that was lost in this way is updated once, without a change.
+// When containerd starts, CRI checks each image of its namespace once and drops those whose layers it cannot see, for
+// example while the snapshotter does not answer. It never looks again, although the image and its layers are still
+// there: the kubelet pulls the image anew, or a pod fails that may not pull. CRI does look at an image whose record
+// changes. So each image that was lost in this way is updated once, without a change.
 package criimages
 
 import (
@@ -28,11 +28,11 @@ const (
 	Namespace = "k8s.io"
 	// managedLabel is on images that CRI knows, or has known.
 	managedLabel = "io.cri-containerd.image"
-	// interval between looks. A containerd that starts takes some seconds to have looked at its images.
+	// interval is the time between looks. A containerd that starts needs some seconds to check its images.
 	interval = 10 * time.Second
 )
 
-// CRI is what is needed of CRI's image service.
+// CRI is the part of CRI's image service that this package needs.
 type CRI interface {
 	ListImages(ctx context.Context, in *runtime.ListImagesRequest, opts ...grpc.CallOption) (*runtime.ListImagesResponse, error)
 }
@@ -45,11 +45,11 @@ type Records interface {
 
 // Layers knows what is unpacked.
 type Layers interface {
-	// Unpacked says whether our snapshotter has all layers of an image.
+	// Unpacked reports whether our snapshotter has all layers of an image.
 	Unpacked(ctx context.Context, image images.Image) (bool, error)
 }
 
-// Lost returns those of the images of CRI's namespace that CRI has known and does not show.
+// Lost returns the images of CRI's namespace that CRI once knew and no longer shows.
 func Lost(ctx context.Context, cri CRI, all []images.Image) ([]images.Image, error) {
 	resp, err := cri.ListImages(ctx, &runtime.ListImagesRequest{})
 	if err != nil {
@@ -76,7 +76,8 @@ type Restorer struct {
 	cri     CRI
 	records Records
 	layers  Layers
-	// missing were lost at the last look; touched have been updated and not been seen since. Both are by name.
+	// missing images were lost at the last look; touched ones were updated and have not been seen since. Both are by
+	// name.
 	missing, touched map[string]digest.Digest
 }
 
@@ -107,7 +108,7 @@ func (r *Restorer) Run(ctx context.Context) {
 	}
 }
 
-// absent says that there is no CRI, or that it does not answer yet.
+// absent reports whether there is no CRI, or CRI does not answer yet.
 func absent(err error) bool {
 	return errdefs.IsNotImplemented(err) || errdefs.IsUnavailable(err)
 }

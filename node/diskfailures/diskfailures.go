@@ -1,5 +1,5 @@
-// Package diskfailures tells people whose disks failed: in the node's events, and in those of the image snapshot if it
-// is one of this node's own.
+// Package diskfailures reports disks that failed: in the node's events, and in the events of the disk's image snapshot
+// if that is one of this node's own.
 package diskfailures
 
 import (
@@ -24,7 +24,7 @@ type failure struct {
 	err  error
 }
 
-// maxFailures that wait to be told of; a node has fewer disks.
+// maxFailures bounds the failures that wait to be reported; a node has fewer disks.
 const maxFailures = 64
 
 // New makes a reporter that writes to a ledger.
@@ -36,7 +36,7 @@ func New(l *events.Ledger) *Reporter {
 func (r *Reporter) Report(disk stage.DiskStatus, err error) {
 	select {
 	case r.queue <- failure{disk, err}:
-	default: // rather without its image snapshot than not at all
+	default: // better without its image snapshot than not at all
 		r.ledger.DiskFailed(disk.Name, disk.ImageSnapshot.Name, disk.Holders, err)
 	}
 }
@@ -44,15 +44,15 @@ func (r *Reporter) Report(disk stage.DiskStatus, err error) {
 // noteTimeout bounds writing an event to the store of image snapshots.
 const noteTimeout = 10 * time.Second
 
-// Owners know whose a disk is.
+// Owners knows which image snapshot a disk belongs to.
 type Owners interface {
 	// ImageSnapshot finds the image snapshot that a disk belongs to, by the disk's UUID.
 	ImageSnapshot(diskUUID string) (name, id string, ok bool)
 }
 
-// Notes has the events of image snapshots.
+// Notes records the events of image snapshots.
 type Notes interface {
-	// NoteDiskFailure writes an event of an image snapshot.
+	// NoteDiskFailure records in the events of an image snapshot that its disk failed.
 	NoteDiskFailure(ctx context.Context, name, id, message string) error
 }
 
@@ -70,7 +70,8 @@ func (r *Reporter) Run(ctx context.Context, owners Owners, notes Notes) {
 
 func (r *Reporter) tell(ctx context.Context, f failure, owners Owners, notes Notes) {
 	disk := f.disk
-	// What was attached for it may be withdrawn by now; what was attached by hand may be one of a catalog.
+	// The image snapshot that the disk was attached for may be withdrawn by now. A disk attached by hand may belong to
+	// one of a catalog.
 	name, id := disk.ImageSnapshot.Name, disk.ImageSnapshot.ID
 	if name == "" {
 		name, id, _ = owners.ImageSnapshot(disk.UUID)

@@ -24,7 +24,7 @@ type Found struct {
 	Driver, VolumeID string
 	UUID             string
 	IndexDigest      digest.Digest
-	// Device it is on; Others have the very same disk and are not used.
+	// Device has the disk. Others are devices that have the same disk; they are not used.
 	Device string
 	Others []string
 }
@@ -35,15 +35,15 @@ func (f Found) name() string {
 	return "found-" + short[:min(len(short), 12)]
 }
 
-// nameByIndex is for a disk whose UUID another one has.
+// nameByIndex names a disk whose UUID another disk has too.
 func (f Found) nameByIndex() string {
 	short := f.IndexDigest.Encoded()
 	return "found-" + short[:min(len(short), 12)]
 }
 
-// Discovery attaches and keeps every disk that is found, and gives up those that have gone and that nothing uses. A
-// disk that was detached by hand stays detached until it goes and comes again, or the daemon starts again. Update may
-// be called by any goroutine, Run is called once.
+// Discovery attaches and keeps every disk that is found, and gives up disks that are gone and unused. A disk that was
+// detached by hand stays detached until it goes and comes again, or the daemon starts again. Any goroutine may call
+// Update; Run is called once.
 type Discovery struct {
 	stager Stager
 	keeper *Keeper
@@ -54,7 +54,8 @@ type Discovery struct {
 	mu    sync.Mutex
 	found map[string]Found
 
-	// taken are the volumes that are there and were begun to attach, or are attached in another way. Only Run uses it.
+	// taken has the volumes that are there and that attaching was begun for, or that are attached in another way. Only
+	// Run uses it.
 	taken map[string]bool
 }
 
@@ -63,7 +64,7 @@ func NewDiscovery(keeper *Keeper) *Discovery {
 	return &Discovery{stager: keeper.stager, keeper: keeper, ledger: keeper.ledger, kick: make(chan struct{}, 1), taken: map[string]bool{}}
 }
 
-// Update says what is there now, all of it.
+// Update takes all disks that are there now.
 func (d *Discovery) Update(all []Found) {
 	found := make(map[string]Found, len(all))
 	for _, f := range all {
@@ -78,8 +79,8 @@ func (d *Discovery) Update(all []Found) {
 	}
 }
 
-// lookAgain is how often what is found and what is attached are compared without a reason: a disk that failed and whose
-// last user has gone is given up by then.
+// lookAgain is how often Run compares the found disks with the attached ones when no change was reported. By then it
+// gives up a disk that failed and whose last user is gone.
 const lookAgain = 10 * time.Second
 
 // Run compares what is found with what is attached, until ctx ends.
@@ -107,7 +108,7 @@ func (d *Discovery) compare(ctx context.Context, changed bool) {
 		return // nothing is known before the first look
 	}
 	if changed {
-		// Whatever has come or gone may be what a disk is on: ask before somebody finds out by an error.
+		// A device that came or went may be one that a disk is on: check before somebody finds out by an error.
 		check(ctx, d.stager)
 	}
 	list := d.stager.Disks()
@@ -132,8 +133,8 @@ func sorted(found map[string]Found) []Found {
 	return all
 }
 
-// rival says why a found disk cannot be used: another one has its UUID, by which layers in use are remembered, and
-// another index. The one that is attached keeps the UUID, else the first by volume ID, so that all nodes choose alike.
+// rival says why a found disk cannot be used: another disk has the same UUID but another index, and layers in use are
+// remembered by UUID. The attached disk keeps the UUID, else the first by volume ID, so that all nodes choose alike.
 func rival(f Found, all []Found, list []stage.DiskStatus) error {
 	refusal := func(by string, index digest.Digest) error {
 		return fmt.Errorf("%s has the same UUID %s and another index, %s: detach one of the two, or build one anew: %w",
@@ -162,7 +163,7 @@ func (d *Discovery) refuse(ctx context.Context, f Found, reason error) {
 	}
 }
 
-// take has a found disk attached, if it is not and was not.
+// take begins to attach a found disk, unless it is attached or was before.
 func (d *Discovery) take(ctx context.Context, f Found, list []stage.DiskStatus) {
 	spec := stage.Spec{Name: f.name(), Driver: f.Driver, VolumeID: f.VolumeID, Keep: true,
 		Expect: layerdisk.Identity{IndexDigest: f.IndexDigest}}
@@ -176,7 +177,7 @@ func (d *Discovery) take(ctx context.Context, f Found, list []stage.DiskStatus) 
 		}
 		d.taken[f.VolumeID] = true
 		if same && disk.State == stage.StateFailed {
-			// It has come back, or can be read again: better now than at the next attempt of the stage.
+			// The disk is back, or can be read again: attach it now rather than at the next attempt of the stage.
 			spec.Name, spec.Keep = disk.Name, disk.Keep
 			d.keeper.attachFound(ctx, spec)
 		}
@@ -209,7 +210,7 @@ func (d *Discovery) giveUp(ctx context.Context, list []stage.DiskStatus, found m
 	}
 	for _, disk := range list {
 		_, there := found[disk.VolumeID]
-		// The stage keeps a disk that is in use, to have it back as soon as it is there.
+		// The stage keeps a disk that is in use, to attach it again as soon as it is there.
 		if there || disk.State != stage.StateFailed || disk.Holders > 0 || disk.Name != (Found{UUID: disk.UUID}).name() {
 			continue
 		}
@@ -223,7 +224,7 @@ func (d *Discovery) giveUp(ctx context.Context, list []stage.DiskStatus, found m
 }
 
 // giveUpWait bounds giving up one disk: whatever still reads from it may hang with it, and disks that come meanwhile
-// are not to wait. The stage goes on with what was begun.
+// must not wait. The stage completes what was begun.
 const giveUpWait = time.Minute
 
 func (d *Discovery) detach(ctx context.Context, name string) error {
@@ -233,10 +234,10 @@ func (d *Discovery) detach(ctx context.Context, name string) error {
 	return err
 }
 
-// checkEvery is how soon a disk that fails is noticed that no pull asks for.
+// checkEvery is how soon the failure of a disk is noticed if no pull asks for it.
 const checkEvery = 30 * time.Second
 
-// KeepChecking asks every disk that serves now and then whether it still answers, until ctx ends: a disk may fail
+// KeepChecking checks now and then whether every disk that serves still answers, until ctx ends: a disk may fail
 // without its device going away, and containers that run from it get errors without anybody asking for a layer.
 func KeepChecking(ctx context.Context, stager Stager) {
 	ticker := time.NewTicker(checkEvery)
@@ -251,11 +252,11 @@ func KeepChecking(ctx context.Context, stager Stager) {
 	}
 }
 
-// check asks every disk that serves whether it still answers.
+// check checks whether every disk that serves still answers.
 func check(ctx context.Context, stager Stager) {
 	for _, disk := range stager.Disks() {
 		if disk.Serving {
-			_ = stager.Check(ctx, disk.Name) // it says so itself
+			_ = stager.Check(ctx, disk.Name) // the stager reports the failure itself
 		}
 	}
 }

@@ -1,6 +1,6 @@
 // Package disks keeps the layer disks of a node: it attaches those that the configuration names, those that are found
-// among the block devices and those that somebody asks for, checks that they answer, and gives up what has gone. What
-// makes one disk usable is package stage.
+// among the block devices and those that somebody asks for, checks that they answer, and gives up those that are gone.
+// Package stage makes each disk usable.
 package disks
 
 import (
@@ -19,7 +19,7 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// Waits between attempts to attach a disk.
+// These are the waits between attempts to attach a disk.
 const (
 	firstRetry = time.Second
 	lastRetry  = time.Minute
@@ -31,12 +31,12 @@ const StateWaiting stage.State = "waiting"
 // Stager makes layer disks usable on this node; a *stage.Stager does.
 type Stager interface {
 	Disks() []stage.DiskStatus
-	// Stage returns when the disk serves; staging what is staged changes nothing.
+	// Stage returns when the disk serves. Staging a disk again changes nothing.
 	Stage(ctx context.Context, spec stage.Spec) (stage.DiskStatus, error)
-	// Unstage refuses a disk in use with errdefs.ErrFailedPrecondition. When it drains, the disk only stops serving new
-	// layers, and holders is the number of snapshots that still use it.
+	// Unstage refuses a disk in use with errdefs.ErrFailedPrecondition. If opts ask to drain it, the disk only stops
+	// serving new layers, and holders is the number of snapshots that still use it.
 	Unstage(ctx context.Context, name string, opts stage.UnstageOptions) (holders int, err error)
-	// Check takes the disk out of service if it does not answer as it did; that is the error.
+	// Check takes the disk out of service if it does not answer as it did before, and returns why.
 	Check(ctx context.Context, name string) error
 }
 
@@ -49,9 +49,9 @@ type Disk struct {
 	Configured bool
 }
 
-// Keeper attaches and detaches the node's layer disks. Those that the configuration names and those that are found it
-// attaches in the background, as often as it takes: a disk that is missing or broken must not keep the node from
-// serving. It is safe for concurrent use.
+// Keeper attaches and detaches the node's layer disks. It attaches configured and found disks in the background and
+// tries until that succeeds: a disk that is missing or broken must not keep the node from serving. It is safe for
+// concurrent use.
 type Keeper struct {
 	stager Stager
 	ledger *events.Ledger
@@ -66,12 +66,12 @@ type Keeper struct {
 // attempt is the state of a disk that is awaited.
 type attempt struct {
 	spec stage.Spec
-	// found says that it is not the configuration that names the disk.
+	// found says that the disk was found and that the configuration does not name it.
 	found  bool
 	since  time.Time
 	err    error
 	cancel context.CancelFunc
-	// refused says that nothing is tried: err is why.
+	// refused says that the disk is not tried; err is why.
 	refused bool
 }
 
@@ -80,7 +80,7 @@ func NewKeeper(stager Stager, ledger *events.Ledger) *Keeper {
 	return &Keeper{stager: stager, ledger: ledger, configured: map[string]stage.Spec{}, awaited: map[string]*attempt{}}
 }
 
-// List has the attached and the awaited disks by name.
+// List returns the attached and the awaited disks, sorted by name.
 func (k *Keeper) List() []Disk {
 	attached := k.stager.Disks()
 	k.mu.Lock()
@@ -118,8 +118,8 @@ func (k *Keeper) Attach(ctx context.Context, spec stage.Spec) (Disk, error) {
 	return Disk{status, configured}, nil
 }
 
-// Detach returns the number of snapshots that still use a drained disk; 0 means that it is detached. A disk that was
-// never attached is no longer awaited.
+// Detach detaches a disk, or stops awaiting one that was never attached. It returns the number of snapshots that still
+// use a drained disk; 0 means that the disk is detached.
 func (k *Keeper) Detach(ctx context.Context, name string, drain bool) (holders int, err error) {
 	awaited := k.abandon(name)
 	holders, err = k.stager.Unstage(ctx, name, stage.UnstageOptions{Drain: drain})
@@ -147,7 +147,7 @@ func (k *Keeper) Configure(ctx context.Context, specs []stage.Spec) {
 	}
 }
 
-// attachFound begins to attach a disk that was found, unless that is being tried.
+// attachFound begins to attach a disk that was found, unless attempts are under way.
 func (k *Keeper) attachFound(ctx context.Context, spec stage.Spec) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -167,13 +167,13 @@ func (k *Keeper) begin(ctx context.Context, a *attempt) {
 	})
 }
 
-// Tries says whether a disk that is not attached is tried again in the background: one that is awaited, or that was
+// Tries reports whether a disk that is not attached is tried again in the background: one that is awaited, or that was
 // attached before.
 func (k *Keeper) Tries(name string) bool {
 	return k.awaits(name) || slices.ContainsFunc(k.stager.Disks(), func(d stage.DiskStatus) bool { return d.Name == name })
 }
 
-// awaits says whether attempts to attach the disk are under way.
+// awaits reports whether attempts to attach the disk are under way.
 func (k *Keeper) awaits(name string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -198,7 +198,7 @@ func (k *Keeper) keepTrying(ctx context.Context, a *attempt) {
 			return
 		}
 		if a.found && errdefs.IsAlreadyExists(err) {
-			// It serves under another name, which is all that is wanted.
+			// The disk serves under another name, which is enough.
 			k.done(a)
 			log.G(ctx).WithFields(fields).WithError(err).Info("found disk is attached in another way")
 			return
@@ -230,7 +230,7 @@ func (k *Keeper) failed(a *attempt, err error) {
 	a.err = err
 }
 
-// abandon ends the attempts to attach a disk and says whether any were under way.
+// abandon ends the attempts to attach a disk and reports whether any were under way.
 func (k *Keeper) abandon(name string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -242,7 +242,7 @@ func (k *Keeper) abandon(name string) bool {
 	return ok
 }
 
-// foundSpecs are those of the found disks that are awaited.
+// foundSpecs returns the specs of the found disks that are awaited.
 func (k *Keeper) foundSpecs() []stage.Spec {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -255,7 +255,7 @@ func (k *Keeper) foundSpecs() []stage.Spec {
 	return specs
 }
 
-// refuse lists a found disk with the reason why it is not used, and says whether that is new.
+// refuse lists a found disk with the reason why it is not used, and reports whether that is new.
 func (k *Keeper) refuse(spec stage.Spec, reason error) (isNew bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -269,8 +269,8 @@ func (k *Keeper) refuse(spec stage.Spec, reason error) (isNew bool) {
 	return true
 }
 
-// NameFor derives a disk's name from the ID of its volume or volume snapshot: the last part of a path without its
-// ending, in lower case, with '-' for what a name cannot have.
+// NameFor derives a disk's name from the ID of its volume or volume snapshot: the last part of a path without its file
+// extension, in lower case, with '-' for what a name cannot have.
 func NameFor(volumeID string) string {
 	base := strings.ToLower(filepath.Base(volumeID))
 	if ext := filepath.Ext(base); ext != base {

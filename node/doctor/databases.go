@@ -20,7 +20,7 @@ func databases() []database {
 	}
 }
 
-// checkDatabases reads berthd's databases when berthd does not run. While it does, it has them open.
+// checkDatabases reads berthd's databases when berthd does not run. While berthd runs, it has them open.
 func checkDatabases(n Node) []Result {
 	var results []Result
 	for _, d := range databases() {

@@ -21,7 +21,7 @@ func checkDevices(ctx context.Context, n Node) []Result {
 		return []Result{{name, Warn, err.Error(), "mount /sys and /proc"}}
 	}
 	known := make(map[string]string)
-	// Without an answer every disk is one that berthd does not have; that it gives none has its own result.
+	// Without an answer, every disk counts as one that berthd does not have. The missing answer has its own result.
 	if status, err := askBerthd(ctx, n.Socket); err == nil {
 		for _, d := range status.GetDisks() {
 			known[d.GetUuid()] = d.GetName()

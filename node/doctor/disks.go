@@ -15,8 +15,8 @@ import (
 	"berth.dev/berth/proto/enumword"
 )
 
-// checkDisks looks at the disks that berthd has. One that is away is a failure if the configuration or --keep asks for
-// it, or if images use it, which then do not start.
+// checkDisks checks the disks that berthd has. A missing disk is a failure if the configuration or --keep asks for it,
+// or if images use it: these do not start then.
 func checkDisks(ctx context.Context, n Node, disks []*controlv1.Disk) []Result {
 	var results []Result
 	for _, d := range disks {
@@ -44,7 +44,7 @@ func checkDisks(ctx context.Context, n Node, disks []*controlv1.Disk) []Result {
 	return results
 }
 
-// concerned names who uses the disk, as far as berthd and containerd say.
+// concerned names the users of the disk that berthd and containerd know.
 func concerned(ctx context.Context, n Node, disk string) string {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
@@ -79,7 +79,7 @@ func concerned(ctx context.Context, n Node, disk string) string {
 	return ": " + list(names)
 }
 
-// deletedFile is the file of a loop device, if it has no name any more.
+// deletedFile returns the file of a loop device if the file was deleted.
 func deletedFile(device string) (string, bool) {
 	if !strings.HasPrefix(device, "/dev/loop") {
 		return "", false

@@ -1,5 +1,5 @@
 // Package doctor checks a node: whether its kernel, file systems, containerd and berthd fit together, and what to
-// change where they do not. It changes nothing itself, but for probes that are gone when it returns.
+// change where they do not. It changes nothing itself, except for probes that it removes before it returns.
 package doctor
 
 import (
@@ -17,13 +17,13 @@ type Status int
 // Statuses, from good to bad.
 const (
 	OK Status = iota
-	// Warn is something that works less well, or that could not be looked at.
+	// Warn is something that works less well, or that could not be checked.
 	Warn
 	// Fail is something that a user of this node wants and that does not work.
 	Fail
 )
 
-// String is OK, WARN or FAIL.
+// String returns OK, WARN or FAIL.
 func (s Status) String() string {
 	switch s {
 	case OK:
@@ -36,7 +36,7 @@ func (s Status) String() string {
 	return fmt.Sprintf("status(%d)", int(s))
 }
 
-// MarshalText is String, for JSON.
+// MarshalText returns String, for JSON.
 func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Result of a check.
@@ -54,7 +54,7 @@ type Result struct {
 type Node struct {
 	// Root and Socket are berthd's.
 	Root, Socket string
-	// Containerd is the binary; empty or not there leaves the socket and the configuration files to look at.
+	// Containerd is the binary. If it is empty or missing, the checks use only the socket and the configuration files.
 	Containerd string
 	// ContainerdConfig and ContainerdAddress are containerd's.
 	ContainerdConfig, ContainerdAddress string
@@ -64,9 +64,9 @@ type Node struct {
 	Platform string
 	// CRI says that Kubernetes is meant to use berthd.
 	CRI bool
-	// ProcFileSystems, LoopControl and Modules are the kernel's files; empty is where they are.
+	// ProcFileSystems, LoopControl and Modules are the kernel's files; empty means their usual paths.
 	ProcFileSystems, LoopControl, Modules string
-	// Devices says where to look for layer disks; the zero value is everywhere but on loop devices.
+	// Devices says where to look for layer disks; the zero value means everywhere except on loop devices.
 	Devices attached.Options
 }
 
@@ -101,7 +101,7 @@ func Run(ctx context.Context, n Node) []Result {
 	return append(all, checkTools()...)
 }
 
-// Worst status of the results.
+// Worst returns the worst status of the results.
 func Worst(results []Result) Status {
 	worst := OK
 	for _, r := range results {

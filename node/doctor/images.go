@@ -14,10 +14,10 @@ import (
 	"berth.dev/berth/node/criimages"
 )
 
-// shownNames is how many names a result has.
+// shownNames is how many names a result shows.
 const shownNames = 5
 
-// checkImages looks for images that containerd has and that cannot start all the same.
+// checkImages looks for images that containerd has but that cannot start.
 func checkImages(ctx context.Context, n Node) []Result {
 	const name = "images"
 	c, err := client.New(n.ContainerdAddress, client.WithTimeout(answerTimeout))
@@ -63,11 +63,11 @@ func checkImages(ctx context.Context, n Node) []Result {
 	return results
 }
 
-// lostLayers says that containerd has noted the image as unpacked with the snapshotter, which has not got its layers.
+// lostLayers reports whether the snapshotter lacks layers of an image that containerd has noted as unpacked with it.
 func lostLayers(ctx context.Context, c *client.Client, snapshotter string, img client.Image) (bool, error) {
 	config, err := img.Config(ctx)
 	if err != nil {
-		return false, ignoreMissing(err) // of another platform, or not fetched
+		return false, ignoreMissing(err) // for another platform, or not fetched
 	}
 	info, err := c.ContentStore().Info(ctx, config.Digest)
 	if err != nil {
@@ -94,8 +94,8 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// checkCRIImages compares the images that containerd keeps for CRI with those that CRI shows. CRI drops what it cannot
-// see unpacked when containerd starts, as while berthd was not there, and never looks again.
+// checkCRIImages compares the images that containerd keeps for CRI with those that CRI shows. When containerd starts,
+// CRI drops images that it does not see unpacked, for example because berthd was not there, and never looks again.
 func checkCRIImages(ctx context.Context, n Node) []Result {
 	const name = "images of Kubernetes"
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
@@ -130,7 +130,7 @@ func checkCRIImages(ctx context.Context, n Node) []Result {
 		"start berthd: while it runs it brings them back within a minute; see its log if it does not"}}
 }
 
-// list names the first of many.
+// list returns the first few of many names.
 func list(names []string) string {
 	if len(names) <= shownNames {
 		return strings.Join(names, ", ")

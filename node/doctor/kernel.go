@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lowSpace is when the file system of local layers is called nearly full: one large image is of that order.
+// lowSpace is the free space below which the file system of local layers counts as nearly full: about one large image.
 const lowSpace = 5 << 30
 
 func checkKernel(n Node) []Result {
@@ -38,7 +38,8 @@ func checkKernel(n Node) []Result {
 	return append([]Result{{"kernel", OK, "Linux " + release, ""}}, results...)
 }
 
-// fileSystem looks among those that the kernel has now, and then among the modules that mount(2) would load.
+// fileSystem looks for a file system among those that the kernel has now, then among the modules that mount(2) would
+// load.
 func (n Node) fileSystem(known []byte, release, name string, missing Status, advice string) Result {
 	for line := range bytes.Lines(known) {
 		if fields := strings.Fields(string(line)); len(fields) > 0 && fields[len(fields)-1] == name {
@@ -77,7 +78,7 @@ func checkIDMapped() Result {
 	return Result{name, OK, "overlay takes them", ""}
 }
 
-// checkRoot looks at the file system of local layers: the root's own, or that of the nearest directory above.
+// checkRoot checks the file system of local layers: the root's own, or that of the nearest directory above.
 func checkRoot(n Node) []Result {
 	dir := n.Root
 	for {

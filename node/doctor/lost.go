@@ -49,7 +49,7 @@ func lostResults(name string, lost *controlv1.ListLostLayersResponse) (results [
 	return results
 }
 
-// lostDisks are the disks that have lost layers, by name or UUID.
+// lostDisks returns the disks that have lost layers, by name or UUID.
 func lostDisks(layers []*controlv1.LostLayer) (disks []string) {
 	for _, l := range layers {
 		if d := cmp.Or(l.GetDisk(), l.GetDiskUuid()); !slices.Contains(disks, d) {
@@ -59,7 +59,7 @@ func lostDisks(layers []*controlv1.LostLayer) (disks []string) {
 	return disks
 }
 
-// lostResult is about the layers of one disk.
+// lostResult returns the result for the layers of one disk.
 func lostResult(name, disk string, layers []*controlv1.LostLayer) Result {
 	var numbers, users, reasons []string
 	for _, l := range layers {
@@ -88,7 +88,7 @@ func lostResult(name, disk string, layers []*controlv1.LostLayer) Result {
 	return r
 }
 
-// userText is such as "image docker.io/library/nginx:1 in namespace k8s.io".
+// userText returns a text such as "image docker.io/library/nginx:1 in namespace k8s.io".
 func userText(u *controlv1.LayerUser) string {
 	text := cmp.Or(enumword.Of(u.GetKind()), enumword.Other) + " " + u.GetName()
 	if u.GetPod() != "" {

@@ -21,7 +21,7 @@ const (
 	snapshotterType = "io.containerd.snapshotter.v1"
 )
 
-// running is what the containerd that runs says of itself.
+// running is what the running containerd reports about itself.
 type running struct {
 	plugins []*introspectionapi.Plugin
 	pid     int
@@ -58,13 +58,13 @@ func (r running) plugin(kind, id string) *introspectionapi.Plugin {
 	return r.plugins[i]
 }
 
-// hasCRI tells whether Kubernetes can use this containerd.
+// hasCRI reports whether Kubernetes can use this containerd.
 func (r running) hasCRI() bool {
 	p := r.plugin("io.containerd.grpc.v1", "cri")
 	return p != nil && p.GetInitErr() == nil
 }
 
-// checkRunning compares the containerd that runs with its configuration, which may have been changed since it started.
+// checkRunning compares the running containerd with its configuration, which may have changed since it started.
 func checkRunning(n Node, r running, file containerdconfig.Config) []Result {
 	const name = "running containerd"
 	wanted, configured := file.ProxyPlugins[n.Snapshotter]
@@ -107,7 +107,7 @@ func sameWords(a, b []string) bool {
 	return slices.Equal(a, b)
 }
 
-// changedSince names a configuration file that is newer than the process. The files of a process that cannot be seen
+// changedSince names a configuration file that is newer than the process. If the process cannot be seen, its files
 // count as read.
 func changedSince(config string, pid int) (string, bool) {
 	began, known := started(pid)
@@ -123,7 +123,7 @@ func changedSince(config string, pid int) (string, bool) {
 	return "", false
 }
 
-// started is when a process began, up to a second late: the kernel gives the time of the boot in whole seconds.
+// started returns when a process began, up to a second late: the kernel gives the time of the boot in whole seconds.
 func started(pid int) (time.Time, bool) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	boot, known := bootTime()

@@ -21,7 +21,7 @@ import (
 // answerTimeout is for one request to a daemon on this machine.
 const answerTimeout = 5 * time.Second
 
-// checkBerthd gives the status of a berthd that answers, otherwise nil.
+// checkBerthd returns the status of berthd, or nil if it does not answer.
 func checkBerthd(ctx context.Context, n Node) (*controlv1.StatusResponse, []Result) {
 	const name = "berthd"
 	start := "start it: systemctl start berthd"

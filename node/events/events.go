@@ -1,5 +1,5 @@
-// Package events counts and remembers how pulls were answered, and tells watchers what happens on this node: to layers,
-// to disks, and to the images of disks.
+// Package events counts and remembers how pulls were answered, and reports to watchers what happens on this node to
+// layers, to disks, and to the images of disks.
 package events
 
 import (
@@ -19,7 +19,7 @@ const (
 	// maxRemembered bounds the layers whose last answer is kept: a node's images have a few thousand layers at most,
 	// and one entry takes about half a kilobyte.
 	maxRemembered = 4096
-	// maxReasons bounds the reasons of misses that are counted one by one, whatever callers pass.
+	// maxReasons bounds the reasons of misses that are counted separately, whatever callers pass.
 	maxReasons = 32
 	// watchBuffer is what a watcher may lag behind before it loses events.
 	watchBuffer = 256
@@ -35,25 +35,25 @@ const (
 	Hit
 	// Miss is a layer that no disk could serve, so that containerd pulls it.
 	Miss
-	// Failure is a layer whose look-up failed, so that containerd pulls it.
+	// Failure is a layer whose lookup failed, so that containerd pulls it.
 	Failure
 	// DiskAttached and DiskDetached are about a disk; one that drains counts as detached.
 	DiskAttached
 	DiskDetached
 	// DiskFailed is a disk that served and is out of service; Detail says why.
 	DiskFailed
-	// ImageImported is an image of a disk that was registered in containerd, ImageWithdrawn one that was taken back.
+	// ImageImported means that an image of a disk was registered in containerd, ImageWithdrawn that this was undone.
 	ImageImported
 	ImageWithdrawn
-	// ImageNotImported is an image of a disk that is not registered in containerd, or no longer; Detail says why.
+	// ImageNotImported means that an image of a disk is not, or no longer, registered in containerd; Detail says why.
 	ImageNotImported
 )
 
-// Reasons of misses beside those of package stage.
+// These are reasons of misses in addition to those of package stage.
 const (
-	// ReasonProtocol is a question of containerd's that a disk cannot answer.
+	// ReasonProtocol means that containerd asked in a way that a disk cannot answer.
 	ReasonProtocol = "protocol"
-	// ReasonError is a look-up that failed.
+	// ReasonError means that the lookup failed.
 	ReasonError = "error"
 )
 
@@ -67,25 +67,25 @@ type Event struct {
 	Disk string
 	// ImageSnapshot is the name of the image snapshot whose disk failed, empty if it is not known.
 	ImageSnapshot string
-	// MatchedBy of a Hit.
+	// MatchedBy is how the layer of a Hit was recognised.
 	MatchedBy layerdisk.Match
-	// Reason of a Miss, one of few; Detail says more, also of a Failure.
+	// Reason is why a Miss happened, one of few values. Detail says more about a Miss or a Failure.
 	Reason, Detail string
-	// Bytes not pulled, of a Hit; 0 if unknown.
+	// Bytes is how much a Hit saved from being pulled; 0 if unknown.
 	Bytes int64
 }
 
-// Counts since the start.
+// Counts are the answers since the start.
 type Counts struct {
-	// Hits by how the layer was recognised.
+	// Hits are counted by how the layer was recognised.
 	Hits map[layerdisk.Match]uint64
-	// Misses by reason.
+	// Misses are counted by reason.
 	Misses         map[string]uint64
 	BytesNotPulled uint64
 }
 
-// Ledger counts how pulls were answered, remembers the last answer for each layer, and tells watchers. It is safe for
-// concurrent use, and recording never waits for a watcher.
+// Ledger counts how pulls were answered, remembers the last answer for each layer, and passes events on to watchers. It
+// is safe for concurrent use, and recording never waits for a watcher.
 type Ledger struct {
 	// mu guards all below.
 	mu       sync.Mutex
@@ -96,7 +96,7 @@ type Ledger struct {
 	closed   bool
 }
 
-// NewLedger returns an empty one.
+// NewLedger returns an empty ledger.
 func NewLedger() *Ledger {
 	return &Ledger{
 		counts:   Counts{Hits: map[layerdisk.Match]uint64{}, Misses: map[string]uint64{}},
@@ -112,7 +112,7 @@ func (l *Ledger) DiskFailed(name, imageSnapshot string, snapshots int, cause err
 	l.Record(Event{Kind: DiskFailed, Disk: name, ImageSnapshot: imageSnapshot, Detail: fmt.Sprintf("%v; %d snapshots use it", cause, snapshots)})
 }
 
-// Record counts and remembers the event, and tells it to watchers. An event without a time happens now.
+// Record counts and remembers the event, and passes it on to watchers. An event without a time gets the current time.
 func (l *Ledger) Record(e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
@@ -162,7 +162,7 @@ func (l *Ledger) remember(e Event) {
 	}
 }
 
-// Counts since the start; the caller owns the maps.
+// Counts returns the counts since the start; the caller owns the maps.
 func (l *Ledger) Counts() Counts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -171,7 +171,7 @@ func (l *Ledger) Counts() Counts {
 	return c
 }
 
-// Last answer about the layer, nil if there is none.
+// Last returns the last answer about the layer, nil if there is none.
 func (l *Ledger) Last(chainID digest.Digest) *Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -194,7 +194,7 @@ type Watcher struct {
 	dropped uint64
 }
 
-// Dispatch is an event, with the number of those lost before it because the watcher was slow.
+// Dispatch is an event, with the number of events before it that were lost because the watcher was slow.
 type Dispatch struct {
 	Event   Event
 	Dropped uint64

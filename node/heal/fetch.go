@@ -21,8 +21,8 @@ type TransferClient interface {
 	Transfer(ctx context.Context, source, destination any, opts ...transfer.Opt) error
 }
 
-// TransferService is a Fetcher that asks containerd's transfer service, which takes the registry's hosts.toml and
-// credentials that containerd's own configuration has, which the transfer service by itself does not read.
+// TransferService is a Fetcher that asks containerd's transfer service. It passes on the registry's hosts.toml and the
+// credentials from containerd's own configuration, which the transfer service does not read by itself.
 type TransferService struct {
 	Service TransferClient
 	Images  images.Store
@@ -32,14 +32,15 @@ type TransferService struct {
 
 // Registries is how containerd reaches registries.
 type Registries interface {
-	// HostsDir is a directory of hosts.toml files for a registry; empty is the one that the transfer service is
+	// HostsDir returns a directory of hosts.toml files for a registry; empty means the one that the transfer service is
 	// configured with.
 	HostsDir(host string) string
-	// Credentials for a registry; an empty secret is none, and an empty user with a secret means a token.
+	// Credentials returns the credentials for a registry. An empty secret means that there are none; an empty user with
+	// a secret means a token.
 	Credentials(host string) (user, secret string, err error)
 }
 
-// credentials hands them to the transfer service.
+// credentials passes credentials to the transfer service.
 type credentials struct{ of Registries }
 
 // GetCredentials implements registry.CredentialHelper.
@@ -50,15 +51,14 @@ func (c credentials) GetCredentials(_ context.Context, _, host string) (registry
 
 var _ Fetcher = TransferService{}
 
-// removeTimeout bounds taking back the record that a fetch needs, which must not be cut short because a start has given
-// up waiting.
+// removeTimeout bounds removing the record that a fetch needs. A start that gives up waiting must not cut this short.
 const removeTimeout = 30 * time.Second
 
 // expireAfter is longer than a fetch takes.
 const expireAfter = 24 * time.Hour
 
-// Fetch implements Fetcher. The image is fetched by the digest that containerd has of it, so that a tag that has moved
-// is no other image, into a record of its own, which is removed: what is fetched is kept by the image's own record.
+// Fetch implements Fetcher. It fetches the image by the digest that containerd has for it, because its tag may have
+// moved. The fetch goes into a temporary record, which is then removed: the image's own record keeps what was fetched.
 func (t TransferService) Fetch(ctx context.Context, img images.Image) (err error) {
 	named, err := reference.ParseDockerRef(img.Name)
 	if err != nil {
@@ -89,8 +89,8 @@ func (t TransferService) Fetch(ctx context.Context, img images.Image) (err error
 		image.WithImageLabels(temporaryLabels(time.Now()))))
 }
 
-// temporaryLabels are those of a record that is removed soon. CRI puts a record back that has not got its label, when
-// it hears of it after that was removed; and containerd forgets one that a crash of berthd has left.
+// temporaryLabels returns the labels of a record that is removed soon. CRI would put back a record without its label if
+// it heard of the record after the removal. containerd removes a record that a crash of berthd left behind.
 func temporaryLabels(now time.Time) map[string]string {
 	return map[string]string{
 		"io.cri-containerd.image": "managed",

@@ -13,11 +13,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// mostConfigBytes bounds the config of an image that is read, as the index of a layer disk does.
+// mostConfigBytes bounds the size of an image config, as the index of a layer disk does.
 const mostConfigBytes = 8 << 20
 
-// find lists the images that have the layer, those first that have it in the same stack. A layer with the same diff ID
-// in another stack is as good: its compressed form holds the same bytes.
+// find lists the images that have the layer; those that have it in the same stack come first. A layer with the same
+// diff ID in another stack will do as well: its compressed form holds the same bytes.
 func (h *Healer) find(ctx context.Context, l Layer) ([]source, error) {
 	all, err := h.containerd.Namespaces(ctx)
 	if err != nil {
@@ -33,7 +33,7 @@ func (h *Healer) find(ctx context.Context, l Layer) ([]source, error) {
 		for _, img := range list {
 			manifest, config, err := h.read(ctx, img)
 			if err != nil {
-				// An image that is being pulled or was damaged has no part in this.
+				// Skip an image that is being pulled or is damaged.
 				log.G(ctx).WithError(err).WithField("image", img.Name).Debug("image is not looked at for a lost layer")
 				continue
 			}
@@ -54,7 +54,7 @@ func (h *Healer) find(ctx context.Context, l Layer) ([]source, error) {
 	return append(same, other...), nil
 }
 
-// read gives an image's manifest and config for this node's platform.
+// read returns an image's manifest and config for this node's platform.
 func (h *Healer) read(ctx context.Context, img images.Image) (manifest ocispec.Manifest, config ocispec.Image, err error) {
 	manifest, err = images.Manifest(ctx, h.containerd.Content, img.Target, h.platform)
 	if err != nil {

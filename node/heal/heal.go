@@ -1,8 +1,8 @@
-// Package heal makes layers anew whose disks are lost: it takes the compressed layer from containerd's content store,
-// or has containerd fetch it, proves what it is, and unpacks it as containerd's unpacker would.
+// Package heal remakes layers whose disks are lost: it takes the compressed layer from containerd's content store, or
+// asks containerd to fetch it, verifies it, and unpacks it as containerd's unpacker would.
 //
-// Everything it needs to know is in containerd: an image that has the layer names its compressed form, and the registry
-// that has it. containerd fetches with the hosts.toml and the credentials that it has.
+// Everything it needs to know is in containerd: an image that has the layer names its compressed form and the registry
+// that has it. containerd fetches with its own hosts.toml and credentials.
 package heal
 
 import (
@@ -20,14 +20,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Fetcher has containerd fetch what an image lacks.
+// Fetcher asks containerd to fetch what an image lacks.
 type Fetcher interface {
 	// Fetch returns when the content store of the context's namespace has all content of the image's platform. The
 	// image's record and tags stay as they are.
 	Fetch(ctx context.Context, img images.Image) error
 }
 
-// Containerd is what is needed of it. Contexts carry a namespace.
+// Containerd is the part of containerd that a Healer needs. Contexts carry a namespace.
 type Containerd struct {
 	// Namespaces lists all of them.
 	Namespaces func(ctx context.Context) ([]string, error)
@@ -36,7 +36,7 @@ type Containerd struct {
 	Fetcher    Fetcher
 }
 
-// Healer makes layers anew. It is safe for concurrent use.
+// Healer remakes layers. It is safe for concurrent use.
 type Healer struct {
 	containerd Containerd
 	platform   platforms.MatchComparer
@@ -47,11 +47,11 @@ func New(c Containerd, platform platforms.MatchComparer) *Healer {
 	return &Healer{containerd: c, platform: platform}
 }
 
-// Layer is one that no disk has any more.
+// Layer is a layer that no disk has any more.
 type Layer struct {
 	// ChainID and DiffID are proved to belong together.
 	ChainID, DiffID digest.Digest
-	// Dir is an empty directory for the layer's files, Parents are the directories of the layers below, the highest
+	// Dir is an empty directory for the layer's files. Parents are the directories of the layers below, the highest
 	// first.
 	Dir     string
 	Parents []string
@@ -64,7 +64,7 @@ type source struct {
 	blob      ocispec.Descriptor
 }
 
-// MakeLayer unpacks the layer. What is in Dir after an error is worth nothing. errdefs.ErrNotFound means that no image
+// MakeLayer unpacks the layer. After an error the contents of Dir are useless. errdefs.ErrNotFound means that no image
 // in containerd has the layer; other errors name the layer, each image that has it, why that did not help, and what to
 // do.
 func (h *Healer) MakeLayer(ctx context.Context, l Layer) error {
@@ -75,7 +75,7 @@ func (h *Healer) MakeLayer(ctx context.Context, l Layer) error {
 	if len(sources) == 0 {
 		return fmt.Errorf("make layer %s anew: no image in containerd has it, attach a disk that has it: %w", l.DiffID, errdefs.ErrNotFound)
 	}
-	// What containerd has already costs no registry.
+	// First try what containerd has already: it needs no registry.
 	var failed error
 	for _, fetch := range []bool{false, true} {
 		for _, s := range sources {

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unpack writes the layer's files as containerd's unpacker does, and returns without error only if the blob is the one
-// that the manifest names, the layer is the one that was asked for, and all of it is on the disk.
+// unpack writes the layer's files as containerd's unpacker does. It succeeds only if the blob is the one that the
+// manifest names, the layer is the one that was asked for, and all of it has reached the disk.
 func unpack(ctx context.Context, blob io.Reader, want ocispec.Descriptor, l Layer) error {
 	blobVerifier, layerVerifier := want.Digest.Verifier(), l.DiffID.Verifier()
 	compressed := io.TeeReader(blob, blobVerifier)
@@ -27,7 +27,7 @@ func unpack(ctx context.Context, blob io.Reader, want ocispec.Descriptor, l Laye
 	err = apply(ctx, io.TeeReader(plain, layerVerifier), l)
 	err = errors.Join(err, plain.Close())
 	if err == nil {
-		// What comes after the end of the archive belongs to the blob.
+		// Bytes after the end of the archive belong to the blob too.
 		_, err = io.Copy(io.Discard, compressed)
 	}
 	switch {
@@ -58,7 +58,7 @@ func apply(ctx context.Context, r io.Reader, l Layer) error {
 	return syncFileSystem(l.Dir)
 }
 
-// syncFileSystem returns when all that was written is on the disk, as sync_fs of containerd's diff service has it.
+// syncFileSystem returns when everything written has reached the disk, like sync_fs of containerd's diff service.
 func syncFileSystem(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {

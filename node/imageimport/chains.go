@@ -6,7 +6,7 @@ import (
 	"berth.dev/berth/layerdisk"
 )
 
-// chainsOf are a chain of a disk and all below it.
+// chainsOf returns a chain of a disk and all chains below it.
 func chainsOf(ix *layerdisk.Index, chain digest.Digest) []digest.Digest {
 	parents := make(map[digest.Digest]digest.Digest, len(ix.Chains))
 	for _, c := range ix.Chains {
@@ -19,7 +19,7 @@ func chainsOf(ix *layerdisk.Index, chain digest.Digest) []digest.Digest {
 	return list
 }
 
-// rests says whether the chain or one below it is among those.
+// rests reports whether the chain or one below it is among the given ones.
 func rests(ix *layerdisk.Index, chain digest.Digest, among map[digest.Digest]bool) bool {
 	for _, c := range chainsOf(ix, chain) {
 		if among[c] {

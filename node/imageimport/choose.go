@@ -22,24 +22,24 @@ import (
 // entry is an image of a disk that is to be registered.
 type entry struct {
 	layerdisk.Image
-	// name of the record: the reference as containerd's clients write it.
+	// name is the name of the record: the reference as containerd's clients write it.
 	name string
-	// repository without tag and digest.
+	// repository is the reference without tag and digest.
 	repository string
 	target     ocispec.Descriptor
-	// refusal is why it cannot be registered, nil if it can.
+	// refusal is why the image cannot be registered, nil if it can.
 	refusal error
 }
 
-// chooser takes the images of a disk that may be registered.
+// chooser selects the images of a disk that may be registered.
 type chooser struct {
 	// patterns of normalised references, as Config.Images has them.
 	patterns []string
 	platform platforms.MatchComparer
 }
 
-// choose takes for each reference of a disk the image for this node's platform, ordered by reference. A disk is data of
-// others: whatever it says is checked as far as containerd will rely on it.
+// choose returns, for each reference of a disk, the image for this node's platform, ordered by reference. Disks come
+// from others, so choose checks everything that containerd will rely on.
 func (c chooser) choose(ctx context.Context, ix *layerdisk.Index) []entry {
 	best := map[string]entry{}
 	for i := range ix.Images {
@@ -65,7 +65,7 @@ func (c chooser) choose(ctx context.Context, ix *layerdisk.Index) []entry {
 	return list
 }
 
-// prove works out name and target, and that containerd will find in the image's own bytes what the disk says of it.
+// prove determines name and target, and checks that the image's own bytes agree with what the disk says about it.
 func (c chooser) prove(ctx context.Context, e *entry) error {
 	if !allowed(c.patterns, e.Reference) {
 		return fmt.Errorf("no pattern of import.images allows its name: %w", errdefs.ErrPermissionDenied)
@@ -80,7 +80,7 @@ func (c chooser) prove(ctx context.Context, e *entry) error {
 		e.target = plain(*e.IndexDescriptor)
 	}
 	if digested, ok := named.(reference.Digested); ok && digested.Digest() != e.target.Digest {
-		// Such a name promises bytes.
+		// A name with a digest promises these bytes.
 		if digested.Digest() != e.Manifest.Digest {
 			return fmt.Errorf("its name has another digest than the image, %s: %w", e.target.Digest, errdefs.ErrInvalidArgument)
 		}
@@ -103,7 +103,7 @@ func (c chooser) prove(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// plain is what a resolver would give: without what only the index says of a manifest.
+// plain returns the descriptor as a resolver would: without what only the index says about a manifest.
 func plain(d ocispec.Descriptor) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 }
@@ -113,7 +113,7 @@ type blob struct {
 	data []byte
 }
 
-// prove checks the bytes, and that what they refer to has digests.
+// prove checks the bytes, and that everything they refer to has a digest.
 func (b blob) prove(ctx context.Context) error {
 	if got := b.desc.Digest.Algorithm().FromBytes(b.data); got != b.desc.Digest || int64(len(b.data)) != b.desc.Size {
 		return fmt.Errorf("the disk's bytes of %s are %s: %w", b.desc.Digest, got, errdefs.ErrDataLoss)
@@ -130,7 +130,7 @@ func (b blob) prove(ctx context.Context) error {
 	return nil
 }
 
-// blobs of the image, those that others refer to first.
+// blobs returns the blobs of the image; those that others refer to come first.
 func (e *entry) blobs() []blob {
 	list := []blob{{plain(e.Config), e.RawConfig}, {plain(e.Manifest), e.RawManifest}}
 	if e.target.Digest != e.Manifest.Digest {
@@ -139,12 +139,12 @@ func (e *entry) blobs() []blob {
 	return list
 }
 
-// allowed says whether a reference matches one of the patterns, or there are none.
+// allowed reports whether a reference matches one of the patterns, or there are none.
 func allowed(patterns []string, ref string) bool {
 	return len(patterns) == 0 || slices.ContainsFunc(patterns, func(p string) bool { return matches(p, ref) })
 }
 
-// matches: '*' stands for any characters, also none, slashes included.
+// matches reports whether s matches the pattern. '*' stands for any number of any characters, slashes included.
 func matches(pattern, s string) bool {
 	head, rest, star := strings.Cut(pattern, "*")
 	if !star {
@@ -165,7 +165,7 @@ func matches(pattern, s string) bool {
 	return strings.HasSuffix(s, parts[len(parts)-1])
 }
 
-// provider is the blobs of one image in memory.
+// provider holds the blobs of one image in memory.
 type provider map[digest.Digest][]byte
 
 var _ content.Provider = provider{}

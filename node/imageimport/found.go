@@ -21,19 +21,19 @@ const lookTimeout = 30 * time.Second
 // found is what is in a namespace of containerd.
 type found struct {
 	namespace string
-	// done are the UUIDs of disks whose images are registered, begun those of disks with whose images that was begun.
+	// done has the UUIDs of disks whose images are registered, begun those of disks whose registration was begun.
 	done, begun map[string]bool
 	images      []images.Image
 }
 
-// ours says whether something of the disk is there.
+// ours reports whether anything of the disk is there.
 func (f found) ours(uuid string) bool {
 	return f.done[uuid] || f.begun[uuid] || slices.ContainsFunc(f.images, func(img images.Image) bool {
 		return img.Labels[labelDisk] == uuid && (owned(img) || moved(img))
 	})
 }
 
-// disks are the UUIDs of all disks of which something is there.
+// disks returns the UUIDs of all disks that have anything there.
 func (f found) disks() map[string]bool {
 	all := map[string]bool{}
 	for uuid := range f.done {
@@ -50,7 +50,7 @@ func (f found) disks() map[string]bool {
 	return all
 }
 
-// record of a name, if there is one.
+// record returns the record with this name, if there is one.
 func (f found) record(name string) (images.Image, bool) {
 	i := slices.IndexFunc(f.images, func(img images.Image) bool { return img.Name == name })
 	if i < 0 {
@@ -59,21 +59,21 @@ func (f found) record(name string) (images.Image, bool) {
 	return f.images[i], true
 }
 
-// inventory finds out what is in containerd.
+// inventory lists what is in containerd.
 type inventory struct {
 	ctr Containerd
-	// namespaces in which images are registered.
+	// namespaces are those in which images are registered.
 	namespaces []string
 	// marker is the path of the file that says in which namespaces there may be something to take back.
 	marker string
 }
 
-// marker is what that file holds.
+// marker is the content of the marker file.
 type marker struct {
 	Namespaces []string `json:"namespaces"`
 }
 
-// look lists what is in the namespaces that are configured, and in those in which something was registered before.
+// look lists what is in the configured namespaces, and in those where something was registered before.
 func (v inventory) look(ctx context.Context) ([]found, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
@@ -112,7 +112,7 @@ func (v inventory) lookIn(ctx context.Context, ns string) (found, error) {
 	return f, err
 }
 
-// leaveMark notes before anything is registered in which namespaces that is.
+// leaveMark notes the namespaces before anything is registered in them.
 func (v inventory) leaveMark() error {
 	was, _, err := durable.Read[marker](v.marker)
 	if err != nil {
@@ -127,11 +127,11 @@ func (v inventory) leaveMark() error {
 	return durable.Write(v.marker, marker{all})
 }
 
-// marked says whether there may be something to take back.
+// marked reports whether there may be something to take back.
 func (v inventory) marked() bool {
 	_, err := os.Lstat(v.marker)
 	return !errors.Is(err, os.ErrNotExist)
 }
 
-// unmark says that there is nothing to take back any more.
+// unmark notes that there is nothing to take back any more.
 func (v inventory) unmark() error { return durable.Remove(v.marker) }

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/log"
 )
 
-// giveUpIdle detaches disks that nothing but the registered images has used for long enough, and says when to look
+// giveUpIdle detaches disks that only their registered images have used for long enough, and returns when to look
 // again.
 func (c *reconciler) giveUpIdle(ctx context.Context, all []found, disks []Disk) (again time.Time) {
 	if c.idleTimeout == 0 {
@@ -30,9 +30,9 @@ func (c *reconciler) giveUpIdle(ctx context.Context, all []found, disks []Disk) 
 			st.freeSince = now
 		case !now.Before(st.freeSince.Add(c.idleTimeout)):
 			c.giveUp(ctx, d, all, disks)
-			return now // others may have changed with it
+			return now // this may have changed other disks too
 		}
-		// Nobody tells when the last container goes.
+		// No event reports that the last container is gone.
 		if at := now.Add(c.idleTimeout / 2); again.IsZero() || at.Before(again) {
 			again = at
 		}

@@ -11,20 +11,20 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Importer is safe for concurrent use.
+// Importer registers and withdraws the images of disks. It is safe for concurrent use.
 type Importer struct {
 	// busy holds a value while something is done; it is a mutex whose waiting obeys a context.
 	busy chan struct{}
 	// kick wakes Run; it holds one wake-up.
 	kick chan struct{}
-	// reconciler belongs to who is busy.
+	// reconciler may be used only by the holder of busy.
 	reconciler *reconciler
 	states     *states
 	asked      *asked
 }
 
-// New makes an Importer that does nothing before Run. wanted says by its name whether the images of a disk are to be
-// registered.
+// New makes an Importer that does nothing before Run. wanted reports whether the images of the disk with this name are
+// to be registered.
 func New(cfg Config, node Node, ctr Containerd, wanted func(disk string) bool) *Importer {
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
@@ -44,24 +44,24 @@ func New(cfg Config, node Node, ctr Containerd, wanted func(disk string) bool) *
 	return im
 }
 
-// Want replaces what says which disks' images are registered.
+// Want replaces the function that selects the disks whose images are registered.
 func (im *Importer) Want(wanted func(disk string) bool) {
 	im.states.want(wanted)
 	im.wake()
 }
 
-// Status is what became of the images of a disk by its UUID, in the order of namespaces and references, and what keeps
-// them from being registered altogether.
+// Status returns what became of the images of the disk with this UUID, in the order of namespaces and references. The
+// error says what keeps all of them from being registered.
 func (im *Importer) Status(name, uuid string) ([]Image, error) {
 	return im.states.status(name, uuid)
 }
 
-// Asks says whether containerd is being asked for a chain just now, so that its question to the snapshotter is no
-// pull's.
+// Asks reports whether the Importer is asking containerd for a chain just now. containerd's question to the snapshotter
+// then does not come from a pull.
 func (im *Importer) Asks(chain digest.Digest) bool { return im.asked.has(chain) }
 
-// Run compares disks and containerd at every change of the disks, and now and then, and makes good what differs, until
-// ctx ends.
+// Run compares the disks with containerd at every change of the disks and now and then, and corrects the differences,
+// until ctx ends.
 func (im *Importer) Run(ctx context.Context) {
 	for {
 		changed := im.reconciler.node.Changed()
@@ -71,7 +71,7 @@ func (im *Importer) Run(ctx context.Context) {
 	}
 }
 
-// sleep until next, a change, a wake-up, or the end; next zero is no time at all.
+// sleep waits until next, a change, a wake-up, or the end of ctx. A zero next is no time limit.
 func sleep(ctx context.Context, changed, kick <-chan struct{}, next time.Time) bool {
 	var alarm <-chan time.Time
 	if !next.IsZero() {
@@ -88,7 +88,7 @@ func sleep(ctx context.Context, changed, kick <-chan struct{}, next time.Time) b
 	return ctx.Err() == nil
 }
 
-// converge does what can be done now and says when to look again; never if that is zero.
+// converge does what can be done now and returns when to look again; a zero time means never.
 func (im *Importer) converge(ctx context.Context) (next time.Time) {
 	if err := im.lock(ctx); err != nil {
 		return time.Time{}
@@ -97,9 +97,9 @@ func (im *Importer) converge(ctx context.Context) (next time.Time) {
 	return im.reconciler.converge(ctx)
 }
 
-// Withdraw makes way for detaching a disk: if nothing uses it but registered images, those are taken back. Until
-// release is called no images are registered; then the disk's are again, if it is still there. A containerd that does
-// not answer is errdefs.ErrUnavailable.
+// Withdraw prepares a disk for being detached: if only registered images use it, it takes them back. No images are
+// registered until release is called; after that the disk's images are registered again if it is still there. If
+// containerd does not answer, the error is errdefs.ErrUnavailable.
 func (im *Importer) Withdraw(ctx context.Context, name string) (release func(), err error) {
 	nothing := func() {}
 	if err := im.lock(ctx); err != nil {
@@ -110,7 +110,7 @@ func (im *Importer) Withdraw(ctx context.Context, name string) (release func(), 
 	disks := c.node.Disks()
 	i := slices.IndexFunc(disks, func(d Disk) bool { return d.Name == name })
 	if i < 0 || disks[i].UUID == "" || disks[i].Holders == 0 || !c.concerned(disks) {
-		return nothing, nil // what is left in containerd goes when the disk is gone
+		return nothing, nil // what is left in containerd is removed when the disk is gone
 	}
 	d := disks[i]
 	all, err := c.inventory.look(ctx)
@@ -122,7 +122,7 @@ func (im *Importer) Withdraw(ctx context.Context, name string) (release func(), 
 	}
 	free, err := c.withdrawer.free(ctx, d, all, disks)
 	if err == nil && !free {
-		// What was just removed may only have to be collected.
+		// What was just removed may still have to be collected as garbage.
 		err = c.withdrawer.collect(namespaces.WithNamespace(ctx, c.inventory.namespaces[0]), d.UUID)
 		if err == nil {
 			free, err = c.withdrawer.free(ctx, d, all, disks)

@@ -7,20 +7,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Labels of image records and leases that are made here.
+// These are the labels of image records and leases that are made here.
 const (
 	// labelDisk is the UUID of the disk.
 	labelDisk = "berth.dev/import.disk"
 	// labelRecord is the target and the name that the record was made with. Others copy labels to new names ("ctr
-	// images tag") and move a name to another target (CRI); both make the record theirs.
+	// images tag") or move a name to another target (CRI). Either makes the record theirs.
 	labelRecord = "berth.dev/import.record"
 	// labelImage, on the record with the image's own name, is the reference as the disk has it.
 	labelImage = "berth.dev/import.image"
-	// labelSnapshot before the snapshotter's name makes a garbage collector keep the snapshots below the one named.
+	// labelSnapshot, followed by the snapshotter's name, makes the garbage collector keep the named snapshot and those
+	// below it.
 	labelSnapshot = "containerd.io/gc.ref.snapshot."
 )
 
-// Labels of CRI's: containerd/internal/cri/labels in 2.x, pkg/cri/labels in 1.7.
+// These are CRI's labels: containerd/internal/cri/labels in 2.x, pkg/cri/labels in 1.7.
 const (
 	criNamespace   = "k8s.io"
 	labelCRIImage  = "io.cri-containerd.image"
@@ -35,12 +36,12 @@ func workLease(uuid string) string { return "berth-importing-" + uuid }
 
 func recordLabel(target digest.Digest, name string) string { return target.String() + " " + name }
 
-// owned says that the record is as it was made here.
+// owned reports whether the record is as it was made here.
 func owned(img images.Image) bool {
 	return img.Labels[labelDisk] != "" && img.Labels[labelRecord] == recordLabel(img.Target.Digest, img.Name)
 }
 
-// moved says that the record was made here and that somebody has given it another target.
+// moved reports whether the record was made here and somebody has given it another target since.
 func moved(img images.Image) bool {
 	return !owned(img) && img.Labels[labelDisk] != "" && strings.HasSuffix(img.Labels[labelRecord], " "+img.Name)
 }

@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// lookEvery is how soon it is noticed that somebody removed an image, or uses one no more.
+	// lookEvery is how soon it is noticed that somebody removed an image or stopped using one.
 	lookEvery = time.Minute
 	// withdrawTimeout bounds taking back the images of one disk: a garbage collection above all, which may wait for
 	// others.
 	withdrawTimeout = 5 * time.Minute
 )
 
-// reconciler compares disks and containerd and makes good what differs. One goroutine at a time uses it.
+// reconciler compares the disks with containerd and corrects the differences. One goroutine at a time uses it.
 type reconciler struct {
 	node        Node
 	observer    Observer
@@ -29,7 +29,7 @@ type reconciler struct {
 	states      *states
 }
 
-// converge does what can be done now and says when to look again; never if that is zero.
+// converge does what can be done now and returns when to look again; a zero time means never.
 func (c *reconciler) converge(ctx context.Context) (next time.Time) {
 	disks := c.node.Disks()
 	if !c.concerned(disks) {
@@ -54,15 +54,14 @@ func (c *reconciler) converge(ctx context.Context) (next time.Time) {
 			next = at
 		}
 	}
-	// What was registered just now is not in all yet; it is looked at next time.
+	// What was registered just now is not in all yet; the next look includes it.
 	if at := c.giveUpIdle(ctx, all, disks); !at.IsZero() && at.Before(next) {
 		next = at
 	}
 	return next
 }
 
-// concerned says whether there is anything to do in containerd at all: a node that registers nothing does not talk to
-// it.
+// concerned reports whether there is anything to do in containerd: a node that registers nothing does not talk to it.
 func (c *reconciler) concerned(disks []Disk) bool {
 	if slices.ContainsFunc(disks, func(d Disk) bool { return c.states.isWanted(d.Name) }) {
 		return true
@@ -70,12 +69,12 @@ func (c *reconciler) concerned(disks []Disk) bool {
 	return c.inventory.marked()
 }
 
-// leave takes back what is registered of disks that are not there, or whose images are not wanted any more, and returns
-// what is there afterwards.
+// leave takes back what is registered of disks that are gone, or whose images are no longer wanted. It returns what is
+// there afterwards.
 func (c *reconciler) leave(ctx context.Context, all []found, disks []Disk) ([]found, error) {
 	changed := false
 	for _, d := range disks {
-		// Images of other disks may rest on its layers, and can go over to their own.
+		// Images of other disks may rest on this disk's layers, and can move to their own disk's.
 		if d.Phase != Leaving || d.Holders == 0 {
 			continue
 		}
@@ -112,13 +111,13 @@ func (c *reconciler) leave(ctx context.Context, all []found, disks []Disk) ([]fo
 	return all, nil
 }
 
-// stays says whether what is registered of a disk in a namespace stays.
+// stays reports whether what is registered of a disk in a namespace stays.
 func (c *reconciler) stays(ns, uuid string, disks []Disk) bool {
 	i := slices.IndexFunc(disks, func(d Disk) bool { return d.UUID == uuid })
 	return i >= 0 && disks[i].Phase != Leaving && c.states.isWanted(disks[i].Name) && slices.Contains(c.inventory.namespaces, ns)
 }
 
-// takeBack withdraws, within bounds, and tells of it.
+// takeBack withdraws within withdrawTimeout, and notifies the observer.
 func (c *reconciler) takeBack(ctx context.Context, uuid string, all []found, disks []Disk) error {
 	bounded, cancel := context.WithTimeout(ctx, withdrawTimeout)
 	defer cancel()
@@ -140,14 +139,14 @@ func (c *reconciler) takeBack(ctx context.Context, uuid string, all []found, dis
 	return nil
 }
 
-// arrive registers the images of a disk where that is not done, and says when to try again.
+// arrive registers the images of a disk in the namespaces where this is not done yet, and returns when to try again.
 func (c *reconciler) arrive(ctx context.Context, d Disk, all []found) (again time.Time) {
 	st := c.states.of(d.UUID)
 	if st.index != d.Index {
 		st.index, st.entries = d.Index, c.chooser.choose(ctx, d.Index)
 	}
 	if c.states.anyWithheld() {
-		return time.Time{} // whoever withholds wakes us
+		return time.Time{} // whoever withholds it wakes Run
 	}
 	var (
 		list       []Image
@@ -192,7 +191,7 @@ func (c *reconciler) arrive(ctx context.Context, d Disk, all []found) (again tim
 	return again
 }
 
-// imagesIn a namespace; nil if there are none.
+// imagesIn returns the images in a namespace, nil if there are none.
 func imagesIn(list []Image, ns string) []Image {
 	var in []Image
 	for _, img := range list {
@@ -203,7 +202,7 @@ func imagesIn(list []Image, ns string) []Image {
 	return in
 }
 
-// seen is how the images of a disk that were registered in a namespace are now.
+// seen returns the current state of a disk's images that were registered in a namespace.
 func seen(entries []entry, before []Image, f found, uuid string) []Image {
 	list := make([]Image, 0, len(entries))
 	for _, e := range entries {

@@ -25,15 +25,15 @@ import (
 )
 
 const (
-	// leaseLife is how long containerd keeps what a crash of ours leaves behind without an image record.
+	// leaseLife is how long containerd keeps what a crash of berthd leaves behind without an image record.
 	leaseLife = time.Hour
-	// imageTimeout bounds registering one image. Its layers are looked up in memory, so it takes milliseconds each.
+	// imageTimeout bounds registering one image. Each layer is looked up in memory, which takes milliseconds.
 	imageTimeout = 2 * time.Minute
 	// cleanTimeout bounds removing what was just made in vain.
 	cleanTimeout = 30 * time.Second
 )
 
-// registrar makes what containerd needs of an image.
+// registrar creates what containerd needs to have of an image.
 type registrar struct {
 	ctr Containerd
 	// snapshotter is the name that containerd knows berth by.
@@ -45,8 +45,8 @@ type registrar struct {
 	crash func(step string)
 }
 
-// register registers the images of a disk in a namespace and marks the disk as done there. All images are tried; an
-// error is why some have to be tried again.
+// register registers the images of a disk in a namespace and marks the disk as done there. All images are tried; the
+// error says why some have to be tried again.
 func (r *registrar) register(ctx context.Context, ns string, d Disk, entries []entry) ([]Image, error) {
 	ctx = namespaces.WithNamespace(ctx, ns)
 	if r.ctr.Usable != nil {
@@ -98,7 +98,7 @@ func (r *registrar) register(ctx context.Context, ns string, d Disk, entries []e
 	return list, r.release(ctx, d.UUID)
 }
 
-// hold has a new lease for what is about to be registered: one of an earlier attempt may have expired.
+// hold makes a new lease for what is about to be registered: the lease of an earlier attempt may have expired.
 func (r *registrar) hold(ctx context.Context, diskUUID string) (leases.Lease, error) {
 	if err := r.release(ctx, diskUUID); err != nil {
 		return leases.Lease{}, err
@@ -110,7 +110,7 @@ func (r *registrar) hold(ctx context.Context, diskUUID string) (leases.Lease, er
 	return lease, nil
 }
 
-// release gives up that lease, if there is one.
+// release deletes that lease, if there is one.
 func (r *registrar) release(ctx context.Context, diskUUID string) error {
 	if err := r.ctr.Leases.Delete(ctx, leases.Lease{ID: workLease(diskUUID)}); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete lease: %w", err)
@@ -118,7 +118,7 @@ func (r *registrar) release(ctx context.Context, diskUUID string) error {
 	return nil
 }
 
-// leftError says that a name is left to whoever has it.
+// leftError says that a name is left to its current owner.
 type leftError struct{ reason string }
 
 func (e *leftError) Error() string { return e.reason }
@@ -156,7 +156,7 @@ func (r *registrar) registerImage(ctx context.Context, ns, diskUUID string, e *e
 	return r.record(ctx, ns, diskUUID, e)
 }
 
-// vacant says why a record stays as it is; nil if it is what we made.
+// vacant returns why a record must stay as it is, nil if it was made here.
 func vacant(old images.Image, diskUUID string) error {
 	switch {
 	case !owned(old):
@@ -167,8 +167,8 @@ func vacant(old images.Image, diskUUID string) error {
 	return nil
 }
 
-// write has a blob in the content store, with labels by which garbage collection finds what it refers to. The layers
-// are not there, as after a pull that did not need them.
+// write makes sure that a blob is in the content store, with labels by which garbage collection finds what it refers
+// to. The layers are not there, as after a pull that did not need them.
 func (r *registrar) write(ctx context.Context, b blob, chain digest.Digest) error {
 	refers, err := refersTo(ctx, b)
 	if err != nil {
@@ -186,7 +186,7 @@ func (r *registrar) write(ctx context.Context, b blob, chain digest.Digest) erro
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", b.desc.Digest, err)
 	}
-	// A blob that was there belongs to others as well. What it refers to is theirs too, our snapshots are not.
+	// A blob that was there before belongs to others too, and so does what it refers to, but not our snapshots.
 	has := slices.Collect(maps.Values(info.Labels))
 	maps.DeleteFunc(refers, func(_, value string) bool { return slices.Contains(has, value) })
 	if len(refers) == 0 {
@@ -202,8 +202,8 @@ func (r *registrar) write(ctx context.Context, b blob, chain digest.Digest) erro
 	return nil
 }
 
-// refersTo are the labels that make garbage collection keep the children of a blob, by what containerd calls the kind
-// of each.
+// refersTo returns the labels that make garbage collection keep the children of a blob, under containerd's name for the
+// kind of each child.
 func refersTo(ctx context.Context, b blob) (map[string]string, error) {
 	children, err := images.Children(ctx, provider{b.desc.Digest: b.data}, b.desc)
 	if err != nil {
@@ -218,7 +218,7 @@ func refersTo(ctx context.Context, b blob) (map[string]string, error) {
 	return labels, nil
 }
 
-// adopt has a snapshot of a chain, the way containerd's unpacker does: the snapshotter answers that it is there
+// adopt makes containerd have the snapshot of a chain, as its unpacker does: the snapshotter answers that it is there
 // already.
 func (r *registrar) adopt(ctx context.Context, chain, parent, diffID digest.Digest, name string) error {
 	labels := map[string]string{
@@ -254,14 +254,14 @@ func (r *registrar) adopt(ctx context.Context, chain, parent, diffID digest.Dige
 	return err
 }
 
-// early says that the snapshotter has the content already; see docs/snapshotter.md.
+// early reports whether the mounts say that the snapshotter has the content already; see docs/snapshotter.md.
 func early(mounts []mount.Mount) bool {
 	return len(mounts) > 0 && mounts[len(mounts)-1].ReadOnly()
 }
 
 // record makes the image records. CRI knows an image by its name, by its repository and digest, and by the digest of
-// its config. As soon as it hears of the name it makes what is missing of the others, which would be its own then, so
-// the name comes last.
+// its config. As soon as CRI hears of the name, it makes the records of the other two that are missing. These would
+// then be CRI's, so record makes the name last.
 func (r *registrar) record(ctx context.Context, ns, diskUUID string, e *entry) error {
 	labels := map[string]string{labelDisk: diskUUID}
 	if e.ChainID != "" {

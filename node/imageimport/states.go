@@ -13,40 +13,40 @@ import (
 )
 
 const (
-	// firstRetry and lastRetry bound the wait between attempts for a disk, absentRetry that for a containerd that does
-	// not answer, whose start pods wait for.
+	// firstRetry and lastRetry bound the wait between attempts for a disk, absentRetry is the wait for a containerd
+	// that does not answer, because pods wait for its start.
 	firstRetry  = time.Second
 	lastRetry   = time.Minute
 	absentRetry = 2 * time.Second
 )
 
-// states of all disks. It is safe for concurrent use.
+// states holds the states of all disks. It is safe for concurrent use.
 type states struct {
 	// mu guards all below. It is never held across anything that can wait.
 	mu     sync.Mutex
 	wanted func(disk string) bool
 	byUUID map[string]*state
-	// err is why containerd could not be looked at; nil if it could.
+	// err is why the content of containerd could not be listed, nil if it could.
 	err error
 }
 
-// state of one disk. states.mu guards images, err and withheld; all else belongs to who is busy.
+// state is the state of one disk. states.mu guards images, err and withheld; only the holder of busy uses the rest.
 type state struct {
-	// images by namespace and reference.
+	// images are sorted by namespace and reference.
 	images []Image
 	err    error
-	// withheld counts those who are about to detach the disk.
+	// withheld counts the callers that are about to detach the disk.
 	withheld int
 	// entries were chosen from index.
 	index    *layerdisk.Index
 	entries  []entry
 	failures int
 	retryAt  time.Time
-	// freeSince is when the disk was first seen used by nothing but registered images; zero if something else uses it.
+	// freeSince is since when only registered images were seen to use the disk; zero if something else uses it.
 	freeSince time.Time
 }
 
-// want replaces what says which disks' images are registered.
+// want replaces the function that selects the disks whose images are registered.
 func (s *states) want(wanted func(disk string) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -71,7 +71,8 @@ func (s *states) of(uuid string) *state {
 	return st
 }
 
-// status is what became of the images of a disk by its UUID, and what keeps them from being registered altogether.
+// status returns what became of the images of the disk with this UUID, and what keeps all of them from being
+// registered.
 func (s *states) status(name, uuid string) ([]Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,8 +86,8 @@ func (s *states) status(name, uuid string) ([]Image, error) {
 	return slices.Clone(st.images), st.err
 }
 
-// cannotLook notes why containerd cannot be looked at. It is logged when it begins and when it ends: containerd may be
-// away for long.
+// cannotLook notes why the content of containerd cannot be listed. It logs only the begin and the end of that state:
+// containerd may be away for long.
 func (s *states) cannotLook(ctx context.Context, err error) {
 	s.mu.Lock()
 	was := s.err
@@ -154,7 +155,7 @@ func (s *states) anyWithheld() bool {
 	return false
 }
 
-// withhold adds n to the number of those who are about to detach a disk.
+// withhold adds n to the number of callers that are about to detach a disk.
 func (s *states) withhold(st *state, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

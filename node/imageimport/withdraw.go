@@ -24,9 +24,9 @@ type withdrawer struct {
 	crash func(step string)
 }
 
-// withdraw takes back what was registered of a disk, and the images of other disks that rest on its layers or whose
-// names it has: those are registered again from where they are, once the disk has left. The mark goes first, so that a
-// disk that does not leave after all is registered again.
+// withdraw takes back what was registered of a disk. It also takes back images of other disks that rest on its layers
+// or whose names it has; once the disk has left, these are registered again from their own disks. The mark is removed
+// first, so that the images are registered again if the disk does not leave after all.
 func (w *withdrawer) withdraw(ctx context.Context, uuid string, all []found, disks []Disk) error {
 	uses, err := w.node.Uses(ctx)
 	if err != nil {
@@ -59,7 +59,7 @@ func (w *withdrawer) withdraw(ctx context.Context, uuid string, all []found, dis
 	return nil
 }
 
-// dropping is what has to go for a disk to be free.
+// dropping is what has to be removed to free a disk.
 type dropping struct {
 	// marks are the disks whose images have to be registered again, if they are still there.
 	marks   []string
@@ -114,7 +114,7 @@ func (w *withdrawer) drop(ctx context.Context, img images.Image) error {
 		for _, key := range []string{labelDisk, labelRecord, labelImage, labelSnapshot + w.snapshotter} {
 			paths = append(paths, "labels."+key)
 		}
-		_, err = w.ctr.Images.Update(ctx, images.Image{Name: img.Name, Target: img.Target}, paths...) // to nothing
+		_, err = w.ctr.Images.Update(ctx, images.Image{Name: img.Name, Target: img.Target}, paths...) // deletes all
 	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("take back image %s: %w", img.Name, err)
@@ -122,7 +122,7 @@ func (w *withdrawer) drop(ctx context.Context, img images.Image) error {
 	return nil
 }
 
-// collect has containerd collect garbage now, and waits: deleting a lease can be asked to do so, whatever it holds.
+// collect makes containerd collect garbage now, and waits: the deletion of any lease can be asked to do this.
 func (w *withdrawer) collect(ctx context.Context, uuid string) error {
 	_, err := w.ctr.Leases.Create(ctx, leases.WithID(workLease(uuid)), leases.WithLabel(labelDisk, uuid), leases.WithExpiration(leaseLife))
 	if err == nil || errdefs.IsAlreadyExists(err) {
@@ -134,8 +134,8 @@ func (w *withdrawer) collect(ctx context.Context, uuid string) error {
 	return nil
 }
 
-// free says whether nothing but registered images uses a disk: every snapshot that is a layer on it belongs to one, no
-// other snapshot lies on those, and nobody else has registered the same images.
+// free reports whether only registered images use a disk: every snapshot that is a layer on it belongs to such an
+// image, no other snapshot lies on these, and nobody else has registered the same images.
 func (w *withdrawer) free(ctx context.Context, d Disk, all []found, disks []Disk) (bool, error) {
 	uses, err := w.node.Uses(ctx)
 	if err != nil {
@@ -146,7 +146,7 @@ func (w *withdrawer) free(ctx context.Context, d Disk, all []found, disks []Disk
 	return by == "", nil
 }
 
-// usedBy is what else uses a disk, in words; empty if nothing does.
+// usedBy returns what else uses a disk, in words; empty if nothing does.
 func (w *withdrawer) usedBy(d Disk, use Use, all []found, disks []Disk) string {
 	if use.Others > 0 {
 		return fmt.Sprintf("%d snapshots of containers or of pulled layers", use.Others)
@@ -180,7 +180,7 @@ func (w *withdrawer) usedBy(d Disk, use Use, all []found, disks []Disk) string {
 	return ""
 }
 
-// chainsOf are the chains of a registered image, the highest first.
+// chainsOf returns the chains of a registered image, the highest first.
 func (w *withdrawer) chainsOf(img images.Image, disks []Disk) []digest.Digest {
 	top := digest.Digest(img.Labels[labelSnapshot+w.snapshotter])
 	for _, d := range disks {

@@ -1,5 +1,5 @@
-// Package lost tells which layers no disk of the node has any more, which images and containers of containerd are
-// concerned, and removes such images so that they can be pulled anew.
+// Package lost reports which layers no disk of the node has any more and which images and containers of containerd are
+// affected. It removes such images so that they can be pulled again.
 package lost
 
 import (
@@ -19,20 +19,20 @@ import (
 // State of a lost layer.
 type State string
 
-// States of lost layers.
+// These are the states of lost layers.
 const (
-	// Waiting is one that is made anew as soon as something needs it.
+	// Waiting is a layer that is made anew as soon as something needs it.
 	Waiting State = "waiting"
-	// Making is one that is being made anew.
+	// Making is a layer that is being made anew.
 	Making State = "making"
-	// Failed is one that could not be made anew; it is tried again when something needs it.
+	// Failed is a layer that could not be made anew; this is tried again when something needs the layer.
 	Failed State = "failed"
 )
 
-// States lists them all.
+// States returns all values of State.
 func States() []State { return []State{Waiting, Making, Failed} }
 
-// Layer is one that a snapshot needs and no disk serves.
+// Layer is a layer that a snapshot needs and that no disk serves.
 type Layer struct {
 	// Disk is the name of the disk that has it, empty if the node does not know that disk.
 	Disk, DiskUUID  string
@@ -45,14 +45,14 @@ type Layer struct {
 	Users []users.User
 }
 
-// Disk is one that does not serve, and of which layers are or were in use.
+// Disk is a disk that does not serve and whose layers are or were in use.
 type Disk struct {
 	Name, UUID string
 	// Place is where it was mounted.
 	Place string
 }
 
-// Stranded is a container that runs from a lost disk. It gets I/O errors, which nothing but a new start ends.
+// Stranded is a container that runs from a lost disk. It gets I/O errors until it is started again.
 type Stranded struct {
 	users.User
 	Disk string
@@ -63,29 +63,29 @@ type Report struct {
 	Layers []Layer
 	// Stranded are the containers that run from disks that are lost, whether or not their layers were made anew since.
 	Stranded []Stranded
-	// Unknown is why it is not known who is concerned; nil if it is.
+	// Unknown is why the affected users are not known; nil if they are.
 	Unknown error
 }
 
-// askTimeout bounds asking containerd who is concerned: what is lost is told in any case.
+// askTimeout bounds asking containerd for the affected users: what is lost is reported in any case.
 const askTimeout = 3 * time.Second
 
-// Node tells what is lost, without those who are concerned.
+// Node returns what is lost, without the affected users.
 type Node func(ctx context.Context) ([]Layer, []Disk, error)
 
-// Finder finds who is concerned.
+// Finder finds what is lost and who is affected.
 type Finder struct {
 	node        Node
 	client      *client.Client
 	snapshotter string
 }
 
-// New makes a Finder that asks a containerd, where berthd has the name of that snapshotter.
+// New makes a Finder that asks a containerd, which knows berthd under the name of that snapshotter.
 func New(node Node, c *client.Client, snapshotter string) *Finder {
 	return &Finder{node: node, client: c, snapshotter: snapshotter}
 }
 
-// List what is lost of a disk, by its name or UUID; of all disks if that is empty.
+// List returns what is lost of the disk with this name or UUID, or of all disks if disk is empty.
 func (f *Finder) List(ctx context.Context, disk string) (Report, error) {
 	layers, disks, err := f.node(ctx)
 	if err != nil {
@@ -110,7 +110,7 @@ func (f *Finder) List(ctx context.Context, disk string) (Report, error) {
 	return r, nil
 }
 
-// addUsers says of each layer who needs it.
+// addUsers adds to each layer the users that need it.
 func (f *Finder) addUsers(ctx context.Context, layers []Layer) error {
 	all, err := users.Find(ctx, f.client, f.snapshotter, chainsOf(layers))
 	if err != nil {

@@ -13,27 +13,27 @@ import (
 	"berth.dev/berth/node/users"
 )
 
-// Selection says which images to release. One of its fields is set.
+// Selection says which images to release. Exactly one of its fields is set.
 type Selection struct {
-	// Disk by name or UUID: all images that need a lost layer of it.
+	// Disk is the name or UUID of a disk: it selects all images that need a lost layer of that disk.
 	Disk string
-	// Image by the name of its record: it, and those of the same namespace that share its lost layers, because these
-	// would keep the layers.
+	// Image is the name of an image's record: it selects that image, and those of the same namespace that share its
+	// lost layers, because these would keep the layers.
 	Image string
 }
 
-// Released is what came of a release, or would.
+// Released is the result of a release, or of a dry run.
 type Released struct {
-	// Images whose records are removed. None of their layers is lost for whoever pulls them again.
+	// Images are those whose records are removed. If they are pulled again, none of their layers is lost.
 	Images []users.User
-	// Remaining are the containers and leases that still need lost layers; until they are gone, a pull finds the
-	// layers lost still.
+	// Remaining are the containers and leases that still need lost layers; until they are gone, a pull still finds
+	// these layers lost.
 	Remaining []users.User
 }
 
 // Release removes the records of images that need lost layers and waits until containerd has removed what nothing else
-// needs; then a pull gets the layers as if they had never been there. With dryRun nothing is removed. A selection that
-// meets no image with a lost layer is errdefs.ErrNotFound.
+// needs; then a pull gets the layers as if they had never been there. With dryRun nothing is removed. If the selection
+// matches no image with a lost layer, the error is errdefs.ErrNotFound.
 func (f *Finder) Release(ctx context.Context, s Selection, dryRun bool) (Released, error) {
 	if (s.Disk == "") == (s.Image == "") {
 		return Released{}, fmt.Errorf("release images: name a disk or an image: %w", errdefs.ErrInvalidArgument)
@@ -65,7 +65,7 @@ func (f *Finder) Release(ctx context.Context, s Selection, dryRun bool) (Release
 	return r, nil
 }
 
-// String is such as "disk base" or "name docker.io/library/nginx:1".
+// String returns a text such as "disk base" or "name docker.io/library/nginx:1".
 func (s Selection) String() string {
 	if s.Disk != "" {
 		return "disk " + s.Disk
@@ -88,7 +88,7 @@ func concerned(layers []Layer) (all []users.User) {
 	return all
 }
 
-// choose those that the selection means.
+// choose returns the users that the selection means.
 func (s Selection) choose(all []users.User) []users.User {
 	if s.Disk != "" {
 		return slices.Clone(all)
@@ -110,7 +110,7 @@ func (s Selection) choose(all []users.User) []users.User {
 	})
 }
 
-// remove the records of images, and those that CRI has of the same under other names.
+// remove removes the records of images, and CRI's records of the same images under other names.
 func (f *Finder) remove(ctx context.Context, list []users.User) error {
 	targets := map[string]map[digest.Digest]bool{}
 	for _, u := range list {

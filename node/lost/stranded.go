@@ -16,8 +16,8 @@ import (
 	"berth.dev/berth/node/users"
 )
 
-// stranded finds the containers that run from the disks: the kernel says which directories their root consists of, also
-// when their snapshots have their layers elsewhere since.
+// stranded finds the containers that run from the disks. The kernel says which directories their root consists of, even
+// if the layers of their snapshots are elsewhere by now.
 func (f *Finder) stranded(ctx context.Context, disks []Disk) (list []Stranded, _ error) {
 	spaces, err := f.client.NamespaceService().List(ctx)
 	if err != nil {
@@ -48,7 +48,7 @@ func (f *Finder) stranded(ctx context.Context, disks []Disk) (list []Stranded, _
 	return list, nil
 }
 
-// container by its ID, with its pod.
+// container returns the container with this ID, with its pod.
 func (f *Finder) container(ctx context.Context, namespace, id string) (users.User, error) {
 	c, err := f.client.ContainerService().Get(ctx, id)
 	if err != nil && !errdefs.IsNotFound(err) {
@@ -57,7 +57,7 @@ func (f *Finder) container(ctx context.Context, namespace, id string) (users.Use
 	return users.User{Namespace: namespace, Kind: users.Container, Name: id, Pod: users.PodOf(c.Labels)}, nil
 }
 
-// runsFrom says whether a process sees a mount that has a directory of the disk. One that has ended sees none.
+// runsFrom reports whether a process sees a mount that has a directory of the disk. A process that has ended sees none.
 func runsFrom(pid int, place string) bool {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
 	if err != nil {
@@ -67,8 +67,8 @@ func runsFrom(pid int, place string) bool {
 	return mountsFrom(f, place)
 }
 
-// mountsFrom says whether a mountinfo (proc(5)) has an overlay with a lower directory below place. containerd names
-// lower directories relative to one that they have in common when there are many, and then the end of place is left.
+// mountsFrom reports whether a mountinfo (proc(5)) has an overlay with a lower directory below place. If there are many
+// lower directories, containerd names them relative to a common parent, and then only the end of place remains.
 func mountsFrom(mountinfo io.Reader, place string) bool {
 	lines := bufio.NewScanner(mountinfo)
 	lines.Buffer(nil, maxMountLine)
@@ -96,7 +96,7 @@ func mountsFrom(mountinfo io.Reader, place string) bool {
 // maxMountLine is more than a line of mountinfo can have: options fit a page.
 const maxMountLine = 1 << 20
 
-// layersDir is the directory of a disk that has its layers.
+// layersDir is the directory on a disk that has the layers.
 const layersDir = "/l/"
 
 func isBelow(dir, place string) bool {

@@ -16,11 +16,11 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// attacher attaches the disks that are chosen, and detaches disks that must make room or are no longer wanted.
+// attacher attaches the chosen disks, and detaches disks that must make room or are no longer wanted.
 type attacher struct {
 	Config
 	view *view
-	// running is what runs in the background.
+	// running counts what runs in the background.
 	running sync.WaitGroup
 	// begin and beginDetach start run and detach in the background. mu is held for both.
 	begin       func(a *attachment, spec stage.Spec)
@@ -28,13 +28,13 @@ type attacher struct {
 
 	mu     sync.Mutex // guards all below
 	closed bool
-	// pending is what is being attached, by the name of the disk.
+	// pending has the attachments under way, by the name of the disk.
 	pending map[string]*attachment
-	// fresh is when disks were attached here.
+	// fresh has the times at which disks were attached here, by name.
 	fresh map[string]time.Time
 }
 
-// newAttacher makes one whose work in the background ends with ctx.
+// newAttacher makes an attacher whose work in the background ends with ctx.
 func newAttacher(ctx context.Context, cfg Config, v *view) *attacher {
 	c := &attacher{Config: cfg, view: v, pending: map[string]*attachment{}, fresh: map[string]time.Time{}}
 	c.begin = func(a *attachment, spec stage.Spec) { c.running.Go(func() { c.run(ctx, a, spec) }) }
@@ -44,7 +44,7 @@ func newAttacher(ctx context.Context, cfg Config, v *view) *attacher {
 	return c
 }
 
-// close has nothing new begun. What runs is waited for with running.
+// close keeps anything new from being begun. Use running to wait for what already runs.
 func (c *attacher) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -55,13 +55,13 @@ func (c *attacher) close() {
 type attachment struct {
 	item    *item
 	started time.Time
-	// wanted is since when pulls have waited for it, or for one that it is tried in place of.
+	// wanted is since when pulls have waited for the disk, or for another disk that this one replaces.
 	wanted time.Time
-	// instead are those that failed and that it is tried in place of. They are passed over while it is under way.
+	// instead has the failed items that this attachment replaces. They are passed over while it is under way.
 	instead []*item
-	// room says that the disk counts among those of the node; attacher.mu guards it.
+	// room says that the disk counts as one of the node's disks; attacher.mu guards it.
 	room bool
-	// done is closed at the end; err is the outcome then.
+	// done is closed at the end; from then on err is the outcome.
 	done chan struct{}
 	err  error
 }
@@ -69,16 +69,16 @@ type attachment struct {
 // errNoRoom says that no disk can make room.
 var errNoRoom = fmt.Errorf("as many layer disks as allowed are attached, and all of them are in use, kept or just attached: %w", errdefs.ErrResourceExhausted)
 
-// detachTimeout bounds detaching a disk; what fails on the way goes on in the stage.
+// detachTimeout bounds detaching a disk; the stage completes what fails halfway.
 const detachTimeout = time.Minute
 
-// wait until the disk is there or has been waited for long enough, by whoever it was.
+// wait returns when the disk is there, or when pulls have waited for it long enough, counted from the first of them.
 func (a *attachment) wait(ctx context.Context, most time.Duration) DiskResult {
 	timer := time.NewTimer(most - time.Since(a.wanted))
 	defer timer.Stop()
 	r := DiskResult{Name: a.item.name, ID: a.item.id, Disk: a.item.disk}
 	select {
-	case <-a.done: // first of all, also if the time is over
+	case <-a.done: // check this first, even if the time is over
 	default:
 		select {
 		case <-a.done:
@@ -105,8 +105,8 @@ func resultOf(err error) Result {
 	return ResultFailed
 }
 
-// attach starts attaching what is chosen and not attached: wanted since then, and in place of those that failed. It
-// returns what is under way now.
+// attach starts to attach the chosen disks that are not attached. wanted is since when pulls have waited, and instead
+// has the failed items that these replace. It returns the attachments that are under way now.
 func (c *attacher) attach(chosen []matcher.Choice, wanted time.Time, instead []*item) (under []*attachment, outcome Outcome) {
 	outcome = OutcomeNone
 	for _, choice := range chosen {
@@ -129,7 +129,8 @@ func (c *attacher) attach(chosen []matcher.Choice, wanted time.Time, instead []*
 	return under, outcome
 }
 
-// join starts attaching a disk unless that is under way, which is returned then, or it is attached: nil.
+// join starts to attach a disk and returns the attachment. If one is under way already, it returns that. If the disk is
+// attached, it returns nil.
 func (c *attacher) join(a *attachment, attached bool) (under *attachment, began bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,7 +150,7 @@ func (c *attacher) run(ctx context.Context, a *attachment, spec stage.Spec) {
 		_, err = c.Stage.Stage(ctx, spec)
 	}
 	now := time.Now()
-	if err == nil || !errors.Is(err, errNoRoom) && ctx.Err() == nil { // else it is not the disk's fault
+	if err == nil || !errors.Is(err, errNoRoom) && ctx.Err() == nil { // otherwise it is not the disk's fault
 		c.view.attached(a.item, now, err)
 	}
 	c.view.consider(a.instead)
@@ -191,15 +192,15 @@ func (c *attacher) makeRoom(ctx context.Context, a *attachment) error {
 		case err == nil:
 			log.G(ctx).WithField("disk", victim).Info("layer disk that was not used for longest makes room")
 		case errdefs.IsNotFound(err), errdefs.IsFailedPrecondition(err):
-			// gone, or used, since it was looked at
+			// gone or in use since it was listed
 		default:
 			return fmt.Errorf("make room: %w", err)
 		}
 	}
 }
 
-// room takes a place for the attachment, or names the idle disk that should make room: the one that was not used for
-// longest. The name is empty if no disk can.
+// room takes a place for the attachment, or names the idle disk that should make room: the one that has been unused for
+// the longest time. The name is empty if no disk can make room.
 func (c *attacher) room(a *attachment, tried map[string]bool, now time.Time) (victim string, ok bool) {
 	disks := c.Stage.Disks()
 	c.mu.Lock()
@@ -222,7 +223,7 @@ func (c *attacher) room(a *attachment, tried map[string]bool, now time.Time) (vi
 	}).Name, false
 }
 
-// census counts the disks that are attached or have a place, and lists the idle ones that could make room and were not
+// census counts the disks that are attached or have a place, and lists the idle disks that could make room and were not
 // tried yet. The caller holds mu.
 func (c *attacher) census(disks []stage.DiskStatus, tried map[string]bool, now time.Time) (count int, idle []stage.DiskStatus) {
 	there := make(map[string]bool, len(disks))
@@ -242,7 +243,7 @@ func (c *attacher) census(disks []stage.DiskStatus, tried map[string]bool, now t
 	return count, idle
 }
 
-// awaited says that the pull for which the disk was attached may be about to use it. The caller holds mu.
+// awaited reports whether the pull for which the disk was attached may be about to use it. The caller holds mu.
 func (c *attacher) awaited(d *stage.DiskStatus, now time.Time) bool {
 	if c.pending[d.Name] != nil {
 		return true
@@ -252,7 +253,7 @@ func (c *attacher) awaited(d *stage.DiskStatus, now time.Time) bool {
 }
 
 // detachUnused detaches a disk that is no longer wanted, in the background and as soon as nothing uses it: the storage
-// may be about to delete what the disk is made of. Disks that are not attached here are left alone.
+// may be about to delete what the disk is made of. It does not detach disks that were not attached here.
 func (c *attacher) detachUnused(name string) {
 	there := slices.ContainsFunc(c.Stage.Disks(), func(d stage.DiskStatus) bool { return d.Name == name })
 	c.mu.Lock()
@@ -271,7 +272,7 @@ func (c *attacher) detach(ctx context.Context, name string) {
 	}
 }
 
-// noRoomFor warns of the chosen ones that could not be attached for want of room; empty if all could.
+// noRoomFor returns a warning that names the chosen disks for which there is no room; empty if there is room for all.
 func (c *attacher) noRoomFor(chosen []matcher.Choice, now time.Time) string {
 	disks := c.Stage.Disks()
 	c.mu.Lock()

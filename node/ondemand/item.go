@@ -14,7 +14,7 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// item is what is known of an entry that has a disk. view.mu guards the fields that change.
+// item is what is known about an entry that has a disk. view.mu guards the fields that change.
 type item struct {
 	id, name string
 	source   catalog.Source
@@ -24,10 +24,10 @@ type item struct {
 	// never says why it cannot be attached to this node at all.
 	never string
 
-	// attached and unreachable are what the index was told.
+	// attached and unreachable are the values that the index last got.
 	attached    bool
 	unreachable string
-	// failures in a row, and when to try again after the last one, err.
+	// failures is the number of failures in a row, err is the last of them, and retryAt is when to try again after it.
 	failures int
 	retryAt  time.Time
 	err      error
@@ -35,7 +35,7 @@ type item struct {
 	passedOver int
 }
 
-// stateOf an entry in the words of the matcher, which knows no catalog.
+// stateOf returns the state of an entry in the words of the matcher, which knows no catalog.
 func stateOf(e *catalog.Entry) string {
 	if e.State == catalog.StateAvailable {
 		return matcher.StateAvailable
@@ -43,7 +43,7 @@ func stateOf(e *catalog.Entry) string {
 	return e.State
 }
 
-// diskName begins with the name that people know and ends with a digest of what makes it this disk, so that another
+// diskName begins with the name that people know and ends with a digest of what identifies this disk, so that new
 // content of the same image snapshot is another disk.
 func (it *item) diskName() string {
 	const most, digits = 48, 12
@@ -67,8 +67,8 @@ func (it *item) spec() stage.Spec {
 		ImageSnapshot: stage.ImageSnapshot{Name: it.name, ID: it.id}}
 }
 
-// Waits after a disk could not be attached. Every layer of every pull asks, so there must be some; a passing fault of
-// the storage should not cost more than a few pulls.
+// These are the waits after a disk could not be attached. They are needed because every layer of every pull asks. The
+// first is short, because a passing fault of the storage should not cost more than a few pulls.
 const (
 	firstRetry = time.Second
 	lastRetry  = 5 * time.Minute
@@ -83,7 +83,7 @@ func (it *item) failed(now time.Time, err error) {
 
 func (it *item) succeeded() { it.failures, it.retryAt, it.err = 0, time.Time{}, nil }
 
-// waits says why attaching the disk is not tried now; empty if it may be.
+// waits returns why attaching the disk is not tried now; empty if it may be tried.
 func (it *item) waits(now time.Time) string {
 	if it.passedOver == 0 && !now.Before(it.retryAt) {
 		return ""
@@ -91,8 +91,8 @@ func (it *item) waits(now time.Time) string {
 	return fmt.Sprintf("attaching it ended with: %v; it may be tried again from %s on", it.err, it.retryAt.UTC().Format(time.TimeOnly))
 }
 
-// viewOf says what a disk that the stage knows means for a choice. A disk that is being detached is neither attached
-// nor unreachable: it can be attached again.
+// viewOf returns what the state of a disk in the stage means for a choice. A disk that is being detached is neither
+// attached nor unreachable: it can be attached again.
 func viewOf(d *stage.DiskStatus) (attached bool, unreachable string) {
 	switch d.State {
 	case stage.StateDraining:

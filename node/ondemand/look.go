@@ -13,17 +13,16 @@ import (
 const (
 	// lookWait bounds one look at the catalogs: a network file system that hangs must not keep pulls waiting.
 	lookWait = time.Second
-	// lookRest is how many times as long as a look took no other one is begun: pulls of images that no catalog has cost
-	// it at most a tenth of the time.
+	// lookRest times the duration of a look is the rest before another look begins. So pulls of images that no catalog
+	// has load a catalog for at most a tenth of the time.
 	lookRest = 9
 )
 
-// looks are looks at catalogs that tell of changes only now and then, so that a pull finds what was published just
-// before it.
+// looks reads catalogs that report changes only now and then, so that a pull finds what was published just before it.
 type looks struct {
-	// turn is held by who looks.
+	// turn is held by the goroutine that looks.
 	turn chan struct{}
-	// begun is when the last look began, next when another one may; who has the turn uses them.
+	// begun is when the last look began, next is when another one may begin. Only the holder of turn uses them.
 	begun, next time.Time
 
 	mu       sync.Mutex // guards catalogs
@@ -34,7 +33,7 @@ func newLooks() *looks {
 	return &looks{turn: make(chan struct{}, 1), catalogs: map[catalog.Looker]bool{}}
 }
 
-// add a catalog to look at, if it is one, until remove is called.
+// add adds a catalog to look at, if it supports looks, until remove is called.
 func (l *looks) add(lister catalog.Lister) (remove func()) {
 	c, ok := lister.(catalog.Looker)
 	if !ok {
@@ -59,7 +58,7 @@ func (l *looks) all() (list []catalog.Looker) {
 	return list
 }
 
-// look at all catalogs, for at most that long. It says whether there was a look that began after the call.
+// look looks at all catalogs, for at most that long. It reports whether there was a look that began after the call.
 func (l *looks) look(ctx context.Context, most time.Duration) bool {
 	catalogs, called := l.all(), time.Now()
 	if len(catalogs) == 0 || most <= 0 {
@@ -74,7 +73,7 @@ func (l *looks) look(ctx context.Context, most time.Duration) bool {
 		return false
 	}
 	if l.begun.After(called) {
-		return true // by another pull, while this one waited for its turn
+		return true // another pull looked while this one waited for its turn
 	}
 	now := time.Now()
 	if now.Before(l.next) {

@@ -11,8 +11,8 @@ import (
 	"berth.dev/berth/matcher"
 )
 
-// Match decides as for a pull of these images now, with the same knowledge and the same cost of attaching. It changes
-// nothing. The decision warns if no disk could make room. Errors are matcher.ErrInvalidRequest.
+// Match decides as a pull of these images would now, with the same knowledge and the same cost of attaching. It changes
+// nothing. The decision warns if no disk could make room. Its errors are matcher.ErrInvalidRequest.
 func (c *Chooser) Match(r matcher.Request) (matcher.Decision, error) {
 	r.Rules.AttachCostBytes = c.AttachCostBytes
 	now := time.Now()
@@ -26,7 +26,7 @@ func (c *Chooser) Match(r matcher.Request) (matcher.Decision, error) {
 	return d, nil
 }
 
-// decide asks the index, once it knows what is attached.
+// decide updates the index with what is attached, and then asks it.
 func (c *Chooser) decide(r matcher.Request, now time.Time) (matcher.Decision, error) {
 	c.view.refresh(c.Stage.Disks(), now)
 	r.Images = slices.Clone(r.Images)
@@ -36,11 +36,11 @@ func (c *Chooser) decide(r matcher.Request, now time.Time) (matcher.Decision, er
 	return c.view.index.Match(r)
 }
 
-// withPresent marks the layers on attached disks that no known image snapshot has: no disk is needed for them. Layers
-// of image snapshots are left to the matcher, which knows which disks are attached.
+// withPresent marks layers that are on attached disks but that no known image snapshot has: no disk is needed for them.
+// Layers of image snapshots are left to the matcher, which knows which disks are attached.
 func (c *Chooser) withPresent(layers []matcher.Layer) []matcher.Layer {
 	if layers == nil {
-		return nil // not known is another thing than none
+		return nil // nil means unknown, which is not the same as no layers
 	}
 	layers = slices.Clone(layers)
 	var below layerdisk.LayerName

@@ -1,10 +1,10 @@
-// Package ondemand attaches the layer disk that a pull needs while the pull runs: when no attached disk has a
-// layer, it asks the matcher which image snapshot of the catalog has it, starts attaching that one's disk in the
-// background, and waits for it no longer than configured. However many pulls need a disk, it is attached once; a pull
-// that goes on without it leaves it to the next one.
+// Package ondemand attaches the layer disk that a pull needs while the pull runs: when no attached disk has a layer, it
+// asks the matcher which image snapshot of the catalog has the layer, starts to attach its disk in the background, and
+// waits for it no longer than configured. However many pulls need a disk, it is attached once. If a pull goes on
+// without the disk, the next pull can use it.
 //
-// A choice decides which disks are attached, never which bytes are served. A node has at most so many disks; the one
-// that was not used for longest makes room, never one that is used or kept.
+// A choice decides which disks are attached, never which bytes are served. The number of a node's disks is limited. The
+// disk that has been unused for the longest time makes room, never one that is in use or kept.
 package ondemand
 
 import (
@@ -31,18 +31,18 @@ type Stage interface {
 	Locate(q layerdisk.LayerName) (stage.Held, error)
 }
 
-// Config of a Chooser.
+// Config is the configuration of a Chooser.
 type Config struct {
 	Stage Stage
-	// Drivers that this node has. Entries with other drivers cannot be attached here.
+	// Drivers are those that this node has. Disks of entries with other drivers cannot be attached here.
 	Drivers []string
-	// Wait bounds how long pulls wait for a disk, from when it was first wanted; 0 never waits.
+	// Wait bounds how long pulls wait for a disk, counted from when it was first wanted; with 0 they never wait.
 	Wait time.Duration
-	// MaxDisks that are attached at once, those attached otherwise included; 0 is no limit.
+	// MaxDisks bounds the disks attached at once, including those that were attached otherwise; 0 means no limit.
 	MaxDisks int
-	// AttachCostBytes of download must be saved by a disk that is to be attached; see matcher.Rules.
+	// AttachCostBytes is how much download a disk must save to be attached; see matcher.Rules.
 	AttachCostBytes int64
-	// Platform of this node.
+	// Platform is that of this node.
 	Platform matcher.Platform
 	// Observer may be nil.
 	Observer Observer
@@ -50,20 +50,20 @@ type Config struct {
 
 // Observer learns what was chosen and how attaching it ended, in words of fixed sets. Its methods must not block.
 type Observer interface {
-	// Chosen is called for each question to the matcher, with its decision, which is empty with OutcomeError. It lacks
-	// choices whose disks could not be attached. The decision is shared and must not be changed.
+	// Chosen is called for each question to the matcher, with its decision, which is empty with OutcomeError. The
+	// decision omits choices whose disks could not be attached. The decision is shared and must not be changed.
 	Chosen(o Outcome, d matcher.Decision)
 	Attached(r Result, took time.Duration)
 	// Unmatched is called for a layer that no attached disk has, if no usable image snapshot has its image.
 	Unmatched(w Wanted)
 }
 
-// Outcome of one question to the matcher.
+// Outcome is the outcome of one question to the matcher.
 type Outcome string
 
-// Outcomes.
+// These are the values of Outcome.
 const (
-	// OutcomeAttach: a disk is attached because of it.
+	// OutcomeAttach: a disk is being attached because of the question.
 	OutcomeAttach Outcome = "attach"
 	// OutcomeJoin: the disk is being attached already.
 	OutcomeJoin Outcome = "join"
@@ -73,35 +73,36 @@ const (
 	OutcomeError Outcome = "error"
 )
 
-// Outcomes lists all.
+// Outcomes returns all values of Outcome.
 func Outcomes() []Outcome { return []Outcome{OutcomeAttach, OutcomeJoin, OutcomeNone, OutcomeError} }
 
-// Result of attaching a disk.
+// Result is how attaching a disk ended.
 type Result string
 
-// Results.
+// These are the values of Result.
 const (
 	ResultReady Result = "ready"
-	// ResultLate is one that a pull did not wait for any longer.
+	// ResultLate: a pull did not wait for the disk any longer.
 	ResultLate   Result = "late"
 	ResultFailed Result = "failed"
 	// ResultNoRoom: as many disks as allowed are attached, and all of them are used or kept.
 	ResultNoRoom Result = "no-room"
 )
 
-// Results lists all.
+// Results returns all values of Result.
 func Results() []Result { return []Result{ResultReady, ResultLate, ResultFailed, ResultNoRoom} }
 
-// Wanted is a layer that a pull is about to ask for, and what is known of its image.
+// Wanted is a layer that a pull is about to ask for, and what is known about its image.
 type Wanted struct {
 	layerdisk.LayerName
-	// ImageRef and Manifest of the image, Above the compressed layers on top of this one; all may be unknown.
+	// ImageRef and Manifest are those of the image, Above are the compressed layers on top of this one. All may be
+	// unknown.
 	ImageRef string
 	Manifest digest.Digest
 	Above    []digest.Digest
 }
 
-// Chooser is safe for concurrent use. No lock of it is held while anything is waited for.
+// Chooser chooses and attaches disks for pulls. It is safe for concurrent use, and holds no lock while it waits.
 type Chooser struct {
 	Config
 	view     *view
@@ -140,13 +141,13 @@ func (c *Chooser) Close() error {
 	return nil
 }
 
-// Entries is the number of those that are known.
+// Entries returns the number of known catalog entries.
 func (c *Chooser) Entries() int { return c.view.index.Len() }
 
-// Ready attaches disks for a layer that no attached disk has. If no known image snapshot has the image, it has those
-// catalogs looked at first that tell of changes only now and then. It returns at once if no image snapshot has the
-// layer. Otherwise it returns when the chosen disks are attached or were waited for long enough. If one cannot be
-// attached, the next best is chosen within the same wait.
+// Ready attaches disks for a layer that no attached disk has. If no known image snapshot has the image, it first looks
+// at the catalogs that report changes only now and then. It returns at once if no image snapshot has the layer.
+// Otherwise it returns when the chosen disks are attached or Wait is over. If one cannot be attached, the next best is
+// chosen within the same wait.
 func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 	if c.Entries() == 0 && (!c.looks.look(ctx, c.Wait) || c.Entries() == 0) {
 		c.Observer.Unmatched(w)
@@ -161,7 +162,7 @@ func (c *Chooser) Ready(ctx context.Context, w Wanted) {
 	c.last.put(r)
 }
 
-// choose until what is chosen is attached, or nothing is left to choose, or the wait is over.
+// choose chooses until the chosen disks are attached, or nothing is left to choose, or the wait is over.
 func (c *Chooser) choose(ctx context.Context, w Wanted, r *Record) {
 	var passed []*item
 	defer func() { c.view.consider(passed) }()
@@ -202,7 +203,7 @@ func (c *Chooser) choose(ctx context.Context, w Wanted, r *Record) {
 	}
 }
 
-// chosen credits and observes what was chosen, without what could not be attached.
+// chosen credits the choices and passes them to the observer, without those that could not be attached.
 func (c *Chooser) chosen(o Outcome, d matcher.Decision, failed []*item) {
 	if len(failed) > 0 {
 		d.Chosen = slices.DeleteFunc(slices.Clone(d.Chosen), func(choice matcher.Choice) bool {
@@ -231,7 +232,7 @@ func (c *Chooser) ImageSnapshot(diskUUID string) (name, id string, ok bool) {
 	return it.name, it.id, true
 }
 
-// Last is the latest choice for an image, by its reference as containerd gives it, or for one of these layers where
+// Last returns the latest choice for an image, by its reference as containerd gives it, or for one of these layers if
 // containerd did not name the image. ok is false if no choice was made or all are forgotten.
 func (c *Chooser) Last(imageRef string, chainIDs ...digest.Digest) (last Record, ok bool) {
 	keys := []string{imageRef}
@@ -253,7 +254,7 @@ func (c *Chooser) request(w Wanted, now time.Time) matcher.Request {
 	img := matcher.Image{Reference: w.ImageRef, Platform: c.Platform, ManifestDigest: w.Manifest,
 		Layers: []matcher.Layer{{LayerName: w.LayerName}}}
 	if img.Reference == "" && img.ManifestDigest == "" || len(img.Reference) > matcher.MaxReferenceBytes {
-		img.Reference = "image of layer " + w.ChainID.String() // matches by its layers alone
+		img.Reference = "image of layer " + w.ChainID.String() // the match is by layers alone
 	}
 	for _, blob := range w.Above {
 		img.Layers = append(img.Layers, matcher.Layer{LayerName: layerdisk.LayerName{Blob: blob}})
@@ -264,8 +265,8 @@ func (c *Chooser) request(w Wanted, now time.Time) matcher.Request {
 	}
 }
 
-// Follow learns the entries of a catalog and their changes until ctx ends. It calls synced when all entries that there
-// were at the beginning are known. Entries that cannot be used are logged.
+// Follow learns the entries of a catalog and their changes until ctx ends. It calls synced when it knows all entries
+// that existed at the beginning. It logs entries that cannot be used.
 func (c *Chooser) Follow(ctx context.Context, l catalog.Lister, synced func()) error {
 	changes, err := l.Watch(ctx)
 	if err != nil {

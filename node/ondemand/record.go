@@ -10,31 +10,32 @@ import (
 	"berth.dev/berth/matcher"
 )
 
-// Record is one choice for a pull and how attaching its disks ended.
+// Record is one choice for a pull, and how attaching its disks ended.
 type Record struct {
 	Time     time.Time
 	ImageRef string
-	// ChainID of the layer that was not there.
+	// ChainID is that of the missing layer.
 	ChainID  digest.Digest
 	Decision matcher.Decision
-	// Disks that were being attached because of it, and how long the pull waited for all of them.
+	// Disks are those that were being attached because of the choice. Waited is how long the pull waited for all of
+	// them.
 	Disks  []DiskResult
 	Waited time.Duration
 }
 
 // DiskResult is how attaching one disk ended, as far as the pull waited for it.
 type DiskResult struct {
-	// Name and ID of the image snapshot, Disk the name of its disk on this node.
+	// Name and ID are those of the image snapshot, Disk is the name of its disk on this node.
 	Name, ID, Disk string
 	Result         Result
 	// Err is nil unless Result is ResultFailed or ResultNoRoom.
 	Err error
 }
 
-// maxRecords bounds the images whose last choice is remembered; a node pulls some hundred different ones.
+// maxRecords bounds the images whose last choice is remembered; a node pulls some hundred different images.
 const maxRecords = 1024
 
-// records keeps the last one of each image.
+// records keeps the last record of each image.
 type records struct {
 	mu    *sync.Mutex
 	order *list.List // of Record, the newest in front
@@ -45,7 +46,7 @@ func newRecords() records {
 	return records{mu: new(sync.Mutex), order: list.New(), byKey: map[string]*list.Element{}}
 }
 
-// key of a record: the image, or the layer where containerd does not tell which image it pulls.
+// key returns the key of a record: the image, or the layer if containerd does not say which image it pulls.
 func (r *Record) key() string {
 	if r.ImageRef == "" || len(r.ImageRef) > matcher.MaxReferenceBytes {
 		return r.ChainID.String()

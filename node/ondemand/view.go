@@ -12,18 +12,18 @@ import (
 	"berth.dev/berth/node/stage"
 )
 
-// view is what is known of the catalogs' entries, together with the matcher's index of them.
+// view is what is known about the entries of the catalogs, together with the matcher's index of them.
 type view struct {
 	index *matcher.Index
 	// drivers that this node has.
 	drivers []string
 
-	mu     sync.Mutex         // guards all below, and what items say it guards
+	mu     sync.Mutex         // guards all below, and the fields of items that can change
 	items  map[string]*item   // by ID
 	byUUID map[string][]*item // by the UUID of the disk
-	// touched are the items that the index was told something about.
+	// touched has the items whose state the index was given.
 	touched map[string]*item
-	// credited is the ID that was chosen last of those with the same disk, by its UUID.
+	// credited has, by the UUID of a disk, the ID that was chosen last of those with this disk.
 	credited map[string]string
 }
 
@@ -35,8 +35,7 @@ func newView(drivers []string) *view {
 	}
 }
 
-// put adds an entry or replaces it. It returns the item whose disk the entry no longer stands for; nil if there is
-// none.
+// put adds or replaces an entry. It returns the item whose disk the entry no longer stands for, nil if there is none.
 func (v *view) put(e *catalog.Entry) (replaced *item, err error) {
 	ix, identity, err := e.Parse()
 	if err != nil {
@@ -80,7 +79,7 @@ func (v *view) putWithoutDisk(e *catalog.Entry) (replaced *item, err error) {
 	return v.take(e.ID), nil
 }
 
-// remove an entry. It returns the entry's item; nil if it had no disk or was not known.
+// remove removes an entry. It returns the entry's item, nil if the entry had no disk or was not known.
 func (v *view) remove(id string) *item {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -88,7 +87,7 @@ func (v *view) remove(id string) *item {
 	return v.take(id)
 }
 
-// take an item out; nil if there is none. The caller holds mu.
+// take removes an item and returns it, nil if there is none. The caller holds mu.
 func (v *view) take(id string) *item {
 	it := v.items[id]
 	if it == nil {
@@ -107,14 +106,14 @@ func (v *view) take(id string) *item {
 	return it
 }
 
-// item with this ID; nil if no entry with a disk has it.
+// item returns the item with this ID, nil if no entry with a disk has the ID.
 func (v *view) item(id string) *item {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.items[id]
 }
 
-// stands says whether an entry still stands for the item's disk.
+// stands reports whether an entry still stands for the item's disk.
 func (v *view) stands(it *item) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -122,7 +121,7 @@ func (v *view) stands(it *item) bool {
 	return now != nil && now.disk == it.disk
 }
 
-// ofDisk says whether an entry has the disk with this UUID.
+// ofDisk reports whether an entry has the disk with this UUID.
 func (v *view) ofDisk(uuid string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -143,7 +142,7 @@ func (v *view) attached(it *item, now time.Time, err error) {
 	}
 }
 
-// refresh tells the index which disks are attached here, and which cannot be.
+// refresh updates the index: which disks are attached here, and which cannot be.
 func (v *view) refresh(disks []stage.DiskStatus, now time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -184,7 +183,7 @@ func (v *view) refresh(disks []stage.DiskStatus, now time.Time) {
 	}
 }
 
-// passOver keeps items from being chosen until consider is called for them as often.
+// passOver keeps items from being chosen until consider has been called for them as often as passOver.
 func (v *view) passOver(items []*item) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -196,7 +195,7 @@ func (v *view) passOver(items []*item) {
 	}
 }
 
-// consider ends passOver.
+// consider undoes one passOver.
 func (v *view) consider(items []*item) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -205,7 +204,7 @@ func (v *view) consider(items []*item) {
 	}
 }
 
-// credit notes what was chosen, for owner.
+// credit notes what was chosen, for use by owner.
 func (v *view) credit(chosen []matcher.Choice) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -216,8 +215,8 @@ func (v *view) credit(chosen []matcher.Choice) {
 	}
 }
 
-// owner finds what a disk belongs to; nil if no entry has it. sure is false if it is merely the first by name of
-// several with the same disk.
+// owner finds the item that a disk belongs to, nil if no entry has the disk. sure is false if it is merely the first by
+// name of several with the same disk.
 func (v *view) owner(diskUUID string) (it *item, sure bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -17,30 +17,30 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Kind of a user.
+// Kind is the kind of a user.
 type Kind string
 
-// Kinds of users.
+// These are the kinds of users.
 const (
 	Image     Kind = "image"
 	Container Kind = "container"
 	Lease     Kind = "lease"
 )
 
-// User is one that uses layers.
+// User is an image, a container or a lease that uses layers.
 type User struct {
 	Namespace string
 	Kind      Kind
 	Name      string
-	// Pod is the namespace and the name of a container's pod in Kubernetes, if it is one's.
+	// Pod is the namespace and name of a container's pod in Kubernetes; empty if the container belongs to no pod.
 	Pod string
-	// Chains are those of the stacks that were asked for that it uses, sorted.
+	// Chains are the chain IDs of the requested stacks that the user uses, sorted.
 	Chains []digest.Digest
-	// Target is the digest of what an image's record names.
+	// Target is the digest that an image's record names.
 	Target digest.Digest
 }
 
-// String is such as "container web (pod default/web-1) in namespace k8s.io".
+// String returns a text such as "container web (pod default/web-1) in namespace k8s.io".
 func (u User) String() string {
 	text := string(u.Kind) + " " + u.Name
 	if u.Pod != "" {
@@ -55,7 +55,7 @@ const (
 	labelPodNamespace = "io.kubernetes.pod.namespace"
 )
 
-// PodOf is the pod of a container with these labels, as namespace and name; empty if it is none's.
+// PodOf returns the pod of a container with these labels, as namespace and name; empty if it belongs to no pod.
 func PodOf(labels map[string]string) string {
 	if labels[labelPod] == "" {
 		return ""
@@ -63,8 +63,8 @@ func PodOf(labels map[string]string) string {
 	return labels[labelPodNamespace] + "/" + labels[labelPod]
 }
 
-// Find the users of stacks of layers, by the chain IDs of these: images first, then containers, then leases, namespace
-// by namespace. Only images that are unpacked with the snapshotter count.
+// Find returns the users of the stacks of layers with these chain IDs: images first, then containers, then leases,
+// namespace by namespace. Only images that are unpacked with the snapshotter count.
 func Find(ctx context.Context, c *client.Client, snapshotter string, chains map[digest.Digest]bool) ([]User, error) {
 	spaces, err := c.NamespaceService().List(ctx)
 	if err != nil {
@@ -84,7 +84,7 @@ func Find(ctx context.Context, c *client.Client, snapshotter string, chains map[
 	return all, nil
 }
 
-// search in one namespace.
+// search is a search in one namespace.
 type search struct {
 	client                 *client.Client
 	snapshotter, namespace string
@@ -115,16 +115,16 @@ func (s search) images(ctx context.Context) (users []User, _ error) {
 	return users, nil
 }
 
-// isID says that the name of an image is that which CRI gives it beside those that people know.
+// isID reports whether the name of an image is the one that CRI adds to the names that people know.
 func isID(name string) bool { return digest.Digest(name).Validate() == nil }
 
-// sorted and each once.
+// sorted returns the chains sorted, each once.
 func sorted(chains []digest.Digest) []digest.Digest {
 	slices.Sort(chains)
 	return slices.Compact(chains)
 }
 
-// image gives the stacks that those of the image's platforms have that are unpacked.
+// image returns the stacks of those of the image's platforms that are unpacked.
 func (s search) image(ctx context.Context, img images.Image) (uses []digest.Digest, _ error) {
 	store := s.client.ContentStore()
 	visit := func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
@@ -143,7 +143,7 @@ func (s search) image(ctx context.Context, img images.Image) (uses []digest.Dige
 	return uses, err
 }
 
-// config gives the stacks that the image with this config has, if it is unpacked.
+// config returns the stacks of the image with this config, if it is unpacked.
 func (s search) config(ctx context.Context, store content.Store, desc ocispec.Descriptor) ([]digest.Digest, error) {
 	info, err := store.Info(ctx, desc.Digest)
 	if err != nil || info.Labels["containerd.io/gc.ref.snapshot."+s.snapshotter] == "" {
@@ -214,7 +214,7 @@ func (s search) leases(ctx context.Context) (users []User, _ error) {
 	return users, nil
 }
 
-// snapshot gives the stacks that a snapshot is or lies on.
+// snapshot returns the stacks that a snapshot is or lies on.
 func (s search) snapshot(ctx context.Context, key string) (uses []digest.Digest, _ error) {
 	for service := s.client.SnapshotService(s.snapshotter); key != ""; {
 		if s.chains[digest.Digest(key)] {
