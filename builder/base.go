@@ -21,9 +21,8 @@ import (
 	"berth.dev/berth/layerdisk/tree"
 )
 
-// base is the layer disk that the output holds already. Its layers stay where they are; what is new goes behind its
-// end, the metadata of all layers with it. Layers that nothing needs any more, and the old metadata, are left as they
-// are, as room that is taken.
+// base is the layer disk that the output already holds. Its layers stay in place. New data and the metadata of all
+// layers go behind its end. Unneeded layers and the old metadata stay unchanged and keep occupying space.
 type base struct {
 	index  *layerdisk.Index
 	file   io.ReaderAt
@@ -204,7 +203,7 @@ func (b *base) restore(ctx context.Context, numbers map[int]bool) (*reuse, error
 	return r, nil
 }
 
-// looks tells where the files of a layer's looks are, or are going to be.
+// looks returns where the files of a layer's looks are, or will be.
 func (b *base) looks(ctx context.Context, r *reuse, numbers map[int]bool) (map[int]map[string]tree.Stored, error) {
 	looks := make(map[int]map[string]tree.Stored)
 	var all []map[string]tree.Stored
@@ -265,7 +264,8 @@ func (p *plan) chainsByJob() map[digest.Digest][]digest.Digest {
 	return chains
 }
 
-// take makes the base the beginning of the new disk: from now on it is no disk until the new one is complete.
+// take makes the base the beginning of the new disk. From then on the base is not a valid disk until the new one is
+// complete.
 func (b *base) take(t *target) error {
 	if _, err := t.File.WriteAt(make([]byte, blockBytes), 0); err != nil {
 		return fmt.Errorf("clear header: %w", err)

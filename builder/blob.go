@@ -22,7 +22,7 @@ const maxManifestBytes = 8 << 20
 var ErrMismatch = fmt.Errorf("content does not match: %w", errdefs.ErrDataLoss)
 
 // blobReader streams one blob, resumes a broken connection where it ended, and at the end checks digest and size.
-// Nothing it has given may be believed before that.
+// Its data must not be trusted before that check.
 type blobReader struct {
 	desc ocispec.Descriptor
 	// open starts at an offset; pause waits before the n-th attempt without progress.
@@ -30,7 +30,7 @@ type blobReader struct {
 	pause func(n int) error
 	// retry says whether to try again after n failures in a row.
 	retry func(err error, n int) bool
-	// progress is told of every read.
+	// progress is called for every read.
 	progress func(n int)
 
 	body   io.ReadCloser

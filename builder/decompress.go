@@ -14,8 +14,8 @@ import (
 	"berth.dev/berth/builder/gunzip"
 )
 
-// compression of a layer's blob. It is told from the first bytes, as containerd does, since media types often say less
-// than they could, and the diff ID proves the result anyway.
+// compression of a layer's blob. It is detected from the first bytes, as in containerd, since media types often say
+// less than they could, and the diff ID proves the result anyway.
 type compression int
 
 const (

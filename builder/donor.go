@@ -17,8 +17,8 @@ type extent struct{ first, blocks int64 }
 
 func (e extent) end() int64 { return e.first + e.blocks }
 
-// openDonors opens the disks of Output.TakeFrom, of which nothing is changed. What has been opened is closed by
-// closeDonors, also if there is an error.
+// openDonors opens the disks of Output.TakeFrom and does not change them. The caller must call closeDonors, also after
+// an error.
 func (b *build) openDonors() error {
 	for _, path := range b.opts.Output.TakeFrom {
 		f, err := os.Open(path)

@@ -52,7 +52,7 @@ func (w *erofsWriter) run(ctx context.Context) (*Result, error) {
 	if err := w.b.target.setSize(layout.SizeBytes()); err != nil {
 		return nil, err
 	}
-	// A build that was called off must not leave a good disk on a device.
+	// A cancelled build must not produce a valid disk on a device.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

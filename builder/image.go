@@ -131,8 +131,8 @@ func (r resolver) candidates(ctx context.Context, src *namedSource, desc ocispec
 	return all, nil
 }
 
-// bare leaves of a descriptor what does not depend on where it was found, so that a registry and a layout give the same
-// index.
+// bare keeps only the fields of a descriptor that do not depend on its source, so that a registry and a layout give the
+// same index.
 func bare(d ocispec.Descriptor) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 }

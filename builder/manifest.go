@@ -8,8 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Manifest fetches the manifest and the config of one image, the only one of the options' images, for one platform. It
-// asks registries, and mirrors, as Build does. Options.Output is not looked at; errors are as those of Build.
+// Manifest fetches the manifest and the config of one image for one platform. The options must name exactly this one
+// image. It asks registries and mirrors as Build does, ignores Options.Output, and returns the same errors as Build.
 func Manifest(ctx context.Context, o Options) (manifest, config []byte, err error) {
 	o.planOnly, o.Output = true, Output{}
 	if err := o.complete(); err != nil {

@@ -17,12 +17,12 @@ import (
 
 // Options of one build.
 type Options struct {
-	// Images to put on the disk, in the order of which their layers lie there: "REFERENCE",
+	// Images to put on the disk; their order decides the order of the layers there: "REFERENCE",
 	// "[NAME=]oci:DIR[:REF]" for an OCI image layout, "[NAME=]docker-archive:FILE[:REF]" for what "docker save" writes.
 	Images []string
-	// Platforms of each image; none is the platform of this machine.
+	// Platforms of each image; empty means the platform of this machine.
 	Platforms []ocispec.Platform
-	// RegistryOnly takes every image for a reference, whatever it looks like, because others chose it.
+	// RegistryOnly treats every image as a registry reference, whatever its form, because others chose it.
 	RegistryOnly bool
 	Registry     RegistryOptions
 	Output       Output
@@ -36,7 +36,7 @@ type Options struct {
 	Parallel int
 	// Limits of one layer; zero fields are the defaults of package tree.
 	Limits tree.Limits
-	// Progress, if not nil, is told what happens, one event at a time. It must not block for long.
+	// Progress, if not nil, receives one event at a time. It must not block for long.
 	Progress func(Event)
 
 	planOnly bool
@@ -51,7 +51,7 @@ type Output struct {
 	Path string
 	// Reuse adds to the layer disk that Path, a block device or a file, holds already: layers that it has are neither
 	// fetched nor written. It has to be an EROFS disk, otherwise the error is ErrBase. If the build fails after it has
-	// begun to write, what was there is lost: give it a copy.
+	// begun to write, the old content is lost, so Path should be a copy.
 	Reuse bool
 	// TakeFrom are layer disks, block devices or files, that layers are copied from instead of being fetched; of a
 	// layer that several of them have, that of the first. They are only read. They have to be EROFS disks, otherwise
@@ -139,7 +139,7 @@ type Result struct {
 	// PlacedFiles lie together because of Options.AccessLists, and are PlacedBytes of the disk.
 	PlacedFiles int   `json:"placed_files,omitempty"`
 	PlacedBytes int64 `json:"placed_bytes,omitempty"`
-	// DiskBytes is the size of all that belongs to the disk, WrittenBytes what of it was written.
+	// DiskBytes is the size of the whole disk, WrittenBytes the part that was written.
 	DiskBytes    int64 `json:"disk_bytes"`
 	WrittenBytes int64 `json:"written_bytes"`
 	// Duration of the build in nanoseconds.
@@ -154,7 +154,7 @@ type Taken struct {
 	UnpackedBytes int64  `json:"unpacked_bytes"`
 }
 
-// EventKind says what an Event tells.
+// EventKind is the kind of an Event.
 type EventKind string
 
 // Kinds of events.

@@ -49,7 +49,7 @@ type target struct {
 	indirect atomic.Bool
 	// written counts bytes.
 	written atomic.Int64
-	// publish makes the complete disk visible, discard leaves nothing that could be taken for one.
+	// publish makes the complete disk visible; discard removes everything that could be mistaken for one.
 	publish func(ctx context.Context) error
 	discard func() error
 }
@@ -130,7 +130,7 @@ func checkOutput(out Output) error {
 	return f.Close()
 }
 
-// isDevice tells block devices from plain files, and refuses everything else.
+// isDevice distinguishes block devices from plain files, and refuses everything else.
 func isDevice(out Output) (bool, error) {
 	info, err := os.Stat(out.Path)
 	switch {

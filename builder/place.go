@@ -21,8 +21,8 @@ const (
 	// wholeFile is the size up to which a file is placed as a whole; of a larger one at least half must be in the list.
 	// A file has to lie in one piece, so placing one of which little is read would drive the others apart.
 	wholeFile = 1 << 20
-	// keepPlaced is the part of files that lie behind one another already for which a disk that is added to is left as
-	// it is.
+	// keepPlaced is a share of files: if at least this share is already in sequence, a disk that is added to stays
+	// unchanged.
 	keepPlaced = 0.75
 	copyBytes  = 1 << 20
 )
@@ -199,7 +199,7 @@ func lookup(t *tree.Tree, name string) (in tree.Inode, ok bool) {
 	return in, in.Mode&unix.S_IFMT == unix.S_IFREG
 }
 
-// checkAccessLists refuses lists that are none.
+// checkAccessLists refuses invalid access lists.
 func checkAccessLists(lists []*accesslist.List) error {
 	for _, l := range lists {
 		if err := l.Check(); err != nil {

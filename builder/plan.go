@@ -80,8 +80,8 @@ func makePlan(ctx context.Context, o *Options, retry retryPolicy, notify func(Ev
 	return p, nil
 }
 
-// Plan finds out what images consist of, without fetching layers; Options.Output is not looked at. Errors are as those
-// of Build.
+// Plan reports what images consist of, without fetching layers. It ignores Options.Output and returns the same errors
+// as Build.
 func Plan(ctx context.Context, o Options) (_ *Contents, err error) {
 	o.planOnly, o.Output = true, Output{}
 	if err := o.complete(); err != nil {
@@ -198,9 +198,8 @@ func (p *plan) created() time.Time {
 
 // index describes the disk, but for what Seal adds. attributes are the digests of the layers' listings.
 //
-// Of a layer that came to the builder under several blob digests only the one that was fetched is recorded: that the
-// others unpack to the same is the word of a manifest alone, and a node that matches by blob digest would serve this
-// layer to every image with that blob.
+// If a layer has several blob digests, only the fetched one is recorded. Only a manifest claims that the others unpack
+// to the same content, and a node that matches by blob digest would serve this layer to every image with that blob.
 func (p *plan) index(o *Options, attributes []string) layerdisk.Index {
 	ix := layerdisk.Index{FileSystem: o.Output.FileSystem, Created: o.Created, Chains: p.chains}
 	if o.Created.IsZero() {

@@ -71,7 +71,7 @@ func (p *pump) read(src io.Reader, toHash chan<- *chunk) {
 		}
 		c.n, c.err = io.ReadFull(src, c.buf)
 		if errors.Is(c.err, io.ErrUnexpectedEOF) && c.n > 0 {
-			c.err = nil // the next read tells whether it is the end or an error
+			c.err = nil // the next read shows whether it is the end or an error
 		}
 		c.both.Add(1)
 		toHash <- c

@@ -30,9 +30,11 @@ type RegistryOptions struct {
 	// PlainHTTP and InsecureSkipVerify name registries as references do ("registry.example:5000"); "*" is all.
 	PlainHTTP          []string
 	InsecureSkipVerify []string
-	// HostsDir is a directory of containerd's hosts.toml files with mirrors and certificates; empty is none.
+	// HostsDir is a directory of containerd's hosts.toml files with mirrors and certificates; empty means no such
+	// directory.
 	HostsDir string
-	// NameServers find registries instead of the machine's, the next one if one does not answer. None is the machine's.
+	// NameServers resolve registries' names instead of the machine's own; if one does not answer, the next is asked. If
+	// empty, the machine's are used.
 	NameServers []netip.AddrPort
 	// Keychain gives credentials; nil is the docker configuration.
 	Keychain authn.Keychain

@@ -87,7 +87,7 @@ func (p retryPolicy) wait(ctx context.Context, n int) error {
 	}
 }
 
-// askedWait is until when registries want no more requests.
+// askedWait holds the time until which registries want no more requests.
 type askedWait struct {
 	mu    sync.Mutex
 	until time.Time

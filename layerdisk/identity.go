@@ -6,7 +6,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Identity tells one layer disk from every other. The zero Identity stands for any disk.
+// Identity distinguishes one layer disk from every other. The zero Identity stands for any disk.
 type Identity struct {
 	// UUID of the disk, lower case with dashes.
 	UUID string `json:"uuid"`
@@ -19,7 +19,7 @@ func (id Identity) String() string {
 	return fmt.Sprintf("%s (index %s)", id.UUID, id.IndexDigest)
 }
 
-// Check compares the identity that was found with the wanted one, of which an empty field stands for any value. The
+// Check compares the identity that was found with the wanted one, where an empty field stands for any value. The
 // error is ErrOtherDisk.
 func (id Identity) Check(want Identity) error {
 	if want.UUID != "" && want.UUID != id.UUID {

@@ -33,7 +33,8 @@ type Index struct {
 	Layers []Layer `json:"layers"`
 	// Chains maps each stack of layers on the disk to its parent. A parent stands before its children.
 	Chains []Chain `json:"chains"`
-	// Placed is where files lie together that images read when they start; nil if none do. Since minor version 1.
+	// Placed is the area of the files that images read when they start; nil if no files were placed. Since minor
+	// version 1.
 	Placed *Placed `json:"traced,omitempty"`
 }
 

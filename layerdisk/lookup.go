@@ -105,7 +105,7 @@ func (l *Lookup) Images(reference string, platform platforms.Matcher) []Image {
 	return found
 }
 
-// Platforms lists the platforms of a reference, for saying what there is instead of what was asked for.
+// Platforms lists the platforms of a reference, for messages about a missing platform.
 func (l *Lookup) Platforms(reference string) []ocispec.Platform {
 	var found []ocispec.Platform
 	for _, i := range l.images[reference] {

@@ -42,7 +42,7 @@ func isPlain(c byte) bool {
 	return c > ' ' && c < 0x7f && c != '\\' && c != '='
 }
 
-// unescape is the inverse of Escape. It takes nothing that Escape does not give.
+// unescape is the inverse of Escape. It accepts only what Escape returns.
 func unescape(b []byte) (string, error) {
 	out := make([]byte, 0, len(b))
 	for i := 0; i < len(b); i++ {

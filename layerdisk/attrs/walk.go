@@ -113,7 +113,7 @@ func (w *walker) directory(fd int, dirPath string) (err error) {
 	return nil
 }
 
-// open opens what add has looked at, and nothing that has taken its place since.
+// open opens the file that add has examined, and refuses a replacement.
 func (w *walker) open(dirFD int, name, fullPath string, flags int) (int, error) {
 	fd, err := unix.Openat(dirFD, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|flags, 0)
 	if err != nil {

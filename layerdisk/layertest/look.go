@@ -48,8 +48,8 @@ func (d *Directory) Apply(t testing.TB, layer []byte) (string, error) {
 	return dir, err
 }
 
-// ApplyOn unpacks a layer as containerd's overlay snapshotter has it done, on top of these layers from the top, into a
-// directory of its own that Clear removes. Without lower layers that is a plain directory.
+// ApplyOn unpacks a layer as it is done for containerd's overlay snapshotter, on top of these layers from the top, into
+// a directory of its own that Clear removes. Without lower layers that is a plain directory.
 func (d *Directory) ApplyOn(t testing.TB, layer []byte, lower ...string) (string, error) {
 	t.Helper()
 	dir := filepath.Join(d.root, fmt.Sprint(len(lower)))
@@ -78,7 +78,7 @@ func Apply(t testing.TB, layer []byte) (string, error) {
 	return Scratch(t).Apply(t, layer)
 }
 
-// Seen is everything that lstat, listxattr and reading tell about a name.
+// Seen is everything that lstat, listxattr and reading report about a name.
 type Seen struct {
 	Mode, Nlink, UID, GID uint32
 	Size                  int64

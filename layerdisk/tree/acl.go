@@ -52,7 +52,7 @@ func parseACL(v string) (list acl, ok bool, err error) {
 	return list, true, nil
 }
 
-// valid tells whether the entries are complete and in order, as posix_acl_valid in the kernel wants them.
+// valid reports whether the entries are complete and in order, as posix_acl_valid in the kernel wants them.
 func (l acl) valid() bool {
 	needMask, last := false, uint16(0)
 	seen := make(map[uint16]bool, 6)
@@ -73,7 +73,7 @@ func (l acl) valid() bool {
 	return seen[aclUserObj] && seen[aclGroupObj] && seen[aclOther] && (seen[aclMask] || !needMask)
 }
 
-// minimal tells whether the permission bits say as much as the ACL.
+// minimal reports whether the permission bits say as much as the ACL.
 func (l acl) minimal() bool {
 	for _, e := range l {
 		if e.tag == aclUser || e.tag == aclGroup || e.tag == aclMask {

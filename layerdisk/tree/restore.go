@@ -20,13 +20,13 @@ var ErrRestore = fmt.Errorf("layer cannot be restored: %w", errdefs.ErrDataLoss)
 // ErrLooks says that two trees of one layer do not have the same files, so that they cannot be restored to share them.
 var ErrLooks = errors.New("two trees of a layer differ in what files hold")
 
-// Stored is what a listing does not say of a file.
+// Stored holds the facts about a file that a listing does not contain.
 type Stored struct {
 	// FirstBlock of the contents, or with Sparse Runs of them, as in Inode but from the beginning of the disk.
 	FirstBlock uint32
 	Sparse     bool
 	Runs       []Run
-	// Xattrs of which those that are not listed are taken, see attrs.Listed.
+	// Xattrs of the file; only the unlisted ones are used, see attrs.Listed.
 	Xattrs []Xattr
 }
 
