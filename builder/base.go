@@ -63,7 +63,7 @@ func (r *reuse) tree(chainID digest.Digest) *tree.Tree {
 // maxListingBytes bounds one listing: as much as the tree of a layer may take.
 const maxListingBytes = 1 << 30
 
-// ErrBase says that the output cannot be started from; errdefs.ErrDataLoss.
+// ErrBase says that the output cannot serve as the start of a build; errdefs.ErrDataLoss.
 var ErrBase = fmt.Errorf("output holds no layer disk to start from: %w", errdefs.ErrDataLoss)
 
 // openReused opens a device or file with a layer disk. It changes nothing.

@@ -74,7 +74,7 @@ func (w *erofsWriter) run(ctx context.Context) (*Result, error) {
 	return w.b.checked(header)
 }
 
-// checked reads the finished disk's header and index back, as a node will.
+// checked reads the finished disk's header and index as a node will.
 func (b *build) checked(header layerdisk.Header) (*Result, error) {
 	_, id, err := layerdisk.ReadIndex(b.target.File)
 	if err == nil {

@@ -35,7 +35,7 @@ func (e *TooSmallError) Unwrap() error { return ErrTooSmall }
 // target is where the disk is built: a file that has no name yet, or a block device whose first block is cleared.
 type target struct {
 	*os.File
-	// limit is the number of bytes that there is room for; 0 is no limit but the file system's.
+	// limit is the number of bytes that fit; 0 means that only the file system sets a limit.
 	limit int64
 	// why names what sets the limit.
 	why string

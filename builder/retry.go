@@ -18,13 +18,13 @@ type retryPolicy struct {
 	busy int
 	// first is the wait after the first failure; it doubles each time, up to longestWait.
 	first time.Duration
-	// asked, if not nil, is until when registries asked to be left alone.
+	// asked, if not nil, holds the time until which registries want no more requests.
 	asked *askedWait
 }
 
 const (
 	longestWait = 30 * time.Second
-	// longestAsked is the longest wait that a registry is granted.
+	// longestAsked is the longest wait granted to a registry.
 	longestAsked = 5 * time.Minute
 )
 

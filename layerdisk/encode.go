@@ -15,7 +15,7 @@ const uuidSpace = "7d0f5a3e-2c64-4b1b-9a57-c6f2b1c0d9e4"
 
 // Seal completes an index whose content is settled: it sets FormatVersion and UUID and returns the encoded bytes, which
 // are the ones to store. The UUID follows from the rest of the index, so the same content gives the same bytes. An
-// index that Parse would refuse is errdefs.ErrInvalidArgument and left as it was.
+// index that Parse would refuse is errdefs.ErrInvalidArgument and stays unchanged.
 func Seal(ix *Index) ([]byte, error) {
 	sealed := *ix
 	sealed.FormatVersion = fmt.Sprintf("%d.%d", MajorVersion, ix.minor())

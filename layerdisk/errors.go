@@ -4,7 +4,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Errors of this package, for errors.Is. Each is of a class of containerd/errdefs too, named in its comment. Errors of
+// Errors of this package, for errors.Is. Each also has a class of containerd/errdefs, named in its comment. Errors of
 // reading the device or file are passed on as they are.
 var (
 	// ErrNotLayerDisk says that there is no header where a layer disk has one: the device holds something else, or the

@@ -20,7 +20,7 @@ const (
 	MaxLayersPerImage = 500
 	// MaxContentBytes bounds sizes of blobs, layers and disks: 1 PiB, 64 times the largest EROFS of 4 KiB blocks.
 	MaxContentBytes = 1 << 50
-	// MaxInodesPerLayer is what 32 bit inode numbers can tell apart.
+	// MaxInodesPerLayer is the number of inodes that 32 bit inode numbers can distinguish.
 	MaxInodesPerLayer = 1 << 32
 
 	maxJSONDepth       = 32

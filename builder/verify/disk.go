@@ -45,7 +45,8 @@ func Disk(ctx context.Context, path string, opts Options) (*Report, error) {
 // verifyFile uses a loop device: the kernel mounts EROFS straight from a file only since 6.12, and then keeps the pages
 // of the file twice.
 func verifyFile(ctx context.Context, path string, opts Options) (_ *Report, err error) {
-	// Prove it before the loop device: what is no layer disk shall cost nothing and need no privileges to refuse.
+	// Prove it before attaching a loop device: refusing what is not a layer disk must cost nothing and need no
+	// privileges.
 	if _, _, err := readIndex(path); err != nil {
 		return nil, err
 	}

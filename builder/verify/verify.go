@@ -67,8 +67,8 @@ func verify(ctx context.Context, dir string, ix *layerdisk.Index, id layerdisk.I
 	return report, nil
 }
 
-// unexpected reports names in a directory of numbered entries that belong to no layer. What is missing there is the
-// layers' own problem. Elsewhere on the disk a later minor version may have more than we know.
+// unexpected reports names in a directory of numbered entries that belong to no layer. Missing names are reported with
+// their layers. Elsewhere on the disk a later minor version may have names unknown here.
 func unexpected(dir, name string, layers int) []string {
 	names, err := layerdisk.ReadMountedDir(dir, name)
 	if errors.Is(err, fs.ErrNotExist) && layers == 0 {

@@ -27,7 +27,7 @@ const (
 
 // Listed says whether an extended attribute belongs to a layer, and so to a listing. All do, in every name space, but
 // the labels of SELinux and Smack: the kernel of a node with such a policy answers with its own label for every file,
-// whatever the disk says, so what is read back tells of the node and not of the layer. A layer may carry them, as those
+// whatever the disk says, so the value read describes the node and not the layer. A layer may carry them, as those
 // built on such a node do; encoding and comparing pass over them.
 func Listed(xattr string) bool {
 	return xattr != "security.selinux" && !strings.HasPrefix(xattr, "security.SMACK64")

@@ -162,7 +162,7 @@ func mtime(e *Entry) string {
 	return string(appendNsec(append(strconv.AppendInt(nil, e.MtimeSec, 10), '.'), e.MtimeNsec))
 }
 
-// size of a symbolic link follows from its target and is not told twice.
+// size of a symbolic link follows from its target and is not reported twice.
 func size(e *Entry) string {
 	if e.Type != Regular {
 		return ""
@@ -202,7 +202,7 @@ func octal(n uint32) string { return fmt.Sprintf("%04o", n) }
 
 func decimal(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 
-// xattr is quoted, so that an empty value and none can be told apart.
+// xattr is quoted, so that an empty value differs from a missing one.
 func xattr(e *Entry, name string) string {
 	value, ok := e.Xattrs[name]
 	if !ok {

@@ -130,7 +130,7 @@ func changed(fullPath string, err error) error {
 	return errors.Join(fmt.Errorf("%q changed while it was read: %w", Escape(fullPath), errdefs.ErrUnavailable), err)
 }
 
-// content has the file of the last entry hashed, once for all its names.
+// content queues the file of the last entry for hashing, once for all its names.
 func (w *walker) content(dirFD int, name string) error {
 	e := w.entries[len(w.entries)-1]
 	ino := w.inodes[len(w.inodes)-1]

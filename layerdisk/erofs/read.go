@@ -203,7 +203,7 @@ func (r *Reader) node(in rawInode) (Node, error) {
 	return n, nil
 }
 
-// inside refuses contents that lie where none can.
+// inside refuses contents that lie outside the allowed blocks.
 func (r *Reader) inside(first, blocks uint64) error {
 	if first == 0 || blocks > r.blocks || first > r.blocks-blocks {
 		return damaged("blocks %d to %d are not on the disk", first, first+blocks)

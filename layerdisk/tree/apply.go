@@ -20,7 +20,7 @@ type applier struct {
 	layer *Layer
 	space *space
 	paths paths
-	// lower are the trees below from the top, none at the bottom of a stack.
+	// lower are the trees below, from the top; empty at the bottom of a stack.
 	lower []paths
 
 	// parentPath is the directory part of the last entry's name, "" if not known; parent is the inode it led to and
@@ -94,7 +94,7 @@ func (a *applier) entry(e *entry) error {
 	return nil
 }
 
-// set makes a name mean another inode, or none.
+// set makes a name refer to another inode, or removes it.
 func (a *applier) set(dir Number, name string, n Number) {
 	if a.space.set(dir, name, n) {
 		a.parentPath = "" // might have led through here

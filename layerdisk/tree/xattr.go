@@ -160,7 +160,7 @@ func (x *xattrs) checked(n Number, one Xattr) error {
 	}
 	suffix, user := strings.CutPrefix(one.Name, "user.")
 	if user && !in.is(unix.S_IFREG) && !in.is(unix.S_IFDIR) {
-		return nil // the kernel has none on other types; containerd goes on
+		return nil // the kernel has no such attributes on other types; containerd goes on
 	}
 	security := false
 	if !user {
