@@ -191,7 +191,7 @@ type Image struct {
 	Layers    int   `json:"layers"`
 }
 
-// VolumeSnapshotKind tells temporary volume snapshots from those that stay.
+// VolumeSnapshotKind distinguishes temporary volume snapshots from those that stay.
 type VolumeSnapshotKind string
 
 // Kinds of volume snapshots.

@@ -19,7 +19,7 @@ type AccessLists interface {
 	AccessLists(ctx context.Context, id string) ([]*accesslist.List, error)
 }
 
-// WithAccessLists has access lists kept in lists. Without it there are no access lists, and none can be put.
+// WithAccessLists keeps access lists in lists. Without it there are no access lists, and clients cannot put any.
 func (s *Service) WithAccessLists(lists AccessLists) *Service {
 	s.lists = lists
 	return s

@@ -34,7 +34,7 @@ type MatchAnswer struct {
 	Asked dialect.Request
 }
 
-// Match tells what would be chosen, and changes nothing. Errors are of the class errdefs.ErrInvalidArgument; those
+// Match reports what would be chosen, and changes nothing. Errors are of the class errdefs.ErrInvalidArgument; those
 // about annotations have a dialect.Error for each.
 func (s *Service) Match(_ context.Context, req MatchRequest) (MatchAnswer, error) {
 	asked, warnings, err := s.dialects.Parse(dialect.Input{Annotations: req.Annotations, Labels: req.Labels, AutoMatch: req.AutoMatch})

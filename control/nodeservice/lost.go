@@ -12,9 +12,9 @@ import (
 	controlv1 "berth.dev/berth/proto/berth/control/v1"
 )
 
-// Lost tells which layers no disk has any more, and releases images that need them; a *lost.Finder does.
+// Lost reports which layers no disk has any more, and releases images that need them; a *lost.Finder does.
 type Lost interface {
-	// List what is lost of a disk, of all disks if it is empty.
+	// List returns what a disk lost. An empty disk means all disks.
 	List(ctx context.Context, disk string) (lost.Report, error)
 	// Release removes the records of images, or says which it would remove.
 	Release(ctx context.Context, s lost.Selection, dryRun bool) (lost.Released, error)

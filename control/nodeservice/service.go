@@ -52,7 +52,7 @@ type Choices interface {
 	Last(imageRef string, chainIDs ...digest.Digest) (ondemand.Record, bool)
 }
 
-// ReadAhead tells what is read ahead for starts of images; a *readahead.Reader does.
+// ReadAhead reports what is read ahead for starts of images; a *readahead.Reader does.
 type ReadAhead interface {
 	// Runs under way and the last ones that were: the youngest first.
 	Runs() []readahead.Run
@@ -61,7 +61,7 @@ type ReadAhead interface {
 // Uses gives the chain IDs of the stacks of layers that snapshots of containerd have from each disk, by its UUID.
 type Uses func(ctx context.Context) (map[string][]digest.Digest, error)
 
-// Config is what the service tells of and acts on.
+// Config is what the service reports on and acts on.
 type Config struct {
 	Node   Node
 	Disks  *disks.Keeper
@@ -111,7 +111,7 @@ type Answer struct {
 	// Held is nil if no disk would serve the layer; then Reason says why.
 	Held   *stage.Held
 	Reason string
-	// Last is how a pull was answered, nil if none asked or it is forgotten.
+	// Last is how a pull was answered. It is nil if no pull asked or the answer is forgotten.
 	Last *events.Event
 }
 
@@ -207,7 +207,7 @@ func (s *Service) DetachDisk(ctx context.Context, name string, drain bool) (hold
 	return holders, nil
 }
 
-// DiskUse is what is in use of a disk. Disk is its name, empty for one that the node does not have any more.
+// DiskUse is what is in use of a disk. Disk is its name, which is empty if the node no longer has the disk.
 type DiskUse struct {
 	Disk, UUID string
 	Chains     []digest.Digest

@@ -39,12 +39,12 @@ type Options struct {
 	// OldDuringUpdate lets nodes choose the old content while an image snapshot is updated, and after an update that
 	// failed.
 	OldDuringUpdate bool
-	// Publishing tells other nodes of the image snapshots; without a directory it does not.
+	// Publishing announces the image snapshots to other nodes. Without a directory it announces nothing.
 	Publishing Publishing
-	// Automatic, if not nil, has image snapshots made of images that pulls want. Open sets its Engine, Planner and
+	// Automatic, if not nil, makes image snapshots of images that pulls want. Open sets its Engine, Planner and
 	// Observer.
 	Automatic *automatic.Config
-	// Registry gets the metrics; nil is none.
+	// Registry gets the metrics. If it is nil, there are no metrics.
 	Registry prometheus.Registerer
 }
 
@@ -54,7 +54,7 @@ type Storage struct {
 	Backends map[string]lifecycle.Backend
 	// Driver is the name of the one that builds use from now on.
 	Driver string
-	// LegacyDriver is the driver of image snapshots that name none.
+	// LegacyDriver is the driver of image snapshots that name no driver.
 	LegacyDriver string
 }
 
@@ -66,7 +66,7 @@ type ImageSnapshots struct {
 	// automatic is nil if it is switched off.
 	automatic  *automatic.Maker
 	publishing Publishing
-	// publisher is nil if other nodes are not told.
+	// publisher is nil if image snapshots are not published to other nodes.
 	publisher *publisher.Publisher
 }
 

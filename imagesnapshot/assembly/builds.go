@@ -24,7 +24,7 @@ type Builds struct {
 	CPUWeight      int
 	MemoryBytes    int64
 	HostsDirectory string
-	// SecretsDirectory has the credentials that specs name; empty for none.
+	// SecretsDirectory holds the credentials that specs name. If it is empty, there are no credentials.
 	SecretsDirectory string
 }
 

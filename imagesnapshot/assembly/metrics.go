@@ -14,7 +14,7 @@ import (
 	"berth.dev/berth/internal/metrics"
 )
 
-// observer counts what becomes of image snapshots.
+// observer counts what happens to image snapshots.
 type observer struct {
 	metrics *metrics.ImageSnapshots
 }

@@ -13,9 +13,9 @@ import (
 	"berth.dev/berth/imagesnapshot/store"
 )
 
-// Publishing tells other nodes of image snapshots, in a directory that they read.
+// Publishing announces image snapshots to other nodes, in a directory that they read.
 type Publishing struct {
-	// Directory that other nodes read; empty for none.
+	// Directory is what other nodes read. If it is empty, nothing is published.
 	Directory string
 	// Interval after which it is looked at for changes of others, at the latest.
 	Interval time.Duration
@@ -26,7 +26,7 @@ type Publishing struct {
 	LocalDrivers []string
 }
 
-// open gives what publishes, nil without a directory.
+// open returns the publisher, or nil without a directory.
 func (p Publishing) open(from catalog.Lister, lists store.AccessLists) (*publisher.Publisher, error) {
 	if p.Directory == "" {
 		return nil, nil //nolint:nilnil // "nowhere" is the usual answer, not an error

@@ -12,7 +12,7 @@ type Stores struct {
 	Objects store.Store
 	Watcher store.Watcher
 	Indexes store.Indexes
-	// AccessLists go with the image snapshots that they are of.
+	// AccessLists are published with the image snapshots that they belong to.
 	AccessLists store.AccessLists
 	// Installation is a UUID that tells the volumes and volume snapshots of this store from those of others on the same
 	// storage. It never changes.

@@ -59,7 +59,7 @@ type Config struct {
 	Observer func(Outcome)
 }
 
-// Outcome is what came of an image that a pull wanted.
+// Outcome is the result for an image that a pull wanted.
 type Outcome string
 
 // Outcomes.
@@ -123,7 +123,7 @@ const (
 	longestWait = 10
 	// firstRetry after trouble that may pass; it doubles up to Config.Retry.
 	firstRetry = time.Minute
-	// lookTimeout bounds a look at one image, which is a few requests to a registry.
+	// lookTimeout bounds the examination of one image, which takes a few requests to a registry.
 	lookTimeout = 5 * time.Minute
 )
 
@@ -210,7 +210,7 @@ func (m *Maker) Run(ctx context.Context) error {
 	}
 }
 
-// next is the pending image that is due first, nil if there is none. It stays pending.
+// next returns the pending image that is due first, or nil if no image is pending. The image stays pending.
 func (m *Maker) next() (first *pending, due time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -285,7 +285,7 @@ func (m *Maker) look(ctx context.Context, p *pending) Outcome {
 	return OutcomeAsked
 }
 
-// cannotSee tells images that builds may not see from trouble on the way.
+// cannotSee distinguishes images that builds may not see from trouble on the way.
 func (m *Maker) cannotSee(ctx context.Context, entry *log.Entry, err error) Outcome {
 	switch {
 	case ctx.Err() != nil:

@@ -34,7 +34,7 @@ type Config struct {
 	// TempDir takes credentials and the layers that wait for their turn; it should have room for the largest layers.
 	// Builder deletes what is in it under names that begin with "build-".
 	TempDir string
-	// Secrets finds the credentials that registries of a spec name; nil if there are none.
+	// Secrets finds the credentials that registries of a spec name. It is nil if there are no credentials.
 	Secrets SecretSource
 	// Cgroup is a directory of the cgroup file system, version 2, to make cgroups in; empty for none. See
 	// MoveToSubgroup.
@@ -43,7 +43,7 @@ type Config struct {
 	CPUWeight int
 	// MemoryBytes is the most that a build may use; 0 is 2 GiB.
 	MemoryBytes int64
-	// HostsDir is a directory of containerd's hosts.toml files; empty is none.
+	// HostsDir is a directory of containerd's hosts.toml files. If it is empty, no such files are read.
 	HostsDir string
 }
 
@@ -167,7 +167,7 @@ func (b *Builder) writeAccessLists(lists []*accesslist.List) (files []string, re
 	return files, remove, nil
 }
 
-// readBack gives the index as it is on the disk.
+// readBack returns the index as it is on the disk.
 func readBack(path string) (r lifecycle.BuildResult, id layerdisk.Identity, err error) {
 	f, err := os.Open(path)
 	if err != nil {

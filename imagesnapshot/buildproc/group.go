@@ -17,7 +17,7 @@ import (
 // group is all that a build consists of, as the kernel sees it.
 type group struct {
 	cfg Config
-	// dir is its cgroup, empty for none; fd is that directory.
+	// dir is its cgroup, or empty if it has no cgroup; fd is that directory.
 	dir string
 	fd  *os.File
 	// mu guards reaped, which says that the process's number may be another's.

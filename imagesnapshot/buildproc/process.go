@@ -29,7 +29,7 @@ import (
 	"berth.dev/berth/imagesnapshot/lifecycle"
 )
 
-// outcome is what a build process says.
+// outcome is what a build process reports.
 type outcome struct {
 	progress func(int)
 	result   *builder.Result
@@ -97,7 +97,7 @@ func (o *outcome) report() {
 	o.progress(int(min(fetchedPart, fetchedPart*sum/o.total)))
 }
 
-// err is the error that the process told of, in its class.
+// err is the error that the process reported, in its class.
 func (l *line) err(secrets []string) error {
 	text := imagesnapshot.Redact(l.Error, secrets...)
 	err := errors.New(text)
@@ -214,7 +214,7 @@ func follow(ctx context.Context, cmd *exec.Cmd, group *group, take func([]byte) 
 	return err
 }
 
-// awaitExit returns when a child has ended, and leaves it to be waited for.
+// awaitExit returns when a child has ended. It does not reap the child.
 func awaitExit(pid int) error {
 	for {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)

@@ -63,7 +63,7 @@ type Source struct {
 	VolumeID string
 }
 
-// Lister tells what entries there are.
+// Lister reports which entries there are.
 type Lister interface {
 	// Watch sends every entry that there is, then one Change that says Synced, and then each change. States in between
 	// may be left out, never the last one. The channel is closed when ctx ends. A receiver that does not receive holds
@@ -78,7 +78,7 @@ type Looker interface {
 	Look(ctx context.Context) error
 }
 
-// Publisher changes what entries there are.
+// Publisher adds, replaces and withdraws entries.
 type Publisher interface {
 	// Publish adds the entry or replaces the one with its ID, in one step: nobody ever sees a part of it. It is
 	// errdefs.ErrInvalidArgument if Validate refuses the entry.
@@ -190,7 +190,7 @@ func checkText(field, value string, most int) error {
 	return nil
 }
 
-// CheckID refuses what cannot be the ID of an entry with errdefs.ErrInvalidArgument.
+// CheckID returns errdefs.ErrInvalidArgument for a string that cannot be the ID of an entry.
 func CheckID(id string) error {
 	ok := id != "" && len(id) <= maxIDBytes && id[0] != '.'
 	for _, c := range []byte(id) {

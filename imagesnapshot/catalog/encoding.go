@@ -14,7 +14,7 @@ import (
 // formatVersion of an encoded entry. A reader refuses others.
 const formatVersion = 1
 
-// MaxEncodedBytes of an entry: the largest index in base64, and what else there can be.
+// MaxEncodedBytes is the most that an entry can have: the largest index in base64, and everything else.
 const MaxEncodedBytes = layerdisk.MaxIndexBytes/3*4 + 1<<16
 
 // encoded is an entry as JSON.
@@ -26,7 +26,7 @@ type encoded struct {
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires,omitzero"`
 	Source  source    `json:"source,omitzero"`
-	// IndexDigest finds out what was damaged on the way.
+	// IndexDigest detects damage on the way.
 	IndexDigest digest.Digest `json:"indexDigest,omitempty"`
 	Index       []byte        `json:"index,omitempty"`
 	// Images are there if there is no disk.

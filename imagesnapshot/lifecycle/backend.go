@@ -83,7 +83,7 @@ func (b backends) inUse(list []*imagesnapshot.ImageSnapshot, all bool) []string 
 	return slices.Sorted(maps.Keys(found))
 }
 
-// noteIgnored tells the user of parameters that have no effect.
+// noteIgnored reports parameters that have no effect to the user.
 func noteIgnored(j *job) {
 	parameters := j.object.Spec.Build.Parameters
 	if len(parameters) == 0 {

@@ -31,7 +31,7 @@ type contents struct {
 
 func newContents() *contents { return &contents{disks: make(map[digest.Digest]policy.Contents)} }
 
-// choice is what a disk takes layers from.
+// choice lists the sources that a disk takes layers from.
 type choice struct {
 	// start is what the volume is made from, nil for nothing.
 	start *policy.Base
@@ -71,7 +71,7 @@ func (b bases) choose(ctx context.Context, s *imagesnapshot.ImageSnapshot, drive
 	return choice{start, donors, len(disks)}, nil
 }
 
-// contents of an image snapshot's disk, none if it is of no use.
+// contents returns the contents of an image snapshot's disk, or nothing if the disk is of no use.
 func (b bases) contents(ctx context.Context, o *imagesnapshot.ImageSnapshot) (policy.Contents, error) {
 	id := o.Status.Identity.IndexDigest
 	b.known.mu.Lock()

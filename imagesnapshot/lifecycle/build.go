@@ -201,7 +201,7 @@ func mainSource(w *imagesnapshot.Work) string {
 	return w.BaseName
 }
 
-// tellReused says what came from where.
+// tellReused reports what came from where.
 func tellReused(w *imagesnapshot.Work, result BuildResult) string {
 	var parts []string
 	kept := result.ReusedBytes
@@ -249,7 +249,7 @@ func newProgress(o objects, s *imagesnapshot.ImageSnapshot) *progress {
 	return &progress{objects: o, name: s.Name, id: s.ID, attempt: s.Status.Work.Attempt}
 }
 
-// report gives what a Builder may tell its percentages to.
+// report returns the function to which a Builder may report its percentages.
 func (p *progress) report(ctx context.Context) func(percent int) {
 	const interval = time.Second
 	return func(percent int) {

@@ -83,5 +83,5 @@ type TooSmallError struct {
 
 func (e *TooSmallError) Error() string { return e.Err.Error() }
 
-// Unwrap gives the class and the cause.
+// Unwrap returns the class and the cause.
 func (e *TooSmallError) Unwrap() []error { return []error{errdefs.ErrResourceExhausted, e.Err} }

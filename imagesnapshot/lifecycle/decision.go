@@ -27,7 +27,7 @@ type job struct {
 
 func (j *job) work() *imagesnapshot.Work { return j.object.Status.Work }
 
-// decision is what comes of a step.
+// decision is the result of a step.
 type decision struct {
 	// write says that job.object is to be written, remove that it is to be deleted from the store.
 	write, remove bool
@@ -39,7 +39,7 @@ type decision struct {
 	told func(Observer)
 	// unused says that there may be indexes now that nothing refers to.
 	unused bool
-	// err is what is to be tried again, later and later.
+	// err makes the step run again, after longer and longer waits.
 	err error
 	// next is when to take the next step.
 	next next
@@ -92,7 +92,7 @@ func (e *storageError) Unwrap() error { return e.err }
 // places are those among the builds.
 type places chan struct{}
 
-// place of one image snapshot among the builds, or none. One goroutine uses it.
+// place is the place of one image snapshot among the builds, if it has one. One goroutine uses it.
 type place struct {
 	all  places
 	held bool

@@ -65,7 +65,7 @@ func (f *failing) fail(j *job, why *failure) (decision, error) {
 	return d, nil
 }
 
-// giveUp what work made, and say what the image snapshot becomes.
+// giveUp gives up what work made, and says what the image snapshot becomes.
 func (f *failing) giveUp(s *imagesnapshot.ImageSnapshot, w *imagesnapshot.Work) imagesnapshot.Phase {
 	became := imagesnapshot.PhaseFailed
 	garbage := w.Garbage

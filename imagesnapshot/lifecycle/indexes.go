@@ -21,7 +21,7 @@ type indexes struct {
 	contents *contents
 }
 
-// keep an index, and then write what refers to it.
+// keep keeps an index, and then writes what refers to it.
 func (x *indexes) keep(ctx context.Context, encoded []byte, write func() error) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -82,7 +82,7 @@ func (m *matches) flush(ctx context.Context) error {
 	return first
 }
 
-// putBack what could not be written.
+// putBack puts back what could not be written.
 func (m *matches) putBack(name string, c *matchCount) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

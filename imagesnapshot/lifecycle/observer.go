@@ -35,7 +35,7 @@ type Ending string
 const (
 	// EndingExpired: it was usable and became unavailable in time.
 	EndingExpired Ending = "expired"
-	// EndingDeleted: nothing is left of it.
+	// EndingDeleted: nothing of it remains.
 	EndingDeleted Ending = "deleted"
 )
 

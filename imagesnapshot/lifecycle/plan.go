@@ -124,7 +124,7 @@ func (m *making) sizeAndSources(ctx context.Context, j *job) (wanted int64, from
 	return wanted, from, err
 }
 
-// buildFailure ends the work with the reason that the class of a builder's error gives.
+// buildFailure ends the work. The class of the builder's error decides the reason.
 func buildFailure(err error) error {
 	return &failure{policy.BuildReason(err), imagesnapshot.Redact(err.Error())}
 }

@@ -65,7 +65,7 @@ func Until(t testing.TB, changes <-chan catalog.Change) (map[string]catalog.Entr
 	}
 }
 
-// Run all checks; open gives an empty catalog.
+// Run runs all checks. open returns an empty catalog.
 func Run(t *testing.T, open func(t *testing.T) Catalog) {
 	nginx := layerdisktest.Image{Reference: "docker.io/library/nginx:1", Layers: []string{"base", "nginx"}}
 	redis := layerdisktest.Image{Reference: "docker.io/library/redis:7", Layers: []string{"base", "redis"}}

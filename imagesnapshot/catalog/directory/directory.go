@@ -30,7 +30,7 @@ import (
 
 const (
 	suffix = ".json"
-	// tempPrefix is of names that no entry can have, because no ID begins with a dot.
+	// tempPrefix begins names that no entry can have, because no ID begins with a dot.
 	tempPrefix = "."
 	// DefaultInterval between two looks.
 	DefaultInterval = 2 * time.Second
@@ -250,7 +250,7 @@ func (w *watch) send(ctx context.Context, c catalog.Change) bool {
 	}
 }
 
-// look sends what changed since the last look; false at the end.
+// look sends what changed since the last look. It returns false at the end.
 func (w *watch) look(ctx context.Context) bool {
 	names, err := w.names()
 	if err != nil {
@@ -322,7 +322,7 @@ func (w *watch) lookAt(ctx context.Context, name string) bool {
 	return w.send(ctx, catalog.Change{Problem: fmt.Errorf("catalog entry %s is left out: %w", path, err)})
 }
 
-// read one file, which need not be what it says.
+// read reads one file, which need not be what it claims to be.
 func read(path, id string) (*catalog.Entry, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {

@@ -38,7 +38,7 @@ type Config struct {
 	Target, Records string
 }
 
-// record is what was published in one target.
+// record lists what was published in one target.
 type record struct {
 	Target string   `json:"target"`
 	IDs    []string `json:"ids"`
@@ -56,7 +56,7 @@ type Publisher struct {
 	cfg Config
 	// published are the IDs that To may have of us.
 	published map[string]bool
-	// pending is what To is to be told: an entry, or nil to withdraw it.
+	// pending is what is still to be sent to To: an entry, or nil to withdraw it.
 	pending map[string]*catalog.Entry
 	// stale are the IDs of entries whose lists To may not have as they are.
 	stale map[string]bool
@@ -79,7 +79,7 @@ func (p *Publisher) TouchLists(id string) {
 	}
 }
 
-// Waits after To could not be told something.
+// Waits after something could not be sent to To.
 const (
 	firstRetry = time.Second
 	lastRetry  = time.Minute
@@ -155,7 +155,7 @@ func (p *Publisher) learn(c catalog.Change, listed map[string]bool) {
 				p.pending[id] = nil
 			}
 		}
-	case c.Entry == nil: // a problem, which those who use the catalog tell of
+	case c.Entry == nil: // a problem, which those who use the catalog report
 	case !c.Deleted && (p.cfg.Publishable == nil || p.cfg.Publishable(c.Entry)):
 		p.pending[c.Entry.ID] = c.Entry
 		if listed != nil {
@@ -168,7 +168,7 @@ func (p *Publisher) learn(c catalog.Change, listed map[string]bool) {
 	}
 }
 
-// flush tells To what is pending. What fails stays pending.
+// flush sends To what is pending. What fails stays pending.
 func (p *Publisher) flush(ctx context.Context) error {
 	var errs []error
 	for _, id := range slices.Sorted(maps.Keys(p.pending)) {
@@ -225,7 +225,7 @@ func (p *Publisher) tell(ctx context.Context, id string, e *catalog.Entry) error
 	return nil
 }
 
-// note what To may have.
+// note records what To may have.
 func (p *Publisher) note(id string, published bool) error {
 	if p.published[id] == published {
 		return nil

@@ -20,7 +20,7 @@ type Config struct {
 	Store   store.Store
 	Watcher store.Watcher
 	Indexes store.Indexes
-	// LegacyDriver is the driver that nodes attach those disks with whose image snapshots name none.
+	// LegacyDriver is the driver with which nodes attach disks whose image snapshots name no driver.
 	LegacyDriver string
 	// OldDuringUpdate keeps what an image snapshot had available while it is updated, and after an update that failed.
 	OldDuringUpdate bool
@@ -101,7 +101,7 @@ func (w *watch) send(ctx context.Context, c catalog.Change) bool {
 	}
 }
 
-// tell sends what has changed of an image snapshot; false at the end.
+// tell sends what has changed in an image snapshot. It returns false at the end.
 func (w *watch) tell(ctx context.Context, s *imagesnapshot.ImageSnapshot, deleted bool) bool {
 	last, known := w.sent[s.Name]
 	now := w.summaryOf(s)
@@ -142,7 +142,7 @@ func (w *watch) forget(ctx context.Context, last summary, known bool) bool {
 
 func (w *watch) summaryOf(s *imagesnapshot.ImageSnapshot) summary {
 	now := summary{id: s.ID, name: s.Name, state: string(s.Status.Phase), created: s.Status.Ready, expires: s.Status.Expires}
-	// Nodes let go of what is being deleted: the storage may not delete a volume that is attached.
+	// Nodes detach what is being deleted: the storage may not delete a volume that is attached.
 	if s.Status.Identity.UUID == "" || s.Status.VolumeSnapshotID == "" && s.Status.VolumeID == "" || s.Status.Phase == imagesnapshot.PhaseDeleting {
 		now.images = strings.Join(s.Spec.Images, "\n")
 		return now

@@ -34,7 +34,7 @@ func BaseOf(s *imagesnapshot.ImageSnapshot) (base Base, ok bool) {
 	}
 	for _, v := range s.Status.VolumeSnapshots {
 		if v.Ready && v.Kind == imagesnapshot.VolumeSnapshotStandard {
-			// Not every storage tells the size of a volume snapshot.
+			// Not every storage reports the size of a volume snapshot.
 			size := cmp.Or(v.SizeBytes, s.Status.VolumeBytes)
 			return Base{Name: s.Name, VolumeSnapshotID: v.ID, SizeBytes: size, WantedBytes: cmp.Or(s.Status.VolumeBytes, size)}, true
 		}
@@ -70,7 +70,7 @@ type content struct {
 	bytes  int64
 }
 
-// ContentsOf a disk; none if layers cannot be taken from its file system.
+// ContentsOf returns the contents of a disk, or nothing if layers cannot be taken from its file system.
 func ContentsOf(ix *layerdisk.Index) Contents {
 	if ix.FileSystem != layerdisk.FileSystemEROFS {
 		return nil

@@ -43,7 +43,7 @@ func NeedsBuild(old, updated imagesnapshot.Spec) bool {
 	return !reflect.DeepEqual(part(old), part(updated))
 }
 
-// Fate is what becomes of an image snapshot in time.
+// Fate is what happens to an image snapshot as time passes.
 type Fate int
 
 // Fates.
@@ -104,7 +104,7 @@ func Age(s *imagesnapshot.ImageSnapshot, now, lastUse time.Time, unusedAutomatic
 	return Verdict{Until: Earlier(expires, unused)}
 }
 
-// Earlier of two times, of which zero is never.
+// Earlier returns the earlier of two times. A zero time means never.
 func Earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
