@@ -22,7 +22,7 @@ type FieldError struct {
 
 func (e *FieldError) Error() string { return e.Field + ": " + e.Detail }
 
-// Unwrap gives the class.
+// Unwrap returns the class.
 func (e *FieldError) Unwrap() error { return errdefs.ErrInvalidArgument }
 
 // problems collects the illegal values of one object, so that a user hears of all at once.

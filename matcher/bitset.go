@@ -28,7 +28,7 @@ func (b bitset) empty() bool {
 	return true
 }
 
-// within tells that b has nothing but what other has.
+// within reports whether everything in b is in other too.
 func (b bitset) within(other bitset) bool {
 	for i, w := range b {
 		if w&^other[i] != 0 {

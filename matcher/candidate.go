@@ -31,7 +31,7 @@ type Candidate struct {
 	Expires time.Time
 	// Unreachable says why this node cannot attach it (another zone, another backend); empty if it can.
 	Unreachable string
-	// Attached tells that the disk is attached to this node.
+	// Attached reports that the disk is attached to this node.
 	Attached bool
 	Images   []CandidateImage
 	// Layers on the disk. If there are none, only the images are known, and an exact image is taken to have all its

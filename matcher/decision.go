@@ -38,12 +38,12 @@ type Decision struct {
 	Rejection *Rejection
 	// Warnings are for the user, for example that a pin overrode automatic matching.
 	Warnings []string
-	// NothingMatched tells that automatic matching was asked for and found no candidate that may be used. It is what
+	// NothingMatched reports that automatic matching was asked for and found no candidate that may be used. It is what
 	// automatic creation waits for.
 	NothingMatched bool
 	// Saved by the chosen ones together.
 	Saved Saving
-	// Proven tells that no other set of disks within the rules saves more. It is false only with OrderSaved and a great
+	// Proven reports that no other set of disks within the rules saves more. It is false only with OrderSaved and a great
 	// many different candidates, where the set was put together step by step.
 	Proven bool
 	// Considered is how many candidates share an image or a layer with the request, or are pinned.
@@ -69,7 +69,7 @@ type Saving struct {
 	UnpackBytes int64
 }
 
-// RejectCode says to machines why a request was rejected. All of them are of the class "bad request" (HTTP 400), also
+// RejectCode tells programs why a request was rejected. All of them are of the class "bad request" (HTTP 400), also
 // the missing image snapshot: at admission there is no resource in the request's path that could be missing.
 type RejectCode string
 
@@ -96,7 +96,7 @@ type Verdict string
 // The verdicts.
 const (
 	VerdictChosen        Verdict = "chosen"
-	VerdictLost          Verdict = "lost"           // another one is better
+	VerdictLost          Verdict = "lost"           // another candidate is better
 	VerdictNotNeeded     Verdict = "not-needed"     // the chosen ones have all that it has
 	VerdictNotWorthwhile Verdict = "not-worthwhile" // attaching costs more than it saves
 	VerdictGate          Verdict = "gate-not-met"   // perfect match or match count
@@ -144,7 +144,7 @@ type Key struct {
 	Value int64
 }
 
-// MatchedBy tells how an image matches.
+// MatchedBy says how an image matches.
 type MatchedBy string
 
 // The ways, the first two are exact.
@@ -155,7 +155,7 @@ const (
 	MatchedByNone   MatchedBy = ""
 )
 
-// Exact tells whether the whole image is there.
+// Exact reports whether the whole image is there.
 func (m MatchedBy) Exact() bool { return m == MatchedByDigest || m == MatchedByName }
 
 // ImageMatch is what a candidate has of one requested image.

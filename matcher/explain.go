@@ -236,7 +236,7 @@ func savingText(s Saving) string {
 	return fmt.Sprintf("%s of download and %s more of unpacking", byteText(s.DownloadBytes), byteText(s.UnpackBytes))
 }
 
-// byteText gives bytes in the unit that people compare them in.
+// byteText formats bytes in the unit that people compare them in.
 func byteText(n int64) string {
 	const units = "KMGTPE"
 	if n > -1024 && n < 1024 {

@@ -71,7 +71,7 @@ func (x *Index) putScratch(s *scratch) {
 	x.scratches.Put(s)
 }
 
-// touch gives the place of a candidate among the touched ones. Places stay, pointers to them do not.
+// touch returns the place of a candidate among the touched ones. Places stay, pointers to them do not.
 func (g *gathered) touch(slot uint32) int {
 	if at := g.at[slot]; at != 0 {
 		return int(at - 1)
@@ -113,7 +113,7 @@ func (g *gathered) unusable(slot uint32) Verdict {
 	return ""
 }
 
-// wanted gives the bits of the platforms that fit an image of the request.
+// wanted returns the bits of the platforms that fit an image of the request.
 func (g *gathered) wanted() uint64 {
 	fit := uint64(1) << manyPlatforms
 	for i, p := range g.index.platforms {

@@ -90,7 +90,7 @@ func (x *Index) Put(c Candidate) error {
 	return nil
 }
 
-// Remove takes out the candidate with this ID and tells whether there was one.
+// Remove removes the candidate with this ID and reports whether there was one.
 func (x *Index) Remove(id string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

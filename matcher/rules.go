@@ -122,7 +122,7 @@ type Pin struct {
 	NameOrID bool
 }
 
-// IsZero tells that nothing is pinned.
+// IsZero reports whether nothing is pinned.
 func (p Pin) IsZero() bool { return p.Name == "" && p.ID == "" }
 
 // String names the pinned image snapshot for messages.

@@ -20,7 +20,7 @@ type Lost interface {
 	Release(ctx context.Context, s lost.Selection, dryRun bool) (lost.Released, error)
 }
 
-// ListLostLayers of a disk, of all disks if it is empty.
+// ListLostLayers lists the lost layers of a disk. An empty disk means all disks.
 func (s *Service) ListLostLayers(ctx context.Context, disk string) (lost.Report, error) {
 	if s.cfg.Lost == nil {
 		return lost.Report{}, nil

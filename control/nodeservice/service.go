@@ -95,7 +95,7 @@ type Disk struct {
 	ImportError error
 }
 
-// Status of a node at one moment.
+// Status is the status of a node at one moment.
 type Status struct {
 	Node
 	events.Counts
@@ -129,7 +129,7 @@ type Service struct {
 // New returns the service.
 func New(cfg Config) *Service { return &Service{cfg} }
 
-// Status of the node.
+// Status returns the status of the node.
 func (s *Service) Status() Status {
 	st := Status{Node: s.cfg.Node, Counts: s.cfg.Ledger.Counts(), Disks: s.ListDisks()}
 	for _, d := range st.Disks {

@@ -97,7 +97,7 @@ func flashCopy(ctx context.Context, flash FlashVolumeSnapshotter, name, volumeID
 	}, err
 }
 
-// serve makes nodes get content.
+// serve makes content the content that nodes get.
 func serve(s *imagesnapshot.ImageSnapshot, content imagesnapshot.Content, reason imagesnapshot.Reason, message string) error {
 	s.Status.Content = content
 	s.Status.ObservedGeneration = s.Status.Work.Generation

@@ -117,7 +117,7 @@ func (r *reconciler) advance(ctx context.Context, j *job) (next, error) {
 	return d.next, r.apply(ctx, j, d)
 }
 
-// deadline of the work that is under way; zero if it has none. The clean-up has none, nor has a deletion.
+// deadline returns the deadline of the work under way, or zero. A clean-up and a deletion have no deadline.
 func deadline(s *imagesnapshot.ImageSnapshot) time.Time {
 	w := s.Status.Work
 	if w == nil || w.Step == imagesnapshot.StepCleanup || s.Status.Phase == imagesnapshot.PhaseDeleting {

@@ -111,7 +111,7 @@ type inventory struct {
 	volumeSnapshots map[string]map[string]bool
 }
 
-// inStorage lists what the drivers have. The error is of those that could not be asked.
+// inStorage lists what the drivers have. The error names the drivers that could not be asked.
 func (w *sweeper) inStorage(ctx context.Context, drivers []string) (inventory, error) {
 	found := inventory{volumeSnapshots: make(map[string]map[string]bool)}
 	var errs []error

@@ -34,7 +34,7 @@ type Store interface {
 	Delete(ctx context.Context, name, resourceVersion string) error
 }
 
-// Watcher tells what changes.
+// Watcher reports changes.
 type Watcher interface {
 	// Watch sends every object that there is, and then each change. It may leave out states in between, never the last
 	// one: a slow receiver holds up nobody. An object that was deleted and created again in between may come without
@@ -56,9 +56,9 @@ type Indexes interface {
 	PutIndex(ctx context.Context, d digest.Digest, encoded []byte) error
 	// GetIndex is NotFound if it is not there.
 	GetIndex(ctx context.Context, d digest.Digest) ([]byte, error)
-	// DeleteIndex of one that is not there is no error.
+	// DeleteIndex deletes an index. A missing index is no error.
 	DeleteIndex(ctx context.Context, d digest.Digest) error
-	// ListIndexes gives the digests of all.
+	// ListIndexes returns the digests of all indexes.
 	ListIndexes(ctx context.Context) ([]digest.Digest, error)
 }
 
@@ -73,7 +73,7 @@ type AccessLists interface {
 	// platform. NotFound if there is no such image snapshot, InvalidArgument for what is no list, ResourceExhausted
 	// beyond MaxAccessLists.
 	PutAccessList(ctx context.Context, id string, list *accesslist.List) error
-	// AccessLists of the image snapshot of that ID, by image and platform; none if there is no such image snapshot.
+	// AccessLists returns the lists of the image snapshot with that ID, by image and platform: none if it is missing.
 	AccessLists(ctx context.Context, id string) ([]*accesslist.List, error)
 	// AccessListsOn are those of an image, by its normalised reference, that image snapshots have whose content is the
 	// disk with that index digest. ids are all of those image snapshots, whether they have any or not.

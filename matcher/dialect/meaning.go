@@ -31,7 +31,7 @@ func meanings() []Meaning {
 	}
 }
 
-// isResult tells that we write the annotation and do not read it.
+// isResult reports whether berth writes the annotation and does not read it.
 func (m Meaning) isResult() bool { return m == MeansResultName || m == MeansResultID }
 
 // canonical checks a value and gives the form in which equal values are equal. The error says what is allowed.

@@ -57,7 +57,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("annotation %s: %.*q: %s", e.Key, maxValueInMessages, e.Value, e.Problem)
 }
 
-// Unwrap gives the class.
+// Unwrap returns the class.
 func (e *Error) Unwrap() error { return errdefs.ErrInvalidArgument }
 
 // Parse gives the request of a pod and warnings for its user. The error joins one Error for each annotation that cannot
@@ -190,7 +190,7 @@ func (p *parser) settlePins() {
 	p.settle(MeansPinID)
 }
 
-// value of a meaning that was settled.
+// value returns the value of a meaning that was settled.
 func (p *parser) value(m Meaning) (string, bool) {
 	if said := p.said[m]; len(said) > 0 {
 		return said[0].value, true
@@ -203,7 +203,7 @@ func (p *parser) isTrue(m Meaning) bool {
 	return v == truth
 }
 
-// number of a meaning whose values are checked numbers.
+// number returns the value of a meaning whose values are checked numbers.
 func (p *parser) number(m Meaning) (int, bool) {
 	v, ok := p.value(m)
 	if !ok {

@@ -135,7 +135,7 @@ func (t Table) Validate() error {
 	return errors.Join(errs...)
 }
 
-// neutral is the dialect that overrides the others, nil if there is none.
+// neutral is the dialect that overrides the others, or nil if there is no such dialect.
 func (t Table) neutral() *Dialect {
 	if i := slices.IndexFunc(t, func(d Dialect) bool { return d.Neutral }); i >= 0 {
 		return &t[i]

@@ -14,7 +14,7 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// accessListPrefix is of the keys of all lists of an image snapshot. No ID, reference or platform has a NUL.
+// accessListPrefix begins the keys of all lists of an image snapshot. No ID, reference or platform has a NUL.
 func accessListPrefix(id string) []byte { return append([]byte(id), 0) }
 
 func accessListKey(id string, l *accesslist.List) []byte {
@@ -92,7 +92,7 @@ func (s *Store) AccessListsOn(ctx context.Context, disk digest.Digest, image str
 	return lists, ids, nil
 }
 
-// having gives the IDs of the image snapshots whose content is the disk with that index digest.
+// having returns the IDs of the image snapshots whose content is the disk with that index digest.
 func (o *objects) having(disk digest.Digest) (ids []string) {
 	o.mu.RLock()
 	defer o.mu.RUnlock()

@@ -42,7 +42,7 @@ const (
 	keyInstallation = "installation"
 
 	format = "1"
-	// lockWait is how long Open waits for another process to let go of the file: one that is stopping.
+	// lockWait is how long Open waits for another process, which is stopping, to unlock the file.
 	lockWait = 3 * time.Second
 )
 
@@ -110,7 +110,7 @@ func open(path string) (*Store, error) {
 	return s, nil
 }
 
-// prepare makes what is missing in the file, and gives its installation.
+// prepare creates what is missing in the file, and returns its installation.
 func prepare(tx *bolt.Tx) (installation string, err error) {
 	meta, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
 	if err != nil {
@@ -333,7 +333,7 @@ func (s *Store) GetIndex(ctx context.Context, d digest.Digest) (encoded []byte, 
 		return nil, err
 	}
 	err = s.db.View(func(tx *bolt.Tx) error {
-		// What bolt gives is valid only in the transaction.
+		// What bolt returns is valid only in the transaction.
 		encoded = slices.Clone(tx.Bucket([]byte(bucketIndexes)).Get([]byte(d)))
 		return nil
 	})

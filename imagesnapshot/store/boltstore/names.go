@@ -22,7 +22,7 @@ func (n *names) remove(name string) {
 	}
 }
 
-// after gives those that come after name.
+// after returns the names that come after name.
 func (n names) after(name string) names {
 	i, found := slices.BinarySearch(n, name)
 	if found {

@@ -65,7 +65,7 @@ func (s *Store) Watch(ctx context.Context) (<-chan store.Change, error) {
 	return out, nil
 }
 
-// follow tells w of every object that there is and of each change from now on; false if the store is closed.
+// follow sends w every object that exists and each change from now on. It returns false if the store is closed.
 func (o *objects) follow(w *watcher) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -85,7 +85,7 @@ func (o *objects) unfollow(w *watcher) {
 	delete(o.watchers, w)
 }
 
-// send what w is told until ctx ends or the store is closed.
+// send sends what is queued for w until ctx ends or the store is closed.
 func (w *watcher) send(ctx context.Context, out chan<- store.Change) {
 	for {
 		c, ok := w.next()

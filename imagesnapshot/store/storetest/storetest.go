@@ -24,7 +24,7 @@ type Full interface {
 
 // Config says how to test a store.
 type Config struct {
-	// New gives an empty store, which it closes by t.Cleanup.
+	// New returns an empty store, which it closes by t.Cleanup.
 	New func(t *testing.T) Full
 	// Reopen gives the same store anew, as after a restart of the process, and closes the old one. Nil if it keeps
 	// nothing.
