@@ -52,8 +52,8 @@ type CandidateImage struct {
 	SizeBytes int64
 }
 
-// Content gives the images and layers of a candidate from the index of its layer disk, which must be valid
-// (layerdisk.Parse gives no other). The result always passes [Index.Put].
+// Content returns the images and layers of a candidate from the index of its layer disk, which must be valid
+// (layerdisk.Parse returns no other). The result always passes [Index.Put].
 func Content(ix *layerdisk.Index) ([]CandidateImage, []Layer) {
 	layers := make([]Layer, 0, len(ix.Chains))
 	compressed := make(map[digest.Digest]int64, len(ix.Chains)) // of whole stacks

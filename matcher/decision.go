@@ -43,8 +43,8 @@ type Decision struct {
 	NothingMatched bool
 	// Saved by the chosen ones together.
 	Saved Saving
-	// Proven reports that no other set of disks within the rules saves more. It is false only with OrderSaved and a great
-	// many different candidates, where the set was put together step by step.
+	// Proven reports that no other set of disks within the rules saves more. It is false only with OrderSaved and a
+	// great many different candidates, where the set was put together step by step.
 	Proven bool
 	// Considered is how many candidates share an image or a layer with the request, or are pinned.
 	Considered int

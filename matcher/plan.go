@@ -100,7 +100,8 @@ func newPlan(r *Request) *plan {
 	return p
 }
 
-// chainID returns the chain ID of a layer on top of a stack, as the image configuration of OCI defines it ("Layer ChainID").
+// chainID returns the chain ID of a layer on top of a stack, as the image configuration of OCI defines it ("Layer
+// ChainID").
 func chainID(parent, diffID digest.Digest) digest.Digest {
 	if parent == "" {
 		return diffID
@@ -166,8 +167,8 @@ func (p *plan) settle() {
 	}
 }
 
-// exactBy reports whether a candidate's image is the whole of this one. Digests decide where both sides know them: a tag
-// whose digest has moved is another image.
+// exactBy reports whether a candidate's image is the whole of this one. Digests decide where both sides know them: a
+// tag whose digest has moved is another image.
 func (img *planImage) exactBy(c *CandidateImage) MatchedBy {
 	if !img.platform.fits(c.Platform) {
 		return MatchedByNone

@@ -52,7 +52,7 @@ type lists struct {
 	free []uint32 // places without a list
 }
 
-// members gives all of a set that is not empty. The result is valid until the next change; one backs a single member.
+// members returns all of a set that is not empty. The result is valid until the next change; one backs a single member.
 func (l *lists) members(f few, one *[1]uint32) []uint32 {
 	if f&listed != 0 {
 		return l.of[f&^listed]
@@ -79,7 +79,7 @@ func (l *lists) with(f few, n uint32) few {
 	return listed | few(len(l.of)-1)
 }
 
-// without takes out a member. The second value tells that the set was left without any.
+// without removes a member. The second value reports whether the set is empty afterwards.
 func (l *lists) without(f few, n uint32) (few, bool) {
 	if f&listed == 0 {
 		return f, uint32(f) == n

@@ -88,7 +88,7 @@ func (p Platform) String() string {
 	}
 }
 
-// fits tells whether an image for other serves p. What is not known is not held against anybody.
+// fits reports whether an image for other serves p. An unknown platform fits every other.
 func (p Platform) fits(other Platform) bool {
 	return p == other || p == Platform{} || other == Platform{}
 }

@@ -23,7 +23,7 @@ func preconditionsOf(m *imagesnapshotv1.Preconditions) lifecycle.Preconditions {
 	return lifecycle.Preconditions{ID: m.GetId(), ResourceVersion: m.GetResourceVersion()}
 }
 
-// mapOf gives nil only for a map that is absent.
+// mapOf returns nil only for a map that is absent.
 func mapOf(m *imagesnapshotv1.StringMap) map[string]string {
 	if m == nil {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"berth.dev/berth/imagesnapshot"
 )
 
-// List gives a page of image snapshots by name, from behind token on, and the token of the next page, which is empty if
-// this is the last one. A size of 0 is DefaultPage. A token that was not given for this filter is a FieldError.
+// List returns a page of image snapshots by name, from behind token on, and the token of the next page, which is empty
+// if this is the last one. A size of 0 is DefaultPage. A token that was not given for this filter is a FieldError.
 func (s *Service) List(ctx context.Context, f Filter, size int, token string) ([]*imagesnapshot.ImageSnapshot, string, error) {
 	var problems []error
 	if size < 0 || size > MaxPage {
@@ -35,7 +35,7 @@ func (s *Service) List(ctx context.Context, f Filter, size int, token string) ([
 	return list[:size], f.token(list[size-1].Name), nil
 }
 
-// page gives up to limit image snapshots that the filter lets through, by name, from behind a name on.
+// page returns up to limit image snapshots that the filter lets through, by name, from behind a name on.
 func (s *Service) page(ctx context.Context, f Filter, limit int, after string) ([]*imagesnapshot.ImageSnapshot, error) {
 	if f.NameOrID != "" {
 		list, err := s.all(ctx, f)

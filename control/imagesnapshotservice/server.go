@@ -148,8 +148,8 @@ func (s *server) MatchImages(ctx context.Context, req *imagesnapshotv1.MatchImag
 }
 
 // statusOf is the gRPC status of an error: its class as a code, and each field that is wrong among the details.
-// ErrConflict becomes ABORTED, so that clients can tell a precondition that no longer holds (read again) from a phase
-// that does not allow something (wait).
+// ErrConflict becomes ABORTED, so that clients can distinguish a precondition that no longer holds (read again) from a
+// phase that does not allow something (wait).
 func statusOf(err error) error { return statusOfFields(err, "") }
 
 // statusOfFields is statusOf for a request that has the fields of a spec without the prefix.

@@ -58,7 +58,7 @@ type ReadAhead interface {
 	Runs() []readahead.Run
 }
 
-// Uses gives the chain IDs of the stacks of layers that snapshots of containerd have from each disk, by its UUID.
+// Uses returns, by the UUID of each disk, the chain IDs of the layer stacks that containerd's snapshots use from it.
 type Uses func(ctx context.Context) (map[string][]digest.Digest, error)
 
 // Config is what the service reports on and acts on.
@@ -287,8 +287,8 @@ func (s *Service) ExplainLayers(ctx context.Context, layers []layerdisk.LayerNam
 	return answers, nil
 }
 
-// LastChoice of disks for a pull of the image with these layers; ok is false if there was none or it is forgotten. An
-// image without a name has none.
+// LastChoice returns the last choice of disks for a pull of the image with these layers. ok is false if there was no
+// choice or it is forgotten. An image without a name has none.
 func (s *Service) LastChoice(imageRef string, layers []layerdisk.LayerName) (choice ondemand.Record, ok bool) {
 	if s.cfg.Choices == nil || imageRef == "" {
 		return ondemand.Record{}, false

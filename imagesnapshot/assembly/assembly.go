@@ -143,7 +143,7 @@ func (s *ImageSnapshots) Close() error {
 	return s.stores.Closer.Close()
 }
 
-// List gives the image snapshots that the filter lets through, by name.
+// List returns the image snapshots that the filter lets through, by name.
 func (s *ImageSnapshots) List(ctx context.Context, f store.Filter) ([]*imagesnapshot.ImageSnapshot, error) {
 	return s.stores.Objects.List(ctx, f)
 }

@@ -171,8 +171,8 @@ func (m *Maker) Wanted(ref string, manifest digest.Digest) {
 	}
 }
 
-// canonical gives the reference by digest, which names what was pulled whatever the tag means by now, and that with the
-// tag.
+// canonical returns the reference by digest, which names what was pulled whatever the tag means by now, and that with
+// the tag.
 func canonical(ref string, manifest digest.Digest) (image, named string, err error) {
 	parsed, err := reference.ParseDockerRef(ref)
 	if err != nil {

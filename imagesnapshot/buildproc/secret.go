@@ -19,7 +19,7 @@ import (
 
 // SecretSource finds credentials by the names that specs have for them.
 type SecretSource interface {
-	// DockerConfig gives a config.json of docker, as a Kubernetes secret of type kubernetes.io/dockerconfigjson holds
+	// DockerConfig returns a config.json of docker, as a Kubernetes secret of type kubernetes.io/dockerconfigjson holds
 	// it; NotFound. Only what belongs to the owner may be given.
 	DockerConfig(ctx context.Context, owner, name string) ([]byte, error)
 }

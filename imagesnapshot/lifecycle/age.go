@@ -14,7 +14,7 @@ type aging struct {
 	times   Times
 }
 
-// age does what time demands of an image snapshot that no work is under way for.
+// age does what is due by the clock for an image snapshot that no work is under way for.
 func (a *aging) age(_ context.Context, j *job) (decision, error) {
 	s, now := j.object, time.Now().UTC()
 	v := policy.Age(s, now, a.matches.lastUse(s), a.times.UnusedAutomatic)
@@ -28,7 +28,7 @@ func (a *aging) age(_ context.Context, j *job) (decision, error) {
 	return wait(at(v.Until)), nil
 }
 
-// retire makes it unavailable, so that nodes choose it no more, and has it deleted a little later (Q11).
+// retire makes it unavailable, so that nodes no longer choose it, and deletes it a little later (Q11).
 func (a *aging) retire(s *imagesnapshot.ImageSnapshot, now time.Time, v policy.Verdict) (decision, error) {
 	if err := s.SetPhase(imagesnapshot.PhaseUnavailable, v.Reason, v.Message); err != nil {
 		return decision{}, err

@@ -62,8 +62,8 @@ func (b backends) flashes(driver string) bool {
 	return err != nil || found.Flash != nil
 }
 
-// inUse gives the names of the drivers that may have something of ours: all, or only those that new builds use or that
-// something in the list is on. Every node has this program, and a listing of all volumes costs a cloud something.
+// inUse returns the names of the drivers that may have something of ours: all, or only those that new builds use or
+// that something in the list is on. Every node has this program, and a listing of all volumes costs a cloud something.
 func (b backends) inUse(list []*imagesnapshot.ImageSnapshot, all bool) []string {
 	found := map[string]bool{b.builds: true}
 	if all {

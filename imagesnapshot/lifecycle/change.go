@@ -37,7 +37,7 @@ type DeleteRequest struct {
 	DryRun        bool
 }
 
-// Delete marks an image snapshot; Run takes it down, and first aborts what is being built (C-25). It works in every
+// Delete marks an image snapshot. Run then aborts its build, if any, and takes it down (C-25). It works in every
 // phase, and doing it again is no error. It returns the object as it is now. Errors: NotFound, Conflict.
 func (e *Engine) Delete(ctx context.Context, req DeleteRequest) (*imagesnapshot.ImageSnapshot, error) {
 	return e.change(ctx, req.NameOrID, req.DryRun, func(s *imagesnapshot.ImageSnapshot) error {
@@ -140,7 +140,7 @@ func (e *Engine) takeSpec(s *imagesnapshot.ImageSnapshot, old imagesnapshot.Spec
 	return s.SetPhase(imagesnapshot.PhaseUpdating, imagesnapshot.ReasonUpdateStarted, "building anew")
 }
 
-// change finds an object and changes it, or with dryRun only says what would come of it.
+// change finds an object and changes it. With dryRun it only reports what the result would be.
 func (e *Engine) change(ctx context.Context, nameOrID string, dryRun bool, do func(*imagesnapshot.ImageSnapshot) error) (*imagesnapshot.ImageSnapshot, error) {
 	s, err := e.objects.find(ctx, nameOrID)
 	if err != nil {

@@ -35,7 +35,7 @@ type decision struct {
 	index []byte
 	// then is the rest of the step: what it may only do when its intention is written.
 	then step
-	// told is for the observer when it is written.
+	// told reports to the observer after the decision is written.
 	told func(Observer)
 	// unused says that there may be indexes now that nothing refers to.
 	unused bool

@@ -20,7 +20,7 @@ func leftovers(c imagesnapshot.Content) []imagesnapshot.Leftover {
 	return list
 }
 
-// everything is what an image snapshot has or may have in the storage.
+// everything lists what an image snapshot has or may have in the storage.
 func everything(s *imagesnapshot.ImageSnapshot, n names, b backends) []imagesnapshot.Leftover {
 	list := leftovers(s.Status.Content)
 	w := s.Status.Work
@@ -44,7 +44,7 @@ func everything(s *imagesnapshot.ImageSnapshot, n names, b backends) []imagesnap
 	return list
 }
 
-// disposal deletes what nobody needs any more.
+// disposal deletes what nobody needs any longer.
 type disposal struct{ backends backends }
 
 // discard leftovers, and give those that are still there. Volume snapshots go first: some storage keeps a volume for as

@@ -204,7 +204,7 @@ func (e *Engine) Sweep(ctx context.Context, remove bool) (SweepReport, error) {
 	return e.sweeper.sweep(ctx, remove, true)
 }
 
-// Find gives the image snapshot of a name or an ID; NotFound. A name wins.
+// Find returns the image snapshot with a name or an ID, or NotFound. A name wins.
 func (e *Engine) Find(ctx context.Context, nameOrID string) (*imagesnapshot.ImageSnapshot, error) {
 	return e.objects.find(ctx, nameOrID)
 }

@@ -24,7 +24,7 @@ type Store interface {
 	Create(ctx context.Context, s *imagesnapshot.ImageSnapshot) (*imagesnapshot.ImageSnapshot, error)
 	// Get finds by name; NotFound.
 	Get(ctx context.Context, name string) (*imagesnapshot.ImageSnapshot, error)
-	// List gives what the filter lets through, sorted by name. With Filter.Limit it costs no more than what it gives
+	// List returns what the filter lets through, sorted by name. With Filter.Limit it costs no more than what it gives
 	// and what it passes over: of the owner, if one is named.
 	List(ctx context.Context, f Filter) ([]*imagesnapshot.ImageSnapshot, error)
 	// Update replaces the object of the same name if it is still at the ResourceVersion that s has, and gives the new

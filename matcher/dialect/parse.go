@@ -60,8 +60,8 @@ func (e *Error) Error() string {
 // Unwrap returns the class.
 func (e *Error) Unwrap() error { return errdefs.ErrInvalidArgument }
 
-// Parse gives the request of a pod and warnings for its user. The error joins one Error for each annotation that cannot
-// be obeyed and is of the class errdefs.ErrInvalidArgument.
+// Parse returns the request of a pod and warnings for its user. The error joins one Error for each annotation that
+// cannot be obeyed and is of the class errdefs.ErrInvalidArgument.
 func (t Table) Parse(in Input) (Request, []string, error) {
 	p := parser{in: &in, said: make(map[Meaning][]saying)}
 	for i := range t {

@@ -162,8 +162,8 @@ func (p *parser) warnUnknown(t Table) {
 	}
 }
 
-// Results gives the annotations that tell a pod which image snapshot was chosen: the neutral dialect's and those of the
-// dialects in Request.Dialects.
+// Results returns the annotations that tell a pod which image snapshot was chosen: the neutral dialect's and those of
+// the dialects in Request.Dialects.
 func (t Table) Results(r Request, name, id string) map[string]string {
 	results := make(map[string]string)
 	for i := range t {

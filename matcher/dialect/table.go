@@ -239,7 +239,7 @@ func (t Table) Has(name string) bool {
 	return slices.ContainsFunc(t, func(d Dialect) bool { return d.Name == name })
 }
 
-// Names of the dialects, in order.
+// Names returns the names of the dialects, in order.
 func (t Table) Names() []string {
 	names := make([]string, len(t))
 	for i := range t {

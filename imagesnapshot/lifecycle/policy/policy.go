@@ -56,7 +56,7 @@ const (
 	Delete
 )
 
-// Verdict is what time demands of an image snapshot.
+// Verdict is what is due by the clock for an image snapshot.
 type Verdict struct {
 	Fate Fate
 	// Until is when to ask again, for Keep; zero is when the image snapshot changes.

@@ -14,7 +14,8 @@ import (
 	"berth.dev/berth/readahead/accesslist"
 )
 
-// accessListPrefix begins the keys of all lists of an image snapshot. No ID, reference or platform has a NUL.
+// accessListPrefix returns the prefix of the keys of all lists of an image snapshot. No ID, reference or platform has a
+// NUL.
 func accessListPrefix(id string) []byte { return append([]byte(id), 0) }
 
 func accessListKey(id string, l *accesslist.List) []byte {
@@ -105,7 +106,7 @@ func (o *objects) having(disk digest.Digest) (ids []string) {
 	return ids
 }
 
-// eachAccessList gives those of one image snapshot, in the order of their keys.
+// eachAccessList calls each for the access lists of one image snapshot, in the order of their keys.
 func eachAccessList(bucket *bolt.Bucket, id string, each func(key, encoded []byte)) {
 	prefix := accessListPrefix(id)
 	cursor := bucket.Cursor()
