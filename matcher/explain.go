@@ -46,7 +46,7 @@ func (o *ordering) showOrder(a, b int) int {
 }
 
 // top returns the first n of all touched candidates in the order in which they are shown. There may be thousands of
-// them, of which a handful is wanted, so that it does not sort them.
+// them, but only a handful is wanted, so it does not sort them.
 func (o *ordering) top(n int) []int {
 	var top []int
 	for i := range o.g.touched {

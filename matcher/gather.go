@@ -105,7 +105,7 @@ func (g *gathered) unusable(slot uint32) Verdict {
 		return VerdictNotReady
 	case g.now >= s.expires:
 		return VerdictExpired
-	case s.platforms != 0 && s.platforms&g.platforms == 0: // no platforms: only the layers are known
+	case s.platforms != 0 && s.platforms&g.platforms == 0: // 0: only the layers are known
 		return VerdictPlatform
 	case !s.reachable:
 		return VerdictUnreachable
