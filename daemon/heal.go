@@ -58,8 +58,8 @@ func (m layerMaker) MakeLayer(ctx context.Context, l snapshotter.LostLayer) erro
 	return m.healer.MakeLayer(ctx, heal.Layer(l))
 }
 
-// connectNow ends the wait for the next attempt to connect, and waits for the outcome. containerd, which wants the layer,
-// may have started after the last attempt. If it is not there, the first request says so.
+// connectNow ends the wait for the next attempt to connect, and waits for the outcome. containerd, which wants the
+// layer, may have started after the last attempt. If it is not there, the first request says so.
 func connectNow(ctx context.Context, conn *grpc.ClientConn) {
 	bounded, cancel := context.WithTimeout(ctx, reconnect)
 	defer cancel()

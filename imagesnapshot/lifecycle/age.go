@@ -28,7 +28,8 @@ func (a *aging) age(_ context.Context, j *job) (decision, error) {
 	return wait(at(v.Until)), nil
 }
 
-// retire makes it unavailable, so that nodes no longer choose it, and lets it expire, to be deleted, a little later (Q11).
+// retire makes it unavailable, so that nodes no longer choose it, and lets it expire, to be deleted, a little later
+// (Q11).
 func (a *aging) retire(s *imagesnapshot.ImageSnapshot, now time.Time, v policy.Verdict) (decision, error) {
 	if err := s.SetPhase(imagesnapshot.PhaseUnavailable, v.Reason, v.Message); err != nil {
 		return decision{}, err

@@ -37,8 +37,8 @@ func (n *node) loseWhileServing(disk string) {
 	dropCaches(n.T)
 }
 
-// loseHeaderAtRestart has the block with the disk's header overwritten while berthd is down. Under a mounted file system
-// nothing is lost by that until the device is asked again, which it is at most once a second.
+// loseHeaderAtRestart has the block with the disk's header overwritten while berthd is down. Under a mounted file
+// system nothing is lost by that until the device is asked again, which it is at most once a second.
 func (n *node) loseHeaderAtRestart(disk string) {
 	n.Helper()
 	require.NoError(n, n.berthd.Stop())
