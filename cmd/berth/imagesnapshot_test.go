@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,15 +29,19 @@ type fakeImageSnapshots struct {
 	created *imagesnapshotv1.CreateImageSnapshotRequest
 	updated *imagesnapshotv1.UpdateImageSnapshotRequest
 	deleted *imagesnapshotv1.DeleteImageSnapshotRequest
-	match   *imagesnapshotv1.MatchImagesRequest
 	list    *imagesnapshotv1.PutAccessListRequest
 	// fails makes builds fail.
 	fails bool
-	// refuses makes the answer to MatchImages a refusal, updates counts those that were asked for.
-	refuses bool
+	// updates counts those that were asked for.
 	updates int
 	// builds says that builds never end.
 	builds bool
+
+	// mu guards what follows, for other processes ask too: nothing but the socket is between them and a test.
+	mu    sync.Mutex
+	match *imagesnapshotv1.MatchImagesRequest
+	// refuses makes the answer to MatchImages a refusal.
+	refuses bool
 }
 
 func at(seconds int64) *timestamppb.Timestamp {
@@ -172,6 +177,8 @@ func TestWaitInterrupted(t *testing.T) {
 }
 
 func (f *fakeImageSnapshots) MatchImages(_ context.Context, req *imagesnapshotv1.MatchImagesRequest) (*imagesnapshotv1.MatchImagesResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.match = req
 	outcome := imagesnapshotv1.MatchOutcome_MATCH_OUTCOME_USE
 	if f.refuses {
@@ -325,10 +332,11 @@ func TestImageSnapshotViews(t *testing.T) {
 	out, err = berth(t, "match", "nginx:1.27", "--names-only", "--annotation", "berth.dev/auto-match=true", "--order", "saved", "--socket", socket)
 	require.NoError(t, err)
 	golden(t, "match", out)
+	f.mu.Lock()
 	require.Equal(t, map[string]string{"berth.dev/auto-match": "true"}, f.match.GetAnnotations())
 	require.True(t, f.match.GetAutoMatch())
-
 	f.refuses = true
+	f.mu.Unlock()
 	for _, more := range []string{"--json=false", "--json"} {
 		out, err := berthProcess(t, "match", "nginx:1.27", "--names-only", "--socket", socket, more).Output()
 		require.Equal(t, statusRefused, exitStatus(t, err))

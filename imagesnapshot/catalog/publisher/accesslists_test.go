@@ -2,6 +2,7 @@ package publisher_test
 
 import (
 	"context"
+	"maps"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -24,6 +25,13 @@ func (t *listTarget) PublishAccessLists(_ context.Context, id string, lists []*a
 	return t.do(func() { t.lists[id] = lists })
 }
 
+// published are the lists that are there now.
+func (t *listTarget) published() map[string][]*accesslist.List {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.lists)
+}
+
 // Lists follow their entry, and each change that the publisher is told of; those of entries that others do not get stay
 // here.
 func TestAccessListsArePublished(t *testing.T) {
@@ -40,7 +48,7 @@ func TestAccessListsArePublished(t *testing.T) {
 		})
 		go func() { ended <- p.Run(ctx) }()
 		synctest.Wait()
-		require.Equal(t, map[string][]*accesslist.List{"a": {{Image: "one"}}}, to.lists)
+		require.Equal(t, map[string][]*accesslist.List{"a": {{Image: "one"}}}, to.published())
 
 		p.TouchLists("local")
 		synctest.Wait()
@@ -50,11 +58,11 @@ func TestAccessListsArePublished(t *testing.T) {
 		to.mu.Unlock()
 		p.TouchLists("a")
 		synctest.Wait()
-		require.Len(t, to.lists["a"], 1, "the share is not there")
+		require.Len(t, to.published()["a"], 1, "the share is not there")
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		require.Len(t, to.lists["a"], 2)
-		require.NotContains(t, to.lists, "local")
+		require.Len(t, to.published()["a"], 2)
+		require.NotContains(t, to.published(), "local")
 		cancel()
 		require.NoError(t, <-ended)
 	})
