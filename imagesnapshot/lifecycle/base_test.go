@@ -195,7 +195,7 @@ func TestReuseSurvivesCrashes(t *testing.T) {
 				return err
 			})
 			s := w.survive("one", imagesnapshot.PhaseAvailable)
-			calls = w.gate.count
+			calls = w.gate.calls()
 			w.settle(15 * time.Minute)
 			w.revive()
 			w.settle(15 * time.Minute)

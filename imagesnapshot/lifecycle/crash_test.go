@@ -122,7 +122,7 @@ func TestCrashAnywhere(t *testing.T) {
 			calls := 0
 			newWorld(t, func(w *world) {
 				life(w, mode.flash)
-				calls = w.gate.count
+				calls = w.gate.calls()
 			}, setup)
 			require.Greater(t, calls, 40)
 			for at := 1; at <= calls; at++ {

@@ -51,6 +51,13 @@ func (g *gate) pass(do func() error) error {
 	return err
 }
 
+// calls that were made so far.
+func (g *gate) calls() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.count
+}
+
 // die is called with mu held.
 func (g *gate) die() {
 	if !g.dead {
