@@ -55,7 +55,7 @@ func diskSpecs(c *Config) []stage.Spec {
 	var specs []stage.Spec
 	for _, d := range c.Disks {
 		specs = append(specs, stage.Spec{Name: d.Name, Driver: d.DriverName(), VolumeID: d.VolumeID(),
-			VolumeSnapshotID: d.Snapshot, Keep: d.KeepAttached(), Expect: layerdisk.Identity{IndexDigest: d.Expect}})
+			VolumeSnapshotID: d.VolumeSnapshot, Keep: d.KeepAttached(), Expect: layerdisk.Identity{IndexDigest: d.Expect}})
 	}
 	return specs
 }

@@ -49,7 +49,7 @@ func driverConfig(c *config.Config, m *metrics.Drivers) drivers.Config {
 	for name, d := range c.Drivers.CSI {
 		cfg.CSI[name] = csi.Config{
 			Node: d.Node, Controller: d.Controller, Directory: cmp.Or(d.Directory, filepath.Join(c.Root, "csi", name)),
-			Timeout: d.Timeout.Std(), Parameters: d.Parameters, SnapshotParameters: d.SnapshotParameters,
+			Timeout: d.Timeout.Std(), Parameters: d.Parameters, VolumeSnapshotParameters: d.VolumeSnapshotParameters,
 			RestoreParameters: d.RestoreParameters, Topology: d.Topology, Secrets: csi.Secrets(d.Secrets),
 		}
 	}

@@ -21,7 +21,7 @@ type Config struct {
 	Root string
 	// Source has the layers of the disks.
 	Source LayerSource
-	// Observer is told what became of each layer; nil if nobody wants to know.
+	// Observer learns what became of each layer. It may be nil.
 	Observer Observer
 	// Maker makes layers anew whose disks are lost; nil if nobody can.
 	Maker LayerMaker
@@ -36,8 +36,8 @@ type Config struct {
 	step func(name string)
 }
 
-// Protocol is how the snapshotter tells containerd that a layer need not be fetched; docs/snapshotter.md has the table
-// of what each version understands.
+// Protocol is the way in which the snapshotter reports to containerd that a layer need not be fetched;
+// docs/snapshotter.md has the table of what each version understands.
 type Protocol int
 
 const (
@@ -75,7 +75,7 @@ func ParseProtocol(name string) (Protocol, error) {
 	return 0, fmt.Errorf("protocol %q: want auto, sequential or early-mounts: %w", name, errdefs.ErrInvalidArgument)
 }
 
-// Observer is told what became of every layer that containerd was about to fetch, once per layer and pull, and which
+// Observer learns what became of every layer that containerd was about to fetch, once per layer and pull, and which
 // containers are made of adopted layers. It is called while containerd waits, so it must not block.
 type Observer interface {
 	// Hit is a layer that containerd need not fetch.

@@ -26,7 +26,7 @@ func (m *maker) create(ctx context.Context, do creator, key, parent string, labe
 	return mounts, err
 }
 
-// createOn is create, and tells what is below.
+// createOn creates as create does, and also returns what is below.
 func (m *maker) createOn(ctx context.Context, do creator, key, parent string, labels map[string]string) ([]mount.Mount, lowers, error) {
 	below, err := m.mender.below(ctx, parent)
 	if err != nil {

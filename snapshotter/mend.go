@@ -47,7 +47,7 @@ type Mend struct {
 // mendDir is the directory below the root in which layers are made. Open deletes what a crash left there.
 const mendDir = "mend"
 
-// mender has lost layers made anew in their snapshots' own directories, from when on these are like any snapshot that
+// mender remakes lost layers in their snapshots' own directories. From then on these are like any snapshot that
 // was unpacked.
 type mender struct {
 	stacks *stacks
@@ -86,8 +86,8 @@ func (m *mender) close() {
 	m.running.Wait()
 }
 
-// below is stacks.below, but has what is lost made anew, and waits for that for a bounded time. It goes on afterwards:
-// whoever asks again finds it done, or waits again.
+// below does what stacks.below does, but remakes what is lost, and waits for that for a bounded time. It goes on
+// afterwards: whoever asks again finds it done, or waits again.
 func (m *mender) below(ctx context.Context, parent string) (lowers, error) {
 	l, lost := m.stacks.below(ctx, parent)
 	if lost == nil || m.maker == nil || !errdefs.IsUnavailable(lost) || ctx.Err() != nil {

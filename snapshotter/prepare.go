@@ -241,7 +241,7 @@ func (u *unpacker) adopt(ctx context.Context, x extraction, r record, unusable [
 	return now, nil
 }
 
-// tellHit tells the observer.
+// tellHit reports a hit to the observer.
 func tellHit(ctx context.Context, o Observer, want LayerRequest, r record, by layerdisk.Match) {
 	o.Hit(ctx, Hit{Layer: want, DiskUUID: r.DiskUUID, LayerNumber: r.LayerNumber, MatchedBy: by, BlobSize: r.BlobSize})
 }

@@ -19,7 +19,7 @@ import (
 // MetadataFile is the name of the database below the root.
 const MetadataFile = "metadata.db"
 
-// metadataLockTimeout is how long Open waits for another process to let go of the metadata.
+// metadataLockTimeout is how long Open waits for another process to release the metadata.
 const metadataLockTimeout = 5 * time.Second
 
 // Snapshotter is containerd's overlay snapshotter, except that layers which a LayerSource has are adopted instead of

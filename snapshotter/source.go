@@ -32,9 +32,9 @@ type LayerRequest struct {
 	layerdisk.LayerName
 	// ImageRef is the reference being pulled, for choosing and explaining only: it never selects bytes.
 	ImageRef string
-	// Manifest and Above tell more of the image being pulled, likewise for choosing only: the digest of its manifest,
-	// and the compressed layers that come on top of this one, the lowest first. Both may be empty, and Above may be cut
-	// short.
+	// Manifest and Above describe the image being pulled further, likewise for choosing only: the digest of its
+	// manifest, and the compressed layers that come on top of this one, the lowest first. Both may be empty, and Above
+	// may be cut short.
 	Manifest digest.Digest   `json:"-"`
 	Above    []digest.Digest `json:"-"`
 }

@@ -22,7 +22,7 @@ const (
 	unreadFirst = time.Second
 )
 
-// Rescan has a running Watch read all devices again.
+// Rescan makes a running Watch read all devices again.
 func (d *Driver) Rescan() {
 	select {
 	case d.rescan <- struct{}{}:

@@ -3,7 +3,7 @@
 //
 // What the CSI driver cannot do is asked first and honoured. Volumes are used as block devices of one node at a time,
 // the access mode that every driver has. That a device is read-only is never left to the driver, some of which ignore
-// it for block volumes: the kernel is told, and asked.
+// it for block volumes: this package sets the kernel's flag, and checks it.
 //
 // CSI is silent about much that is needed later: the name of a volume, the context that comes with it, what is attached
 // here. That is kept below Config.Directory, written before the driver is asked to do anything, so that every step can
@@ -42,9 +42,9 @@ type Config struct {
 	// Directory of our state, made if it is missing. The CSI driver makes devices appear in it, so that a driver in a
 	// container must have it mounted at the same path, with mount propagation to the host. One process uses it.
 	Directory string
-	// Parameters of volumes that are made, and SnapshotParameters of volume snapshots, as the driver documents them for
-	// a storage class and a volume snapshot class.
-	Parameters, SnapshotParameters map[string]string
+	// Parameters of volumes that are made, and VolumeSnapshotParameters of volume snapshots, as the driver documents
+	// them for a storage class and a volume snapshot class.
+	Parameters, VolumeSnapshotParameters map[string]string
 	// RestoreParameters are added to Parameters for a volume that is made from a volume snapshot. Some drivers refuse
 	// what only makes sense there for an empty volume, such as an initialisation rate.
 	RestoreParameters map[string]string
@@ -144,7 +144,7 @@ func (d *Driver) Close() error {
 	return errors.Join(d.c.controller.conn.Close(), d.c.node.conn.Close())
 }
 
-// Properties are those of the CSI driver once it was asked, which the first operation does. Before that, it is taken to
+// Properties returns those of the CSI driver once the first operation has asked for them. Before that, it is taken to
 // have snapshots and no limit.
 func (d *attacher) Properties() blockdev.Properties {
 	d.c.mu.Lock()

@@ -28,7 +28,7 @@ func TestRequestsHaveWhatIsConfigured(t *testing.T) {
 	}
 	d := f.open(t, func(c *csi.Config) {
 		c.Secrets = csi.Secrets{
-			Provision: filepath.Join(secrets, "provision"), Snapshot: filepath.Join(secrets, "snapshot"),
+			Provision: filepath.Join(secrets, "provision"), VolumeSnapshot: filepath.Join(secrets, "snapshot"),
 			ControllerPublish: filepath.Join(secrets, "publish"), NodeStage: filepath.Join(secrets, "stage"),
 			NodePublish: filepath.Join(secrets, "node"),
 		}

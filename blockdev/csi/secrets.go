@@ -15,8 +15,8 @@ import (
 // Secrets of the requests that can have some, as directories with a file for each key, the form in which Kubernetes
 // mounts secrets. They are read at each request, so that they can be changed. An empty name is no secrets.
 type Secrets struct {
-	// Provision is for making and deleting volumes, Snapshot for volume snapshots.
-	Provision, Snapshot string
+	// Provision is for making and deleting volumes, VolumeSnapshot for volume snapshots.
+	Provision, VolumeSnapshot string
 	// ControllerPublish, NodeStage and NodePublish are for the steps of attaching.
 	ControllerPublish, NodeStage, NodePublish string
 }

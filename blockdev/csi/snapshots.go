@@ -75,12 +75,12 @@ func (d *volumeSnapshotter) createVolumeSnapshot(ctx context.Context, name, volu
 
 // makeVolumeSnapshot asks for the volume snapshot of a record. An answer that says it was not made forgets the record.
 func (d *volumeSnapshotter) makeVolumeSnapshot(ctx context.Context, rec volumeSnapshotRecord, volumeID string) (blockdev.VolumeSnapshot, error) {
-	secrets, err := readSecrets(d.c.config.Secrets.Snapshot)
+	secrets, err := readSecrets(d.c.config.Secrets.VolumeSnapshot)
 	if err != nil {
 		return blockdev.VolumeSnapshot{}, err
 	}
 	resp, err := call(ctx, d.c.controller, making, "CreateSnapshot", csi.NewControllerClient(d.c.controller.conn).CreateSnapshot,
-		&csi.CreateSnapshotRequest{Name: rec.Name, SourceVolumeId: volumeID, Parameters: d.c.config.SnapshotParameters, Secrets: secrets})
+		&csi.CreateSnapshotRequest{Name: rec.Name, SourceVolumeId: volumeID, Parameters: d.c.config.VolumeSnapshotParameters, Secrets: secrets})
 	if err != nil {
 		d.c.forget(err)
 		if !blockdev.Retryable(err) && ctx.Err() == nil && rec.ID == "" && rec.SourceVolumeID == volumeID {
@@ -149,7 +149,7 @@ func (d *volumeSnapshotter) deleteVolumeSnapshot(ctx context.Context, snapshotID
 	if !p.snapshots {
 		return p.unsupported("it has no volume snapshots")
 	}
-	secrets, err := readSecrets(d.c.config.Secrets.Snapshot)
+	secrets, err := readSecrets(d.c.config.Secrets.VolumeSnapshot)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (d *volumeSnapshotter) findVolumeSnapshot(ctx context.Context, p *plugin, s
 	case err != nil:
 		return blockdev.VolumeSnapshot{}, err
 	case p.getSnapshot:
-		secrets, err := readSecrets(d.c.config.Secrets.Snapshot)
+		secrets, err := readSecrets(d.c.config.Secrets.VolumeSnapshot)
 		if err != nil {
 			return blockdev.VolumeSnapshot{}, err
 		}
@@ -218,7 +218,7 @@ func (d *volumeSnapshotter) findVolumeSnapshot(ctx context.Context, p *plugin, s
 	return d.askAgain(ctx, rec.Name)
 }
 
-// askAgain asks to make a volume snapshot that was made here and not ready, which tells how it is now.
+// askAgain repeats the request to create a volume snapshot that was not ready; the answer has its present state.
 func (d *volumeSnapshotter) askAgain(ctx context.Context, name string) (s blockdev.VolumeSnapshot, err error) {
 	err = d.c.keys.Do(ctx, volumeSnapshotKey(name), func() error {
 		rec, found, err := d.snapshots.get(name)
@@ -233,7 +233,7 @@ func (d *volumeSnapshotter) askAgain(ctx context.Context, name string) (s blockd
 	return s, err
 }
 
-// sizeOf a volume snapshot that volumes can be made from; 0 if the driver does not tell.
+// sizeOf returns the size of a volume snapshot that volumes can be made from, 0 if the driver does not report it.
 func (d *volumeSnapshotter) sizeOf(ctx context.Context, p *plugin, snapshotID string) (int64, error) {
 	s, err := d.findVolumeSnapshot(ctx, p, snapshotID)
 	if errors.Is(err, blockdev.ErrUnsupported) {
@@ -249,7 +249,7 @@ func (d *volumeSnapshotter) sizeOf(ctx context.Context, p *plugin, snapshotID st
 }
 
 func (d *volumeSnapshotter) listVolumeSnapshots(ctx context.Context, snapshotID string) ([]*csi.Snapshot, error) {
-	secrets, err := readSecrets(d.c.config.Secrets.Snapshot)
+	secrets, err := readSecrets(d.c.config.Secrets.VolumeSnapshot)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@ import (
 	"berth.dev/berth/blockdev/device"
 )
 
-// steps are those of attaching one volume and their reverse. Those that the driver does not have do nothing.
+// steps attach one volume, and detach it. A step that the driver does not support does nothing.
 type steps struct {
 	a             *attacher
 	p             *plugin

@@ -1,5 +1,5 @@
-// Package device asks and tells the kernel about block devices and loop devices: their size, their read-only flag, and
-// which loop device stands for which file. It knows no volume and no mount.
+// Package device reads and sets what the kernel knows of block devices and loop devices: their size, their read-only
+// flag, and which loop device stands for which file. It knows no volume and no mount.
 package device
 
 import (
@@ -16,7 +16,7 @@ import (
 	"berth.dev/berth/blockdev"
 )
 
-// SizeBytes is the size of the block device at path: its end, which is what BLKGETSIZE64 tells as well.
+// SizeBytes returns the size of the block device at path: the offset of its end, as BLKGETSIZE64 reports it.
 func SizeBytes(path string) (int64, error) {
 	f, err := openBlock(path, unix.O_RDONLY)
 	if err != nil {

@@ -57,7 +57,7 @@ type Options struct {
 	// Holders is a file that says which node has which volume, for a machine that plays several; empty keeps that in
 	// memory.
 	Holders string
-	// Version is told to clients.
+	// Version is what clients are told as the driver's version.
 	Version string
 	// MaxVolumes that can be attached to a node at once; 0 is no limit.
 	MaxVolumes int

@@ -123,7 +123,7 @@ func (s *storage) detach(ctx context.Context, volumeID string) error {
 	return s.holders.release(volumeID)
 }
 
-// ensure has the volume's device: that which is attached, or, where none is, one attached as the controller wanted it.
+// ensure returns the volume's device. If none is attached, it attaches one as the controller asked for it.
 func (s *storage) ensure(ctx context.Context, volumeID string, publishContext map[string]string) (blockdev.Device, error) {
 	if _, err := s.volume(ctx, volumeID); err != nil {
 		return blockdev.Device{}, err

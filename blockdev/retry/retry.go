@@ -21,7 +21,7 @@ const (
 	lastWait  = firstWait << (Attempts - 2)
 )
 
-// Around returns the driver with all its roles, every operation of which is repeated as Do does.
+// Around returns the driver with all its roles. Each operation is repeated as Do repeats.
 func Around(driver blockdev.Attacher) blockdev.Attacher { return interceptor.Wrap(driver, Intercept) }
 
 // Intercept repeats an operation of a driver as Do does.

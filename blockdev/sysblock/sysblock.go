@@ -1,4 +1,4 @@
-// Package sysblock tells what block devices the node has, as sysfs shows them, and when that changes, as the kernel
+// Package sysblock lists the node's block devices, as sysfs shows them, and reports when that changes, as the kernel
 // announces it. It opens no device: everything here is known without a read from one.
 package sysblock
 

@@ -124,7 +124,7 @@ node = %q
 [[disk]]
 name = "app"
 driver = "cloud"
-snapshot = %q
+volume_snapshot = %q
 expect = %q
 `, socket, snapshot.ID, id.IndexDigest))
 	p.start()

@@ -112,8 +112,8 @@ type Disk struct {
 	Path string `toml:"path"`
 	// Volume is the driver's own ID of a volume.
 	Volume string `toml:"volume"`
-	// Snapshot is the driver's own ID of a volume snapshot, of which a volume is made for this node.
-	Snapshot string `toml:"snapshot"`
+	// VolumeSnapshot is the driver's own ID of a volume snapshot, of which a volume is made for this node.
+	VolumeSnapshot string `toml:"volume_snapshot"`
 	// Expect, if not empty, is the index digest the disk must have: any other disk is refused.
 	Expect digest.Digest `toml:"expect"`
 	// Keep the disk attached while nothing uses it; not set is true.

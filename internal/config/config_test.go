@@ -69,7 +69,7 @@ func TestDefaultFileExampleDriver(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, config.Drivers{CSI: map[string]config.CSI{"cloud": {
 		Node: "/var/lib/kubelet/plugins/csi.example.com/csi.sock", Controller: "/run/csi.example.com/controller.sock",
-		Parameters: map[string]string{"type": "fast"}, SnapshotParameters: map[string]string{}, RestoreParameters: map[string]string{},
+		Parameters: map[string]string{"type": "fast"}, VolumeSnapshotParameters: map[string]string{}, RestoreParameters: map[string]string{},
 		Topology: map[string]string{"topology.example.com/zone": "a"},
 		Secrets:  config.CSISecrets{Provision: "/etc/berth/secrets/cloud"},
 	}}}, got.Drivers)
@@ -86,7 +86,7 @@ volume = "/subscriptions/1/disk"
 [[disk]]
 name = "two"
 driver = "azure"
-snapshot = "snap"
+volume_snapshot = "snap"
 [[disk]]
 name = "three"
 path = "/subscriptions/1/disk"
@@ -197,8 +197,8 @@ func TestParseRefuses(t *testing.T) {
 		"volume is path":       {disk("volume = \"/x\""), []string{"write it as path"}},
 		"unknown driver":       {disk("driver = \"aws\"\nvolume = \"v\""), []string{`"aws" is not one of loop`}},
 		"path for driver":      {"[drivers.csi.c]\nnode = \"/n\"\n" + disk("driver = \"c\"\npath = \"/x\""), []string{"name one as volume"}},
-		"volume, snapshot":     {disk("volume = \"v\"\nsnapshot = \"s\""), []string{"exclude each other"}},
-		"same snapshot":        {disk("snapshot = \"s\"\n") + "[[disk]]\nname=\"b\"\nsnapshot = \"s\"", []string{`"s" is also disk "a"`}},
+		"volume, snapshot":     {disk("volume = \"v\"\nvolume_snapshot = \"s\""), []string{"exclude each other"}},
+		"same snapshot":        {disk("volume_snapshot = \"s\"\n") + "[[disk]]\nname=\"b\"\nvolume_snapshot = \"s\"", []string{`"s" is also disk "a"`}},
 		"driver key":           {"[drivers.csi.c]\nnode = \"/n\"\ncontroler = \"/c\"", []string{`did you mean "controller"?`}},
 		"secrets key":          {"[drivers.csi.c]\nnode = \"/n\"\n[drivers.csi.c.secrets]\nstage = \"/c\"", []string{"unknown key drivers.csi.c.secrets.stage"}},
 		"drivers key":          {"[drivers.cis.c]\nnode = \"/n\"", []string{"unknown key drivers.cis.c", "no such section"}},

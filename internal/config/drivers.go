@@ -26,9 +26,9 @@ type CSI struct {
 	Directory string `toml:"directory"`
 	// Timeout of one request; 0 is the client's default.
 	Timeout Duration `toml:"timeout"`
-	// Parameters of volumes and SnapshotParameters of volume snapshots that are made.
-	Parameters         map[string]string `toml:"parameters"`
-	SnapshotParameters map[string]string `toml:"snapshot_parameters"`
+	// Parameters of volumes and VolumeSnapshotParameters of volume snapshots that are made.
+	Parameters               map[string]string `toml:"parameters"`
+	VolumeSnapshotParameters map[string]string `toml:"volume_snapshot_parameters"`
 	// RestoreParameters are added to Parameters for volumes that are made from a volume snapshot.
 	RestoreParameters map[string]string `toml:"restore_parameters"`
 	// Topology replaces what the driver says of where this node is.
@@ -39,7 +39,7 @@ type CSI struct {
 // CSISecrets name directories with a file for each key of a secret; empty is none.
 type CSISecrets struct {
 	Provision         string `toml:"provision"`
-	Snapshot          string `toml:"snapshot"`
+	VolumeSnapshot    string `toml:"volume_snapshot"`
 	ControllerPublish string `toml:"controller_publish"`
 	NodeStage         string `toml:"node_stage"`
 	NodePublish       string `toml:"node_publish"`
@@ -82,7 +82,7 @@ func (c CSI) check(name string) []error {
 		{"controller", c.Controller},
 		{"directory", c.Directory},
 		{"secrets.provision", c.Secrets.Provision},
-		{"secrets.snapshot", c.Secrets.Snapshot},
+		{"secrets.volume_snapshot", c.Secrets.VolumeSnapshot},
 		{"secrets.controller_publish", c.Secrets.ControllerPublish},
 		{"secrets.node_stage", c.Secrets.NodeStage},
 		{"secrets.node_publish", c.Secrets.NodePublish},

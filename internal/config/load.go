@@ -149,7 +149,7 @@ func commentedKeys(section string) []string {
 	driver, isDriver := strings.CutPrefix(section, "drivers.csi.")
 	switch {
 	case section == "disk":
-		return []string{"name", "driver", "path", "volume", "snapshot", "expect", "keep", "import"}
+		return []string{"name", "driver", "path", "volume", "volume_snapshot", "expect", "keep", "import"}
 	case section == "dialect":
 		return []string{
 			"name", "prefix", "keys", "order", "conflict", "reject_unavailable", "pin_needs_match", "auto_default", "create_with_auto",
@@ -162,9 +162,9 @@ func commentedKeys(section string) []string {
 	case section == "drivers":
 		return []string{"csi"}
 	case isDriver && strings.HasSuffix(driver, ".secrets"):
-		return []string{"provision", "snapshot", "controller_publish", "node_stage", "node_publish"}
+		return []string{"provision", "volume_snapshot", "controller_publish", "node_stage", "node_publish"}
 	case isDriver:
-		return []string{"node", "controller", "directory", "timeout", "parameters", "snapshot_parameters", "topology", "secrets"}
+		return []string{"node", "controller", "directory", "timeout", "parameters", "volume_snapshot_parameters", "topology", "secrets"}
 	}
 	return nil
 }

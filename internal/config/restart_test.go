@@ -140,7 +140,7 @@ func TestNeedsRestart(t *testing.T) {
 		"idle timeout":     {func(c *config.Config) { c.Stage.IdleTimeout = config.Duration(time.Hour) }, true},
 		"metrics address":  {func(c *config.Config) { c.Metrics.Address = "" }, true},
 		"disk's driver":    {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Driver: "x"}} }, true},
-		"disk's snapshot":  {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", Snapshot: "x"}} }, true},
+		"disk's snapshot":  {func(c *config.Config) { c.Disks = []config.Disk{{Name: "a", Path: "/a", VolumeSnapshot: "x"}} }, true},
 		"driver":           {func(c *config.Config) { c.Drivers.CSI = map[string]config.CSI{"x": {Node: "/n"}} }, true},
 		"discovery":        {func(c *config.Config) { c.Discover.Enabled = true }, true},
 		"expected disks":   {func(c *config.Config) { c.Discover.Expect = []digest.Digest{digest.FromString("x")} }, true},

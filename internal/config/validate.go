@@ -155,7 +155,7 @@ func checkDisks(disks []Disk, drivers Drivers) []error {
 		if err := checkSource(d, drivers); err != nil {
 			refuse(err)
 		}
-		from := source{d.DriverName(), d.VolumeID(), d.Snapshot}
+		from := source{d.DriverName(), d.VolumeID(), d.VolumeSnapshot}
 		if other, ok := sources[from]; ok && (from.volume != "" || from.snapshot != "") {
 			refuse(fmt.Errorf("%q is also disk %q", cmp.Or(from.volume, from.snapshot), other))
 		}
@@ -174,7 +174,7 @@ type source struct{ driver, volume, snapshot string }
 
 func checkSource(d Disk, drivers Drivers) error {
 	given := 0
-	for _, s := range []string{d.Path, d.Volume, d.Snapshot} {
+	for _, s := range []string{d.Path, d.Volume, d.VolumeSnapshot} {
 		if s != "" {
 			given++
 		}

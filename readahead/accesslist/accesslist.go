@@ -175,7 +175,7 @@ func (l *List) FileCount() int {
 
 // For gives the part of the list that is valid on a disk: files of layers that it has, and metadata if it is the very
 // disk that the list was recorded on. What lies behind the end of the device of diskBytes is cut off. The list itself
-// does not change. A list of which nothing is left is errdefs.ErrNotFound.
+// does not change. A list with nothing left is errdefs.ErrNotFound.
 func (l *List) For(ix *layerdisk.Index, identity layerdisk.Identity, diskBytes int64) (*List, error) {
 	there := make(map[digest.Digest]bool, len(ix.Layers))
 	for i := range ix.Layers {

@@ -30,8 +30,8 @@ type instance struct {
 	pipe *os.File
 }
 
-// newInstance makes one that records the events of the device with that number, and removes those of processes that are
-// gone.
+// newInstance makes an instance that records the events of the device with that number, and removes those of processes
+// that are gone.
 func newInstance(dev uint64) (_ *instance, err error) {
 	root, err := fsmount.Tracefs()
 	if err != nil {

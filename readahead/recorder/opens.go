@@ -144,7 +144,7 @@ func (o *opens) stop(ctx context.Context) (observed, error) {
 	return seen, err
 }
 
-// flush has all events read that there are, and ends the reading.
+// flush waits until all events that there are have been read, and ends the reading.
 func (o *opens) flush() error {
 	// The reader may be waiting for more: it is told not to, and what is left is read here.
 	if err := o.group.SetReadDeadline(time.Unix(1, 0)); err != nil {

@@ -35,7 +35,7 @@ type Options struct {
 	// machine's.
 	Image    string
 	Platform ocispec.Platform
-	// Args to run in place of the image's entrypoint and command; none is those.
+	// Args replace the image's entrypoint and command. If there are none, the image's own run.
 	Args []string
 	// Env is added to the image's, as NAME=VALUE.
 	Env []string

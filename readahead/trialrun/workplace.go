@@ -32,7 +32,7 @@ type workplace struct {
 	containerd string
 }
 
-// newWorkplace makes one, after it has removed those of runs that were killed.
+// newWorkplace makes a workplace. First it removes those of runs that were killed.
 func newWorkplace(ctx context.Context, o Options) (*workplace, error) {
 	if !filepath.IsAbs(o.Dir) {
 		return nil, fmt.Errorf("directory of trial runs %q is not absolute: %w", o.Dir, errdefs.ErrInvalidArgument)

@@ -149,7 +149,7 @@ func (d *Daemon) writeConfig() error {
 		fmt.Fprintf(&b, "[drivers.csi.%s]\nnode = %q\n", name, socket)
 	}
 	for _, disk := range d.cfg.Disks {
-		fmt.Fprintf(&b, "[[disk]]\nname = %q\ndriver = %q\npath = %q\nsnapshot = %q\nkeep = %t\n", disk.Name, disk.Driver, disk.Path, disk.Snapshot, disk.Keep)
+		fmt.Fprintf(&b, "[[disk]]\nname = %q\ndriver = %q\npath = %q\nvolume_snapshot = %q\nkeep = %t\n", disk.Name, disk.Driver, disk.Path, disk.Snapshot, disk.Keep)
 	}
 	if err := os.WriteFile(d.configFile(), []byte(b.String()), 0o600); err != nil {
 		return fmt.Errorf("write configuration of berthd: %w", err)
